@@ -1,0 +1,433 @@
+/**
+ * READ FIRST. The composition root: from a configuration to a running proxy, and everything that changes it as a
+ * whole: start, reload, drain, stop. The only file that sees everything; nothing but cli (and the tests) calls it.
+ *
+ *     Config → hosts → pools ← sessions ← listener        ops (HTTP, console, metrics) reads them all
+ *                        └─ tick: the one timer of all pools
+ */
+
+import { readFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
+import tls from 'node:tls';
+import pg from 'pg';
+import { Listener, type ListenerContext } from './client/listener.ts';
+import type { RequestTools } from './client/request.ts';
+import { Users } from './client/users.ts';
+import type { Loaded } from './config/load.ts';
+import type { Config, DatabaseConfig } from './config/schema.ts';
+import { Console } from './ops/console.ts';
+import { OpsServer } from './ops/http.ts';
+import type { Logger } from './ops/log.ts';
+import { Metrics } from './ops/metrics.ts';
+import type { Snapshot } from './ops/snapshot.ts';
+import { Hosts } from './server/hosts.ts';
+import { type Secret, ServerLoginError, type ServerTarget } from './server/login.ts';
+import { ServerPool } from './server/pool.ts';
+import { StatementBook } from './server/statements.ts';
+import { Catalog } from './sql/catalog.ts';
+import { Parser } from './sql/parser.ts';
+import { Judge } from './sql/verdict.ts';
+import { type Clock, every, systemClock } from './util/clock.ts';
+import { messageOf } from './util/errors.ts';
+
+export interface AppOptions {
+  config: Config;
+  /** Loads the configuration again, for RELOAD and SIGHUP. */
+  reload: () => Loaded;
+  /** File that relative paths in the configuration start from; null: the working directory. */
+  file: string | null;
+  log: Logger;
+  clock?: Clock;
+}
+
+const TICK_MS = 200;
+const DRAIN_CHECK_MS = 50;
+const CONTROL_MS = 5_000;
+
+export class App {
+  config: Config;
+  readonly log: Logger;
+  readonly #options: AppOptions;
+  readonly #clock: Clock;
+  readonly #hosts = new Hosts();
+  readonly #pools = new Map<string, ServerPool>();
+  readonly #catalogs = new Map<string, Catalog>();
+  readonly #parser: Parser;
+  readonly #tools: RequestTools;
+  readonly #listener: Listener;
+  readonly #console: Console;
+  readonly #metrics: Metrics;
+  readonly #ops: OpsServer;
+  readonly #startedAt: number;
+  #users: Users;
+  #secureContext: tls.SecureContext | null;
+  #stopTicking: (() => void) | null = null;
+  #isListening = false;
+  #isDraining = false;
+  #isPaused = false;
+  #reloadedAt: number;
+  #isReloadOk = true;
+
+  constructor(options: AppOptions) {
+    this.#options = options;
+    this.config = options.config;
+    this.log = options.log;
+    this.#clock = options.clock ?? systemClock;
+    this.#startedAt = this.#clock.wall();
+    this.#reloadedAt = this.#startedAt;
+    this.#users = this.#readUsers(options.config);
+    this.#secureContext = this.#readTls(options.config);
+    this.#parser = new Parser(this.#clock);
+    this.#tools = { judge: new Judge(this.#parser), statements: new StatementBook() };
+    // Instances are told apart in cancel keys; until they share anything, chance is as good as a number.
+    this.#listener = new Listener(Math.floor(Math.random() * 128), () => this.#listenerContext());
+    this.#console = new Console(() => this.snapshot(), {
+      pause: (database) => this.#pause(database),
+      resume: (database) => this.#resume(database),
+      reload: () => this.reload(),
+    });
+    this.#metrics = new Metrics(() => this.snapshot());
+    this.#ops = new OpsServer({
+      config: () => ({ ...this.config.ops, tokenFile: this.#path(this.config.ops.tokenFile) }),
+      isReady: () => this.#isListening && !this.#isDraining,
+      checks: () => this.#checks(),
+      metrics: () => this.#metrics.render(),
+      contentType: this.#metrics.contentType,
+    });
+  }
+
+  /** Listens for clients and on the HTTP port; gives the ports. */
+  async start(): Promise<{ port: number; opsPort: number }> {
+    this.#setCaps();
+    const opsPort = await this.#ops.start();
+    const port = await this.#listener.start().catch(async (thrown: unknown) => {
+      await this.#ops.close();
+      throw thrown;
+    });
+    this.#isListening = true;
+    this.#stopTicking = every(this.#clock, TICK_MS, () => this.#tick());
+    this.log.info({ host: this.config.listen.host, port, opsPort }, 'listening');
+    return { port, opsPort };
+  }
+
+  #tick(): void {
+    for (const pool of this.#retired) {
+      pool.tick();
+      if (pool.clients > 0) continue;
+      pool.close('the configuration has changed');
+      this.#retired.delete(pool);
+    }
+    for (const [key, pool] of this.#pools) {
+      pool.tick();
+      if (pool.isUnused && pool.config.sizeMin === 0 && !this.#keepsPool(pool)) {
+        pool.close('unused');
+        this.#pools.delete(key);
+      }
+    }
+  }
+
+  /** A pool that has met its servers is kept: logins then need no live server. */
+  #keepsPool(pool: ServerPool): boolean {
+    return pool.baseline !== null && this.#pools.size <= 1000;
+  }
+
+  // --- What clients need ----------------------------------------------------------------------------------------
+
+  #listenerContext(): ListenerContext {
+    return {
+      listen: this.config.listen,
+      auth: this.config.auth,
+      users: this.#users,
+      secureContext: this.#secureContext,
+      tools: this.#tools,
+      clock: this.#clock,
+      poolOf: (database, user) => this.#poolOf(database, user),
+      replicationOf: async (pool, mode) => ({
+        target: { ...pool.target, parameters: [['replication', mode]] },
+        secret: await this.#secretOf(this.#databaseOf(pool.database)!, pool.target.user),
+        connectMs: pool.config.connectMax,
+      }),
+      openConsole: (client) => this.#console.open(client, this.config.auth),
+      onEvent: (event, fields) => this.log.info(fields, event),
+      onBug: (where, thrown) => this.log.error({ where, err: thrown }, 'bug: a session was ended'),
+    };
+  }
+
+  #databaseOf(name: string): DatabaseConfig | null {
+    return this.config.databases[name] ?? this.config.databases['*'] ?? null;
+  }
+
+  #poolOf(database: string, client: string): ServerPool | null {
+    const config = this.#databaseOf(database);
+    if (config === null) return null;
+    const user = config.user ?? client;
+    const key = JSON.stringify([database, user]);
+    let pool = this.#pools.get(key);
+    if (pool === undefined) {
+      pool = this.#makePool(database, user, config);
+      this.#pools.set(key, pool);
+      if (this.#isPaused) pool.pause(() => {});
+    }
+    return pool;
+  }
+
+  #makePool(database: string, user: string, config: DatabaseConfig): ServerPool {
+    return new ServerPool({
+      database,
+      user,
+      target: this.#targetOf(database, user, config),
+      config: config.pool,
+      host: this.#hosts.get(config.hosts[0]!, config.serversMax),
+      clock: this.#clock,
+      catalog: this.#catalogOf(database, config),
+      secret: () => this.#secretOf(this.#databaseOf(database) ?? config, user),
+      onEvent: (event, fields) => this.log.info({ pool: database, user, ...fields }, event),
+    });
+  }
+
+  #targetOf(database: string, user: string, config: DatabaseConfig): ServerTarget {
+    const { mode, ...files } = config.tls;
+    const paths = Object.entries(files).flatMap(([name, file]) =>
+      file === undefined ? [] : [[name, this.#path(file)]],
+    );
+    return {
+      host: config.hosts[0]!,
+      tls: { mode, ...Object.fromEntries(paths) },
+      database: config.dbname ?? database,
+      user,
+      parameters: [],
+    };
+  }
+
+  /** What to log in to a server as `user` with. Files are read each time: a changed password takes effect at once. */
+  async #secretOf(config: DatabaseConfig, user: string): Promise<Secret> {
+    if (config.passwordFile !== undefined)
+      return { kind: 'password', password: await this.#readSecret(config.passwordFile) };
+    const keys = this.#users.keys(user);
+    const secret = this.#users.get(user);
+    if (secret?.kind === 'password') return { kind: 'password', password: secret.password };
+    if (secret?.kind === 'md5') return secret;
+    return keys === null ? { kind: 'none' } : { kind: 'keys', keys };
+  }
+
+  async #readSecret(file: string): Promise<string> {
+    try {
+      return (await readFile(this.#path(file), 'utf8')).replace(/\r?\n$/, '');
+    } catch (thrown) {
+      throw new ServerLoginError(`the password file cannot be read: ${messageOf(thrown)}`);
+    }
+  }
+
+  #catalogOf(database: string, config: DatabaseConfig): Catalog | null {
+    const { control } = config;
+    if (control === undefined) return null;
+    let catalog = this.#catalogs.get(database);
+    if (catalog === undefined) {
+      catalog = new Catalog((sql) => this.#query(config, config.dbname ?? database, sql), this.#clock);
+      this.#catalogs.set(database, catalog);
+      void catalog.refresh();
+    }
+    return catalog;
+  }
+
+  /** Runs SQL as the control user, on a connection of its own. */
+  async #query(config: DatabaseConfig, database: string, sql: string): Promise<(string | null)[][]> {
+    const { host, port } = config.hosts[0]!;
+    const { user, passwordFile } = config.control!;
+    const password = passwordFile === undefined ? undefined : await this.#readSecret(passwordFile);
+    const client = new pg.Client({
+      host,
+      port,
+      user,
+      password,
+      database,
+      connectionTimeoutMillis: CONTROL_MS,
+      query_timeout: CONTROL_MS,
+      application_name: 'pgweir control',
+    });
+    client.on('error', () => {});
+    try {
+      await client.connect();
+      const { rows } = await client.query<(string | null)[]>({ text: sql, rowMode: 'array' });
+      return rows;
+    } finally {
+      await client.end().catch(() => {});
+    }
+  }
+
+  // --- Configuration --------------------------------------------------------------------------------------------
+
+  #path<File extends string | null>(file: File): File {
+    if (file === null || this.#options.file === null) return file;
+    return resolve(dirname(this.#options.file), file) as File;
+  }
+
+  #readUsers(config: Config): Users {
+    return Users.read(this.#path(config.auth.users));
+  }
+
+  #readTls(config: Config): tls.SecureContext | null {
+    const { mode, cert, key, ca } = config.listen.tls;
+    if (mode === 'disable') return null;
+    return tls.createSecureContext({
+      cert: readFileSync(this.#path(cert!)),
+      key: readFileSync(this.#path(key!)),
+      ...(ca === undefined ? {} : { ca: readFileSync(this.#path(ca)) }),
+    });
+  }
+
+  #setCaps(): void {
+    const databases = Object.values(this.config.databases);
+    this.#hosts.setCaps(
+      databases.flatMap((database) => database.hosts.map((host) => [host, database.serversMax] as const)),
+    );
+  }
+
+  /** Loads the configuration again: all of it takes effect, or nothing. Gives problems; none means it worked. */
+  reload(): string[] {
+    const problems = this.#reload();
+    this.#isReloadOk = problems.length === 0;
+    if (problems.length === 0) {
+      this.#reloadedAt = this.#clock.wall();
+      this.log.info('configuration reloaded');
+    } else this.log.error({ problems }, 'configuration not reloaded: the old one stays in force');
+    return problems;
+  }
+
+  #reload(): string[] {
+    const loaded = this.#options.reload();
+    if (!loaded.ok) return loaded.problems;
+    const { config } = loaded;
+    let users: Users;
+    let secureContext: tls.SecureContext | null;
+    try {
+      users = this.#readUsers(config);
+      secureContext = this.#readTls(config);
+    } catch (thrown) {
+      return [messageOf(thrown)];
+    }
+    const before = this.config;
+    for (const key of ['host', 'port', 'socketDir'] as const) {
+      if (before.listen[key] !== config.listen[key]) this.log.warn(`listen.${key} needs a restart to take effect`);
+    }
+    users.inherit(this.#users);
+    this.config = config;
+    this.#users = users;
+    this.#secureContext = secureContext;
+    this.log.level = config.log.level;
+    this.#setCaps();
+    this.#catalogs.clear();
+    for (const [key, pool] of this.#pools) this.#reloadPool(key, pool, before);
+    return [];
+  }
+
+  /** A pool keeps its servers unless where or how they log in has changed. */
+  #reloadPool(key: string, pool: ServerPool, before: Config): void {
+    const old = before.databases[pool.database] ?? before.databases['*'];
+    const now = this.#databaseOf(pool.database);
+    if (now === null || (now.user ?? pool.user) !== pool.user) {
+      // Its clients keep it until they leave; new ones are refused, or get another.
+      this.#pools.delete(key);
+      this.#retired.add(pool);
+      return;
+    }
+    const identity = ({ pool: _, serversMax: __, ...rest }: DatabaseConfig) => JSON.stringify(rest);
+    pool.config = now.pool;
+    pool.catalog = this.#catalogOf(pool.database, now);
+    if (old === undefined || identity(old) !== identity(now)) {
+      pool.retarget(this.#targetOf(pool.database, pool.user, now), this.#hosts.get(now.hosts[0]!, now.serversMax));
+    }
+  }
+
+  /** Pools of an earlier configuration that still have clients. */
+  readonly #retired = new Set<ServerPool>();
+
+  // --- PAUSE and RESUME -----------------------------------------------------------------------------------------
+
+  #poolsOf(database: string | null): ServerPool[] {
+    return [...this.#pools.values(), ...this.#retired].filter(
+      (pool) => database === null || pool.database === database,
+    );
+  }
+
+  /** Waits until no server is in use, and lets nobody have one meanwhile. */
+  async #pause(database: string | null): Promise<void> {
+    if (database === null) this.#isPaused = true;
+    await Promise.all(this.#poolsOf(database).map((pool) => new Promise<void>((done) => pool.pause(done))));
+  }
+
+  #resume(database: string | null): void {
+    if (database === null) this.#isPaused = false;
+    for (const pool of this.#poolsOf(database)) pool.resume();
+  }
+
+  // --- Seeing it ------------------------------------------------------------------------------------------------
+
+  #checks(): Record<string, boolean> {
+    return { config: this.#isReloadOk, listener: this.#isListening, draining: !this.#isDraining };
+  }
+
+  /** What there is to see, for ops. */
+  snapshot(): Snapshot {
+    return {
+      config: this.config,
+      now: this.#clock.now(),
+      startedAt: this.#startedAt,
+      reloadedAt: this.#reloadedAt,
+      isReloadOk: this.#isReloadOk,
+      isPaused: this.#isPaused,
+      isReady: this.#isListening && !this.#isDraining,
+      clientsMax: this.config.listen.clientsMax,
+      open: this.#listener.open,
+      loggingIn: this.#listener.loggingIn,
+      replications: this.#listener.replications,
+      counts: this.#listener.counts,
+      cancels: this.#listener.keys.counts,
+      sessions: this.#listener.sessions,
+      pools: [...this.#pools.values(), ...this.#retired],
+      hosts: [...this.#hosts],
+      parser: this.#parser.counts,
+      statements: this.#tools.statements.size,
+      users: this.#users,
+    };
+  }
+
+  /** Something was thrown where nothing should be: count it, say so, go on. */
+  onBug(where: string, thrown: unknown): void {
+    this.#listener.counts.bugs++;
+    this.log.error({ where, err: thrown }, 'bug');
+  }
+
+  // --- The end --------------------------------------------------------------------------------------------------
+
+  /** TERM: not ready, no new clients, idle clients told to go, transactions finished within the limit. */
+  async drain(): Promise<void> {
+    if (this.#isDraining) return;
+    this.#isDraining = true;
+    const { delay, timeout } = this.config.drain;
+    this.log.info({ delay, timeout }, 'draining');
+    await this.#sleep(delay);
+    const until = this.#clock.now() + timeout;
+    while (!this.#listener.drain() && this.#clock.now() < until) await this.#sleep(DRAIN_CHECK_MS);
+    await this.stop();
+  }
+
+  #sleep(ms: number): Promise<void> {
+    return new Promise((done) => setTimeout(done, ms));
+  }
+
+  /** Ends everything at once; servers are closed with Terminate. */
+  async stop(): Promise<void> {
+    this.#isDraining = true;
+    this.#stopTicking?.();
+    this.#listener.close();
+    this.#console.close();
+    for (const pool of this.#poolsOf(null)) pool.close('the proxy is shutting down');
+    await this.#ops.close();
+    await this.#parser.close();
+    // One turn of the loop, so that what was written last is sent.
+    await this.#sleep(10);
+    this.log.info('stopped');
+  }
+}

@@ -1,0 +1,139 @@
+#!/usr/bin/env node
+/** The command line: commands and flags, no logic. Everything that runs is app (or config, for check and schema). */
+import { resolve } from 'node:path';
+import { Command } from 'commander';
+import { App } from './app.ts';
+import { type Loaded, loadConfig, parseConfig } from './config/load.ts';
+import { jsonSchema } from './config/schema.ts';
+import { makeLogger } from './ops/log.ts';
+import { version } from './ops/version.ts';
+import { messageOf } from './util/errors.ts';
+
+const USAGE = 2;
+
+const program = new Command('pgweir')
+  .description('A proxy that speaks the Postgres wire protocol, stands in front of a database and keeps it alive.')
+  .version(version)
+  .showHelpAfterError()
+  .exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : USAGE));
+
+program
+  .command('serve', { isDefault: true })
+  .description('serve clients')
+  .option('-c, --config <file>', 'the configuration')
+  .option('--embedded', 'stand in front of an embedded, throw-away Postgres')
+  .option('--data <dir>', 'with --embedded: keep the data here')
+  .option('--port <number>', 'with --embedded: the port to listen on', '6432')
+  .action(async (options: { config?: string; embedded?: boolean; data?: string; port: string }) => {
+    if (options.embedded) await serveEmbedded(options.data ?? null, options.port);
+    else if (options.config !== undefined) await serve(options.config);
+    else {
+      console.error(
+        'pgweir: no configuration.\n' +
+          '  pgweir serve --config pgweir.yaml    serves what the file says (see config.example.yaml)\n' +
+          '  pgweir serve --embedded              serves an empty, throw-away Postgres, to try things out',
+      );
+      process.exit(USAGE);
+    }
+  });
+
+program
+  .command('check')
+  .description('check a configuration: file:line:col: path: message')
+  .argument('<file>')
+  .option('--json', 'print problems as JSON')
+  .action((file: string, { json }: { json?: boolean }) => {
+    const loaded = loadConfig(file, process.env);
+    const problems = loaded.ok ? [] : loaded.problems;
+    if (json) console.log(JSON.stringify({ ok: loaded.ok, problems }));
+    else console.log(loaded.ok ? `${file}: ok` : problems.join('\n'));
+    process.exit(loaded.ok ? 0 : 1);
+  });
+
+program
+  .command('schema')
+  .description('print the JSON Schema of the configuration')
+  .action(() => console.log(JSON.stringify(jsonSchema(), null, 2)));
+
+await program.parseAsync();
+
+async function serve(file: string): Promise<void> {
+  const path = resolve(file);
+  const reload = () => loadConfig(path, process.env);
+  await run(orExit(reload()), reload, path);
+}
+
+async function serveEmbedded(dataDir: string | null, port: string): Promise<void> {
+  const { startEmbeddedPostgres } = await import('./embedded.ts');
+  const postgres = await startEmbeddedPostgres({ dataDir: dataDir === null ? null : resolve(dataDir) }).catch(
+    (thrown: unknown) => {
+      console.error(`pgweir: ${messageOf(thrown)}`);
+      process.exit(1);
+    },
+  );
+  const text = JSON.stringify({
+    listen: { port: Number(port) },
+    ops: { port: Number(port) === 0 ? 0 : 9432 },
+    log: { format: process.stdout.isTTY ? 'text' : 'json' },
+    auth: { method: 'trust' },
+    databases: { '*': { hosts: [`127.0.0.1:${postgres.port}`], tls: { mode: 'disable' } } },
+  });
+  const reload = () => parseConfig(text, 'embedded', {});
+  const listening = await run(orExit(reload()), reload, null, () => postgres.stop());
+  console.log(
+    `\nReady. In another terminal:\n\n  psql "host=127.0.0.1 port=${listening.port} user=postgres dbname=postgres"\n`,
+  );
+  console.log(
+    `Metrics: http://127.0.0.1:${listening.opsPort}/metrics   Console: the same with dbname=pgweir, then SHOW HELP;\n`,
+  );
+}
+
+function orExit(loaded: Loaded) {
+  if (loaded.ok) return loaded.config;
+  console.error(loaded.problems.join('\n'));
+  process.exit(1);
+}
+
+/** Runs until a signal ends it: TERM drains, a second TERM or INT or QUIT ends at once, HUP reloads. */
+async function run(
+  config: ReturnType<typeof orExit>,
+  reload: () => Loaded,
+  file: string | null,
+  after = async () => {},
+) {
+  const log = makeLogger(config.log);
+  const end = async (work: () => Promise<void>) => {
+    await work();
+    await after();
+    process.exit(0);
+  };
+  let app: App;
+  let listening: { port: number; opsPort: number };
+  try {
+    app = new App({ config, reload, file, log });
+    listening = await app.start();
+  } catch (thrown) {
+    console.error(`pgweir: ${explain(thrown)}`);
+    await after();
+    process.exit(1);
+  }
+  let isEnding = false;
+  process.on('SIGTERM', () => {
+    if (isEnding) return void end(() => app.stop());
+    isEnding = true;
+    void end(() => app.drain());
+  });
+  for (const signal of ['SIGINT', 'SIGQUIT'] as const) process.on(signal, () => void end(() => app.stop()));
+  process.on('SIGHUP', () => app.reload());
+  process.on('uncaughtException', (thrown) => app.onBug('uncaught exception', thrown));
+  process.on('unhandledRejection', (thrown) => app.onBug('unhandled rejection', thrown));
+  return listening;
+}
+
+function explain(thrown: unknown): string {
+  const { code, port, address } = thrown as { code?: string; port?: number; address?: string };
+  if (code === 'EADDRINUSE')
+    return `port ${port} of ${address} is taken: something else listens there. Stop it, or choose another port.`;
+  if (code === 'EACCES' && port !== undefined) return `port ${port} of ${address} may not be used by this user.`;
+  return messageOf(thrown);
+}

@@ -1,0 +1,327 @@
+/**
+ * Accepts clients: limits their number, runs their login (client/login) and makes each a Session, a replication
+ * connection or a console. Called by app, which says which pool a client belongs to.
+ *
+ * Invariant: a socket counts against `clientsMax` from accept to close, whatever becomes of it in between.
+ */
+import { chmodSync, existsSync, unlinkSync } from 'node:fs';
+import net from 'node:net';
+import type { SecureContext } from 'node:tls';
+import type { AuthConfig, ListenConfig } from '../config/schema.ts';
+import * as encode from '../protocol/encode.ts';
+import { errorFields, errorResponse } from '../protocol/encode.ts';
+import { fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
+import { type Secret, ServerLoginError, type ServerTarget } from '../server/login.ts';
+import type { ServerPool } from '../server/pool.ts';
+import type { Settings } from '../server/settings.ts';
+import { type Clock, every } from '../util/clock.ts';
+import { messageOf } from '../util/errors.ts';
+import { CancelKeys } from './cancel.ts';
+import { type ClientIdentity, logInClient } from './login.ts';
+import { Replication } from './replication.ts';
+import type { RequestTools } from './request.ts';
+import { Session } from './session.ts';
+import type { Users } from './users.ts';
+
+/** What the listener is told by app. All of it may change with a reload; it is read anew for each client. */
+export interface ListenerContext {
+  listen: ListenConfig;
+  auth: AuthConfig;
+  users: Users;
+  secureContext: SecureContext | null;
+  tools: RequestTools;
+  clock: Clock;
+  /** The pool for a database and user, or null when no key of `databases` fits. */
+  poolOf(database: string, user: string): ServerPool | null;
+  /** What a replication connection needs. */
+  replicationOf(
+    pool: ServerPool,
+    replication: string,
+  ): Promise<{ target: ServerTarget; secret: Secret; connectMs: number }>;
+  /** Takes over a client of the console; null when the database is not the console's. */
+  openConsole(client: ClientIdentity): boolean;
+  onEvent(event: string, fields: Record<string, unknown>): void;
+  onBug(where: string, thrown: unknown): void;
+}
+
+export interface ClientCounts {
+  accepted: number;
+  refused: number;
+  loginFailures: number;
+  bugs: number;
+}
+
+/** Node's socket buffer: two large reads may be under way to a client before its server is not read. */
+const HIGH_WATER_MARK = 128 * 1024;
+const BACKLOG = 1024;
+const TICK_MS = 250;
+const KEEPALIVE_MS = 60_000;
+
+export class Listener {
+  readonly #context: () => ListenerContext;
+  readonly keys: CancelKeys;
+  readonly sessions = new Set<Session>();
+  readonly #replications = new Set<Replication>();
+  /** Sockets that are logging in. */
+  readonly #loggingIn = new Set<net.Socket>();
+  readonly counts: ClientCounts = { accepted: 0, refused: 0, loginFailures: 0, bugs: 0 };
+  /** Sockets open. */
+  open = 0;
+  #servers: net.Server[] = [];
+  #socketFile: string | null = null;
+  #stopTicking: (() => void) | null = null;
+  #nextId = 1;
+  #isDraining = false;
+
+  constructor(instance: number, context: () => ListenerContext) {
+    this.keys = new CancelKeys(instance, 0);
+    this.#context = context;
+  }
+
+  get loggingIn(): number {
+    return this.#loggingIn.size;
+  }
+
+  get replications(): number {
+    return this.#replications.size;
+  }
+
+  /** Listens; the promise fails with the system's error, such as EADDRINUSE. Gives the TCP port. */
+  async start(): Promise<number> {
+    const { listen, clock } = this.#context();
+    const tcp = this.#makeServer();
+    await bind(tcp, { host: listen.host, port: listen.port, backlog: BACKLOG });
+    const { port } = tcp.address() as net.AddressInfo;
+    if (listen.socketDir !== null) {
+      this.#socketFile = `${listen.socketDir}/.s.PGSQL.${port}`;
+      if (existsSync(this.#socketFile)) unlinkSync(this.#socketFile);
+      await bind(this.#makeServer(), { path: this.#socketFile, backlog: BACKLOG });
+      chmodSync(this.#socketFile, 0o777); // Who may connect is a matter of authentication, as in Postgres.
+    }
+    this.#stopTicking = every(clock, TICK_MS, () => this.#tick());
+    return port;
+  }
+
+  #makeServer(): net.Server {
+    const server = net.createServer({ highWaterMark: HIGH_WATER_MARK, noDelay: true, pauseOnConnect: true });
+    server.on('connection', (socket) => this.#onConnection(socket));
+    server.on('error', (error) => this.#context().onEvent('listener error', { reason: error.message }));
+    this.#servers.push(server);
+    return server;
+  }
+
+  #tick(): void {
+    const now = this.#context().clock.now();
+    for (const session of this.sessions) session.tick(now);
+  }
+
+  #onConnection(socket: net.Socket): void {
+    this.counts.accepted++;
+    this.open++;
+    socket.once('close', () => this.open--);
+    const context = this.#context();
+    if (this.open > context.listen.clientsMax) {
+      this.counts.refused++;
+      return refuse(
+        socket,
+        fatal(SqlState.TooManyConnections, 'sorry, too many clients already', {
+          detail: `${context.listen.clientsMax} clients are connected to this proxy`,
+          hint: 'raise listen.clientsMax, or connect later',
+        }),
+      );
+    }
+    socket.setKeepAlive(true, KEEPALIVE_MS);
+    this.#loggingIn.add(socket);
+    this.#logIn(socket, context).catch((thrown: unknown) => {
+      this.#loggingIn.delete(socket);
+      this.#onBug('login', thrown);
+      socket.destroy();
+    });
+  }
+
+  async #logIn(socket: net.Socket, context: ListenerContext): Promise<void> {
+    const cancelTimer = context.clock.after(context.listen.loginTimeout, () => socket.destroy());
+    const outcome = await logInClient(socket, { ...context, keys: this.keys });
+    cancelTimer();
+    this.#loggingIn.delete(socket);
+    if (outcome.kind === 'done') return;
+    if (outcome.kind === 'refused') {
+      this.counts.loginFailures++;
+      const { sqlstate, message } = outcome.refusal;
+      context.onEvent('login refused', { sqlstate, reason: message, address: socket.remoteAddress });
+      return refuse(outcome.socket, outcome.refusal);
+    }
+    const { client } = outcome;
+    if (this.#isDraining)
+      return refuse(
+        client.socket,
+        fatal(SqlState.AdminShutdown, 'the proxy is shutting down', { hint: 'connect again' }),
+      );
+    if (context.openConsole(client)) return;
+    const pool = context.poolOf(client.database, client.user);
+    if (pool === null) {
+      this.counts.loginFailures++;
+      return refuse(
+        client.socket,
+        fatal(SqlState.InvalidCatalogName, `database "${client.database}" does not exist`, {
+          hint: 'no key of databases fits this name',
+        }),
+      );
+    }
+    if (client.replication !== null) return this.#replicate(client, pool, client.replication, context);
+    this.#welcome(client, pool, context);
+  }
+
+  /** Lets the client in once it is known what the pool's servers report: at once, but for the very first. */
+  #welcome(client: ClientIdentity, pool: ServerPool, context: ListenerContext): void {
+    const { socket } = client;
+    let settled = false;
+    const finish = (failure: Refusal | ServerLoginError | null) => {
+      if (settled) return;
+      settled = true;
+      cancelTimer();
+      socket.off('close', onGone).off('error', onGone);
+      if (failure === null) this.#serve(client, pool, context);
+      else {
+        this.counts.loginFailures++;
+        refuse(socket, failure);
+      }
+    };
+    const onGone = () => {
+      pool.unlearn(finish);
+      finish(fatal(SqlState.AdminShutdown, 'gone'));
+    };
+    const cancelTimer = context.clock.after(context.listen.loginTimeout, () => {
+      pool.unlearn(finish);
+      finish(
+        fatal(SqlState.CannotConnectNow, 'no server of this database has answered yet', {
+          detail: pool.lastFailure,
+          hint: 'check databases.*.hosts, and connect again',
+        }),
+      );
+    });
+    socket.once('close', onGone).once('error', onGone);
+    pool.learn(finish);
+  }
+
+  #serve(client: ClientIdentity, pool: ServerPool, context: ListenerContext): void {
+    const { socket } = client;
+    const key = this.keys.issue(client.minor);
+    const settings = pool.book.withStartup(pool.baseline!, client.settings);
+    const session = new Session({
+      id: this.#nextId++,
+      socket,
+      user: client.user,
+      database: client.database,
+      key,
+      pool,
+      settings,
+      messageMax: context.listen.messageMax,
+      tools: context.tools,
+      clock: context.clock,
+      onEnd: this.#onEnd,
+      onBug: this.#onBug,
+    });
+    this.keys.hold(key, session);
+    this.sessions.add(session);
+    pool.clients++;
+    pool.counts.logins++;
+    socket.write(greeting(settings, key));
+    session.start(client.rest);
+  }
+
+  readonly #onEnd = (session: Session): void => {
+    this.keys.revoke(session.key);
+    if (this.sessions.delete(session)) session.pool.clients--;
+  };
+
+  readonly #onBug = (where: string, thrown: unknown): void => {
+    this.counts.bugs++;
+    this.#context().onBug(where, thrown);
+  };
+
+  async #replicate(client: ClientIdentity, pool: ServerPool, mode: string, context: ListenerContext): Promise<void> {
+    const { socket, rest, settings } = client;
+    const key = this.keys.issue(client.minor);
+    let replication: Replication | null = null;
+    const onEnd = () => {
+      this.keys.revoke(key);
+      if (replication !== null) this.#replications.delete(replication);
+    };
+    try {
+      const { target, ...login } = await context.replicationOf(pool, mode);
+      const options = {
+        socket,
+        key,
+        rest,
+        target: { ...target, parameters: [...target.parameters, ...settings] },
+        ...login,
+        onEnd,
+      };
+      replication = await Replication.open(options);
+      this.keys.hold(key, replication);
+      this.#replications.add(replication);
+      pool.counts.pins.replication++;
+    } catch (thrown) {
+      onEnd();
+      refuse(socket, thrown instanceof ServerLoginError ? thrown : new ServerLoginError(messageOf(thrown)));
+    }
+  }
+
+  /** No new clients; those without a transaction are told to go. True when none is left. */
+  drain(): boolean {
+    this.#isDraining = true;
+    this.#stopListening();
+    for (const session of this.sessions) session.drain();
+    return this.sessions.size === 0;
+  }
+
+  /** Ends everything. */
+  close(): void {
+    this.#isDraining = true;
+    this.#stopListening();
+    this.#stopTicking?.();
+    for (const session of this.sessions) session.end('terminating connection due to administrator command');
+    for (const replication of this.#replications) replication.end();
+    for (const socket of this.#loggingIn) socket.destroy();
+  }
+
+  #stopListening(): void {
+    for (const server of this.#servers.splice(0)) server.close();
+    if (this.#socketFile !== null && existsSync(this.#socketFile)) unlinkSync(this.#socketFile);
+    this.#socketFile = null;
+  }
+}
+
+function bind(server: net.Server, options: net.ListenOptions): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(options, () => {
+      server.off('error', reject);
+      resolve();
+    });
+  });
+}
+
+/** Everything between a successful authentication and the first request, in one write. */
+function greeting(settings: Settings, key: Buffer): Buffer {
+  return Buffer.concat([
+    encode.authenticationOk,
+    ...[...settings.reported].map(([name, value]) => encode.parameterStatus(name, value)),
+    encode.backendKeyData(key),
+    encode.readyForQuery(),
+  ]);
+}
+
+/** Tells a client why it cannot stay. */
+export function refuse(socket: net.Socket, failure: Refusal | ServerLoginError): void {
+  socket.on('error', () => {});
+  let bytes: Buffer;
+  if (!(failure instanceof ServerLoginError)) bytes = errorResponse(failure);
+  else if (failure.fields === null) bytes = errorResponse(fatal(SqlState.CannotConnectNow, failure.message));
+  else bytes = errorFields(new Map([['S', 'FATAL'], ['V', 'FATAL'], ...failure.fields]));
+  socket.end(bytes);
+  // What it still sends is read and dropped, so that the answer is not lost to a reset.
+  socket.resume();
+  socket.setTimeout(5_000, () => socket.destroy());
+}

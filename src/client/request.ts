@@ -1,0 +1,590 @@
+/**
+ * What each message of a client becomes on the server that the client holds: passed on as it came, renamed, preceded by
+ * something the server lacks, or answered in its turn without the server. Called by client/session for every frame
+ * once a server is held.
+ *
+ * The one idea: the client's names are its own. Its prepared statements stand for shared Statements
+ * (server/statements) with one name on all servers; a statement that the present server lacks is parsed there first.
+ * What the client believes changes when a message is sent, and is taken back when its entry is dropped, so that
+ * pipelines and their errors come out as on a server of its own.
+ *
+ * Where Postgres answers with an error, the server is made to raise it (a duplicate Parse, a Bind of a name it does not
+ * have): then its transaction fails with it, and everything after it is skipped by the same rules.
+ */
+import * as encode from '../protocol/encode.ts';
+import type { Frame } from '../protocol/frame.ts';
+import { ClientMessage, readErrorFields, ServerMessage, Status, stringEnd } from '../protocol/messages.ts';
+import type { Note, RequestKind } from '../protocol/outstanding.ts';
+import type { Owner, ServerConnection } from '../server/connection.ts';
+import type { PoolCounts } from '../server/pool.ts';
+import type { Statement, StatementBook } from '../server/statements.ts';
+import { type Effects, pinning, probing, type Reference } from '../sql/effects.ts';
+import { harmless, type Judge, TEXT_BYTES_MAX, type Verdict } from '../sql/verdict.ts';
+
+/** What requests need of the session that they belong to. */
+export interface RequestHost extends Owner {
+  readonly counts: PoolCounts;
+  /** A statement with this verdict ran to its end, or failed. */
+  onRan(verdict: Verdict, isOk: boolean): void;
+  /** May a statement begin that is likely to pin its client? Always, once a transaction or a pin is under way. */
+  mayPin(): boolean;
+  /** The server is asked for something first; the present frame is to be handled again after `unblock`. */
+  block(): void;
+  unblock(): void;
+}
+
+export interface RequestTools {
+  judge: Judge;
+  statements: StatementBook;
+}
+
+/**
+ * 'again': hand in the same frame once more when the session is unblocked. 'refused': it would pin its client, and too
+ * many are pinned already. 'bad': the client broke the protocol.
+ */
+export type Handled = 'done' | 'again' | 'refused' | { bad: string };
+
+const HEADER = 5;
+/** Postgres' own bound for messages that carry only a name or two (PQ_SMALL_MESSAGE_LIMIT). */
+const SMALL_MAX = 10_000;
+/** The names at the start of a Bind must end within this many bytes. */
+const BIND_NAMES_MAX = 4096;
+const FUNCTION_OID_END = HEADER + 4;
+const FIRST_USER_OID = 16_384;
+/** Server-side functions of large objects, which drivers call by FunctionCall: no effect beyond the transaction. */
+const largeObjectFunctions = new Set([
+  715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172, 3457, 3458, 3459, 3460,
+]);
+
+/** A text that names a prepared statement of the protocol level, which has another name on the server. */
+interface Referenced {
+  effects: Effects;
+  statement: Statement;
+}
+
+let lastUnnamedId = 0;
+
+/** How much of a client's message must be seen at once (protocol/frame). */
+export function clientWants(type: number, size: number): number {
+  switch (type) {
+    case ClientMessage.Query:
+    case ClientMessage.Parse:
+      return size <= TEXT_BYTES_MAX ? size : HEADER;
+    case ClientMessage.Bind:
+      return Math.min(size, BIND_NAMES_MAX);
+    case ClientMessage.FunctionCall:
+      return Math.min(size, FUNCTION_OID_END);
+    case ClientMessage.CopyData:
+    case ClientMessage.CopyFail:
+      return HEADER;
+    default:
+      return Math.min(size, SMALL_MAX);
+  }
+}
+
+export class Requests {
+  readonly #host: RequestHost;
+  readonly #tools: RequestTools;
+  /** The client's prepared statements; null while it has none. */
+  #names: Map<string, Statement> | null = null;
+  /** Its unnamed statement, kept because it may bind it long after the server that parsed it was given back. */
+  #unnamed: { id: number; body: Buffer; verdict: Verdict; reference: Referenced | null } | null = null;
+  /** What its unnamed portal would run, and its named portals if that is not harmless. */
+  #portal: Verdict = harmless;
+  #portals: Map<string, Verdict> | null = null;
+  /** What DEALLOCATE in the unnamed portal means. */
+  #portalReference: Referenced | null = null;
+  /** The verdict of the statement that was sent last. */
+  #last: Verdict = harmless;
+  /** The client has gone: what is taken back now is nobody's. */
+  #isEnded = false;
+  /** The rest of the message that is passing goes to the server. */
+  #isStreaming = false;
+
+  constructor(host: RequestHost, tools: RequestTools) {
+    this.#host = host;
+    this.#tools = tools;
+  }
+
+  /** What runs, or ran last, does nothing but end a transaction. */
+  get isCommitting(): boolean {
+    return this.#last.isCommit;
+  }
+
+  get preparedCount(): number {
+    return this.#names?.size ?? 0;
+  }
+
+  /** Deals with one piece of a message. */
+  handle(frame: Frame, server: ServerConnection): Handled {
+    if (!frame.isStart) {
+      if (this.#isStreaming) server.forward(frame.source, frame.start, frame.end);
+      return 'done';
+    }
+    switch (frame.type) {
+      case ClientMessage.Query:
+        return this.#onQuery(frame, server);
+      case ClientMessage.Parse:
+        return this.#onParse(frame, server);
+      case ClientMessage.Bind:
+        return this.#onBind(frame, server);
+      case ClientMessage.Describe:
+      case ClientMessage.Close:
+        return this.#onDescribeOrClose(frame, server);
+      case ClientMessage.Execute:
+        return this.#onExecute(frame, server);
+      case ClientMessage.FunctionCall:
+        return this.#onFunctionCall(frame, server);
+      case ClientMessage.Sync:
+        return this.#pass('Sync', frame, server, null);
+      case ClientMessage.Flush:
+        server.forward(frame.source, frame.start, frame.end);
+        return 'done';
+      case ClientMessage.CopyData:
+        return this.#pass('CopyData', frame, server, null);
+      case ClientMessage.CopyDone:
+      case ClientMessage.CopyFail:
+        return this.#pass('CopyEnd', frame, server, null);
+      default:
+        return { bad: `invalid frontend message type ${frame.type}` };
+    }
+  }
+
+  /** The client's prepared statements are gone (DEALLOCATE ALL, DISCARD ALL). */
+  forgetNames(): void {
+    if (this.#names === null) return;
+    for (const statement of this.#names.values()) this.#tools.statements.unuse(statement);
+    this.#names = null;
+  }
+
+  /** The client has gone. */
+  close(): void {
+    this.forgetNames();
+    this.#isEnded = true;
+  }
+
+  // --- Passing on -----------------------------------------------------------------------------------------------
+
+  /** Passes a message on as it came. */
+  #pass(kind: RequestKind, frame: Frame, server: ServerConnection, note: Note | null): Handled {
+    this.#isStreaming = server.outstanding.push(kind, this.#host, 'forward', null, note);
+    if (this.#isStreaming) server.forward(frame.source, frame.start, frame.end);
+    return 'done';
+  }
+
+  /** Passes a message on with another beginning: `head` is the message up to `frame.source[from]`, header included. */
+  #passWith(
+    kind: RequestKind,
+    head: Buffer,
+    frame: Frame,
+    from: number,
+    server: ServerConnection,
+    note: Note | null,
+  ): Handled {
+    this.#isStreaming = server.outstanding.push(kind, this.#host, 'forward', null, note);
+    if (!this.#isStreaming) return 'done';
+    server.send(head);
+    if (from < frame.end) server.forward(frame.source, from, frame.end);
+    return 'done';
+  }
+
+  /** Asks the server for something of our own, before what the client asks for. */
+  #inject(kind: RequestKind, bytes: Buffer, server: ServerConnection, note: Note | null): void {
+    if (server.outstanding.push(kind, this.#host, 'swallow', null, note)) server.send(bytes);
+  }
+
+  #ran(verdict: Verdict): Note | null {
+    if (verdict.effects === null && verdict.shape === null) return null;
+    return {
+      done: () => this.#host.onRan(verdict, true),
+      dropped: () => this.#host.onRan(verdict, false),
+    };
+  }
+
+  // --- Simple Query ---------------------------------------------------------------------------------------------
+
+  #onQuery(frame: Frame, server: ServerConnection): Handled {
+    const { source, start, end } = frame;
+    const verdict = this.#tools.judge.judge(source, start + HEADER, frame.isEnd ? end - 1 : start + frame.size);
+    if (isPinning(verdict) && !this.#host.mayPin()) return 'refused';
+    const reference = this.#referenced(verdict.effects);
+    if (reference !== null && !this.#prepare(reference.statement, server)) return 'again';
+    this.#host.counts.queries++;
+    this.#last = verdict;
+    // A simple Query drops the unnamed statement and the unnamed portal ("Simple Query").
+    this.#unnamed = null;
+    this.#portal = harmless;
+    server.unnamedId = 0;
+    if (reference === null) return this.#pass('Query', frame, server, this.#ran(verdict));
+    const text = rename(source.subarray(start + HEADER, end), reference.effects.reference!, reference.statement.name);
+    const note = this.#refer(verdict, reference, server);
+    if (server.outstanding.push('Query', this.#host, 'forward', null, note))
+      server.send(encode.message(ClientMessage.Query, text));
+    return 'done';
+  }
+
+  /** The statement of the protocol level that a text like `DEALLOCATE x` means, if it is one. */
+  #referenced(effects: Effects | null): Referenced | null {
+    const statement = effects?.reference ? this.#names?.get(effects.reference.name) : undefined;
+    return statement === undefined ? null : { effects: effects!, statement };
+  }
+
+  /** What EXECUTE or DEALLOCATE of a protocol-level statement does besides; taken back when it fails. */
+  #refer(verdict: Verdict, { effects, statement }: Referenced, server: ServerConnection): Note | null {
+    const { command, name } = effects.reference!;
+    if (command === 'execute') return this.#ran(statement.verdict);
+    this.#undefine(name, statement);
+    server.statements.remove(statement);
+    return {
+      done: () => this.#host.onRan(verdict, true),
+      dropped: () => {
+        this.#define(name, statement);
+        server.statements.add(statement);
+        this.#host.onRan(verdict, false);
+      },
+    };
+  }
+
+  // --- Parse ----------------------------------------------------------------------------------------------------
+
+  #onParse(frame: Frame, server: ServerConnection): Handled {
+    const { source, start, end } = frame;
+    if (!frame.isEnd) return this.#onHugeParse(frame, server);
+    const nameEnd = stringEnd(source, start + HEADER, end);
+    if (nameEnd === -1) return this.#pass('Parse', frame, server, null); // The server says what is wrong.
+    const name = source.toString('latin1', start + HEADER, nameEnd);
+    this.#host.counts.clientParses++;
+    if (name === '') return this.#onParseUnnamed(frame, nameEnd + 1, server);
+    const known = this.#names?.get(name);
+    if (known !== undefined) return this.#onParseAgain(name, known, source.subarray(nameEnd + 1, end), server);
+    const statement = this.#tools.statements.find(source.subarray(nameEnd + 1, end), (body) => this.#judgeBody(body));
+    if (isPinning(statement.verdict) && !this.#host.mayPin()) return 'refused';
+    this.#define(name, statement);
+    const undo = () => this.#undefine(name, statement);
+    const { outstanding } = server;
+    if (server.statements.has(statement)) {
+      if (outstanding.isStatusCertain && outstanding.status !== Status.Failed) {
+        server.statements.touch(statement);
+        outstanding.push('Parse', this.#host, 'synthesize', encode.parseComplete, { dropped: undo });
+        return 'done';
+      }
+      // Whether this Parse would succeed depends on what is still running: have the server do it for real.
+      this.#closeOn(server, statement);
+    }
+    this.#makeRoom(server);
+    server.statements.add(statement);
+    this.#host.counts.serverParses++;
+    const note: Note = {
+      dropped: () => {
+        server.statements.remove(statement);
+        undo();
+      },
+    };
+    return this.#passWith(
+      'Parse',
+      header(ClientMessage.Parse, statement.name, statement.body.length),
+      frame,
+      nameEnd + 1,
+      server,
+      note,
+    );
+  }
+
+  #judgeBody(body: Buffer): Verdict {
+    const textEnd = stringEnd(body, 0, body.length);
+    return this.#tools.judge.judge(body, 0, textEnd === -1 ? body.length : textEnd);
+  }
+
+  #define(name: string, statement: Statement): void {
+    if (this.#isEnded) return;
+    this.#names ??= new Map();
+    this.#names.set(name, statement);
+    this.#tools.statements.use(statement);
+  }
+
+  #undefine(name: string, statement: Statement): void {
+    if (this.#names?.get(name) !== statement) return;
+    this.#names.delete(name);
+    this.#tools.statements.unuse(statement);
+  }
+
+  #onParseUnnamed(frame: Frame, bodyStart: number, server: ServerConnection): Handled {
+    const { source, end } = frame;
+    let body: Buffer = Buffer.from(source.subarray(bodyStart, end));
+    let verdict = this.#judgeBody(body);
+    if (isPinning(verdict) && !this.#host.mayPin()) return 'refused';
+    const reference = this.#referenced(verdict.effects);
+    if (reference !== null) {
+      if (!this.#prepare(reference.statement, server)) return 'again';
+      body = rename(body, reference.effects.reference!, reference.statement.name);
+      if (reference.effects.reference!.command === 'execute') verdict = reference.statement.verdict;
+    }
+    const id = ++lastUnnamedId;
+    this.#unnamed = { id, body, verdict, reference };
+    server.unnamedId = id;
+    this.#host.counts.serverParses++;
+    const note = {
+      dropped: () => {
+        if (this.#unnamed?.id === id) this.#unnamed = null;
+        server.unnamedId = -1; // Whether the server still has an earlier one is not known.
+      },
+    };
+    if (reference === null) return this.#pass('Parse', frame, server, note);
+    if (server.outstanding.push('Parse', this.#host, 'forward', null, note)) server.send(encode.parse('', body));
+    return 'done';
+  }
+
+  /** A name that is in use: let the server say so (42P05), under the client's name. */
+  #onParseAgain(name: string, known: Statement, body: Buffer, server: ServerConnection): Handled {
+    if (!this.#prepare(known, server)) return 'again';
+    const note = { replaceError: (bytes: Buffer) => withName(bytes, known.name, name) };
+    if (server.outstanding.push('Parse', this.#host, 'forward', null, note))
+      server.send(encode.parse(known.name, body));
+    return 'done';
+  }
+
+  /** A text too large to keep: it streams to the server under the client's own name, and the session is opaque. */
+  #onHugeParse(frame: Frame, server: ServerConnection): Handled {
+    this.#host.onRan(this.#tools.judge.judge(frame.source, frame.start, frame.start + frame.size), true);
+    this.#unnamed = null;
+    server.unnamedId = 0;
+    return this.#pass('Parse', frame, server, null);
+  }
+
+  /** Closes a statement on the server; when that is skipped, it is still there. */
+  #closeOn(server: ServerConnection, statement: Statement): void {
+    server.statements.remove(statement);
+    this.#inject('Close', encode.aboutStatement(ClientMessage.Close, statement.name), server, {
+      dropped: () => server.statements.add(statement),
+    });
+  }
+
+  #makeRoom(server: ServerConnection): void {
+    const victim = server.statements.victim();
+    if (victim !== null) this.#closeOn(server, victim);
+  }
+
+  /**
+   * Makes sure that the server has the statement. False: it was asked for it; the session is blocked until it answers.
+   * Its description is compared with the one that clients were given: a plan whose rows have changed their shape is
+   * an error for those who rely on it ("cached plan must not change result type"), on any server.
+   */
+  #prepare(statement: Statement, server: ServerConnection): boolean {
+    if (server.statements.has(statement)) {
+      server.statements.touch(statement);
+      return true;
+    }
+    this.#makeRoom(server);
+    server.statements.add(statement);
+    this.#host.counts.serverParses++;
+    this.#inject('Parse', encode.parse(statement.name, statement.body), server, {
+      errorIsForward: true,
+      dropped: () => server.statements.remove(statement),
+    });
+    const description: { bytes: Buffer | null } = { bytes: null };
+    this.#inject('Describe', encode.aboutStatement(ClientMessage.Describe, statement.name), server, {
+      errorIsForward: true,
+      message: (type, bytes) => {
+        if (type === ServerMessage.RowDescription || type === ServerMessage.NoData) description.bytes = bytes;
+      },
+      done: () => {
+        if (statement.description === null) statement.description = description.bytes;
+        else if (description.bytes !== null && !statement.description.equals(description.bytes)) {
+          // The frame that waits will find a statement that the server does not have, see #changed.
+          this.#tools.statements.forget(statement);
+          this.#changed = statement;
+        }
+        this.#host.unblock();
+      },
+      dropped: () => this.#host.unblock(),
+    });
+    if (server.outstanding.isDiscarding) return true; // Everything is skipped: the frame will be, too.
+    server.send(encode.flush);
+    this.#host.block();
+    return false;
+  }
+
+  /** A statement whose result has changed its shape since clients were told of it. */
+  #changed: Statement | null = null;
+
+  // --- Bind, Describe, Close, Execute ---------------------------------------------------------------------------
+
+  #onBind(frame: Frame, server: ServerConnection): Handled {
+    const { source, start, end } = frame;
+    const portalEnd = stringEnd(source, start + HEADER, end);
+    const nameEnd = portalEnd === -1 ? -1 : stringEnd(source, portalEnd + 1, end);
+    if (nameEnd === -1) {
+      return frame.isEnd
+        ? this.#pass('Bind', frame, server, null)
+        : { bad: 'the names in a Bind message are too long' };
+    }
+    this.#host.counts.binds++;
+    const portal = source.toString('latin1', start + HEADER, portalEnd);
+    if (nameEnd === portalEnd + 1) {
+      this.#bringUnnamed(server);
+      this.#setPortal(portal, this.#unnamed?.verdict ?? harmless);
+      if (portal === '') this.#portalReference = this.#unnamed?.reference ?? null;
+      return this.#pass('Bind', frame, server, null);
+    }
+    const statement = this.#names?.get(source.toString('latin1', portalEnd + 1, nameEnd));
+    if (statement === undefined) return this.#pass('Bind', frame, server, null); // The server answers 26000.
+    if (isPinning(statement.verdict) && !this.#host.mayPin()) return 'refused';
+    if (!this.#prepare(statement, server)) return 'again';
+    this.#setPortal(portal, statement.verdict);
+    const isChanged = this.#changed === statement;
+    this.#changed = null;
+    const name = isChanged ? `${statement.name}_changed` : statement.name;
+    const rest = start + frame.size - (nameEnd + 1);
+    const note: Note = isChanged
+      ? { replaceError: planChanged, dropped: () => server.statements.remove(statement) }
+      : this.#planNote(statement);
+    return this.#passWith(
+      'Bind',
+      header(ClientMessage.Bind, `${portal}\0${name}`, rest),
+      frame,
+      nameEnd + 1,
+      server,
+      note,
+    );
+  }
+
+  /** Watches for a plan that became invalid: then the statement is forgotten, so that the next Parse is real. */
+  #planNote(statement: Statement): Note {
+    return {
+      replaceError: (bytes) => {
+        if (bytes.includes('C0A000\0') && bytes.includes('RRevalidateCachedQuery\0')) {
+          this.#tools.statements.forget(statement);
+        }
+        return withName(bytes, statement.name, this.#nameOf(statement));
+      },
+    };
+  }
+
+  #nameOf(statement: Statement): string {
+    for (const [name, known] of this.#names ?? []) if (known === statement) return name;
+    return statement.name;
+  }
+
+  #setPortal(portal: string, verdict: Verdict): void {
+    if (portal === '') {
+      this.#portal = verdict;
+      this.#portalReference = null;
+    } else if (verdict.effects !== null || verdict.shape !== null) {
+      this.#portals ??= new Map();
+      this.#portals.set(portal, verdict);
+    } else this.#portals?.delete(portal);
+  }
+
+  /** Gives the server this client's unnamed statement, or takes somebody else's away. */
+  #bringUnnamed(server: ServerConnection): void {
+    const id = this.#unnamed?.id ?? 0;
+    if (server.unnamedId === id) return;
+    server.unnamedId = id;
+    const forgotten = { errorIsForward: true, dropped: () => void (server.unnamedId = -1) };
+    if (this.#unnamed !== null) this.#inject('Parse', encode.parse('', this.#unnamed.body), server, forgotten);
+    else this.#inject('Close', encode.aboutStatement(ClientMessage.Close, ''), server, forgotten);
+  }
+
+  #onDescribeOrClose(frame: Frame, server: ServerConnection): Handled {
+    const { source, start, end } = frame;
+    const kind = frame.type === ClientMessage.Describe ? 'Describe' : 'Close';
+    const isStatement = source[start + HEADER] === 0x53; // S
+    const nameEnd = stringEnd(source, start + HEADER + 1, end);
+    if (!isStatement || nameEnd === -1) return this.#pass(kind, frame, server, null);
+    const name = source.toString('latin1', start + HEADER + 1, nameEnd);
+    if (name === '') {
+      if (kind === 'Describe') this.#bringUnnamed(server);
+      else {
+        this.#unnamed = null;
+        server.unnamedId = 0;
+      }
+      return this.#pass(kind, frame, server, null);
+    }
+    const statement = this.#names?.get(name);
+    if (kind === 'Close') return this.#close(name, statement ?? null, server);
+    if (statement === undefined) return this.#pass(kind, frame, server, null);
+    if (!this.#prepare(statement, server)) return 'again';
+    this.#changed = null; // Whoever asks for the description gets the new one.
+    const note: Note = { replaceError: (bytes) => withName(bytes, statement.name, name) };
+    if (statement.description === null) {
+      note.message = (type, bytes) => {
+        if (type === ServerMessage.RowDescription || type === ServerMessage.NoData) statement.description ??= bytes;
+      };
+    }
+    const bytes = encode.aboutStatement(ClientMessage.Describe, statement.name);
+    if (server.outstanding.push(kind, this.#host, 'forward', null, note)) server.send(bytes);
+    return 'done';
+  }
+
+  /** Closing a name never reaches the server: others may use the statement there. */
+  #close(name: string, statement: Statement | null, server: ServerConnection): Handled {
+    if (statement !== null) this.#undefine(name, statement);
+    const note = statement === null ? null : { dropped: () => this.#define(name, statement) };
+    server.outstanding.push('Close', this.#host, 'synthesize', encode.closeComplete, note);
+    return 'done';
+  }
+
+  #onExecute(frame: Frame, server: ServerConnection): Handled {
+    const { source, start, end } = frame;
+    this.#host.counts.queries++;
+    let verdict = this.#portal;
+    if (source[start + HEADER] === 0) {
+      const reference = this.#portalReference;
+      if (reference !== null) return this.#pass('Execute', frame, server, this.#refer(verdict, reference, server));
+    } else {
+      const nameEnd = stringEnd(source, start + HEADER, end);
+      verdict = this.#portals?.get(source.toString('latin1', start + HEADER, nameEnd)) ?? harmless;
+    }
+    this.#last = verdict;
+    return this.#pass('Execute', frame, server, this.#ran(verdict));
+  }
+
+  /** Function Call names its function by oid. */
+  #onFunctionCall(frame: Frame, server: ServerConnection): Handled {
+    this.#host.counts.queries++;
+    const oid = frame.end - frame.start >= FUNCTION_OID_END ? frame.source.readUInt32BE(frame.start + HEADER) : 0;
+    if (largeObjectFunctions.has(oid)) return this.#pass('FunctionCall', frame, server, null);
+    return this.#pass('FunctionCall', frame, server, this.#ran(oid < FIRST_USER_OID ? builtinCall : userCall));
+  }
+}
+
+/** A built-in function by its oid may be one that takes an advisory lock. */
+const builtinCall: Verdict = { ...harmless, effects: probing };
+const userCall: Verdict = { ...harmless, effects: pinning('function') };
+
+/** Is it already clear from the tokens that this keeps something on the server beyond its transaction? */
+function isPinning({ effects }: Verdict): boolean {
+  return effects !== null && (effects.isProbed || effects.pins.length > 0);
+}
+
+/** Header and first strings of a message whose last `rest` bytes follow from elsewhere. */
+function header(type: number, strings: string, rest: number): Buffer {
+  const text = Buffer.from(`${strings}\0`, 'latin1');
+  const bytes = Buffer.allocUnsafe(HEADER + text.length);
+  bytes[0] = type;
+  bytes.writeUInt32BE(HEADER - 1 + text.length + rest, 1);
+  text.copy(bytes, HEADER);
+  return bytes;
+}
+
+/** `text` with the name that `reference` points at replaced. */
+function rename(text: Buffer, reference: Reference, name: string): Buffer {
+  return Buffer.concat([text.subarray(0, reference.start), Buffer.from(name), text.subarray(reference.end)]);
+}
+
+/** An error of the server about one of our names, put in terms of the client's. */
+function withName(bytes: Buffer, ours: string, theirs: string): Buffer {
+  if (!bytes.includes(ours)) return bytes;
+  const fields = new Map(readErrorFields(bytes.subarray(HEADER)));
+  const text = Buffer.from(theirs, 'latin1').toString('utf8');
+  for (const [code, value] of fields) fields.set(code, value.replaceAll(`"${ours}"`, `"${text}"`));
+  return encode.errorFields(fields);
+}
+
+/** What Postgres says when a prepared statement's result has changed (RevalidateCachedQuery). */
+function planChanged(bytes: Buffer): Buffer {
+  const fields = new Map(readErrorFields(bytes.subarray(HEADER)));
+  fields.set('C', '0A000').set('M', 'cached plan must not change result type');
+  for (const code of ['F', 'L', 'R']) fields.delete(code);
+  return encode.errorFields(fields);
+}

@@ -1,0 +1,781 @@
+/**
+ * One client, from its login to its end: THE data path. Made by client/listener.
+ *
+ *     socket → FrameReader → (no server? lease one, give it this client's settings) → Requests → server
+ *     server → deliver → socket;   at the last ReadyForQuery: settle what must be settled, give the server back
+ *
+ *     idle ──first message──▶ waiting ──lease──▶ syncing ──settings fit──▶ active ──▶ settling ──▶ idle
+ *                                │                                           ▲           │
+ *                                └─refused: one error, skip to Sync─▶ idle   └──pinned───┘
+ *
+ * The one idea: the session holds a server exactly as long as the server owes it something or keeps something for it;
+ * protocol/outstanding says when the first is over, pins when the second is.
+ *
+ * Invariants: what the client sends is handled in order, and not at all while the state says to wait; memory per
+ * session is bounded, because the side that is ahead is not read; a bug ends this session and nothing else.
+ */
+import type net from 'node:net';
+import * as encode from '../protocol/encode.ts';
+import { emptyFrame, type Frame, FrameReader } from '../protocol/frame.ts';
+import { ClientMessage, readErrorFields, Status } from '../protocol/messages.ts';
+import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
+import type { ServerConnection } from '../server/connection.ts';
+import type { ServerPool, Waiter } from '../server/pool.ts';
+import { CUSTOM_MAX, reportedName, type Settings, settingsDiff } from '../server/settings.ts';
+import { type Effects, type PinReason, pinning } from '../sql/effects.ts';
+import { effectsOf, type Verdict } from '../sql/verdict.ts';
+import type { Chain } from '../util/chain.ts';
+import type { Clock } from '../util/clock.ts';
+import { messageOf } from '../util/errors.ts';
+import type { Cancelable } from './cancel.ts';
+import { clientWants, type RequestHost, Requests, type RequestTools } from './request.ts';
+import { askedReasons, settleNote, settleQuery } from './settle.ts';
+
+export type SessionState =
+  /** No server; nothing asked. */
+  | 'idle'
+  /** In the pool's queue; the first message is kept in `#held`. */
+  | 'waiting'
+  /** The server is being given this client's settings. */
+  | 'syncing'
+  /** The server works for this client. */
+  | 'active'
+  /** The client has its answer; the server is asked what is left of the transaction. */
+  | 'settling'
+  | 'closed';
+
+export interface SessionOptions {
+  id: number;
+  socket: net.Socket;
+  user: string;
+  database: string;
+  key: Buffer;
+  pool: ServerPool;
+  settings: Settings;
+  messageMax: number;
+  tools: RequestTools;
+  clock: Clock;
+  onEnd: (session: Session) => void;
+  onBug: (where: string, thrown: unknown) => void;
+}
+
+/** Bytes kept from a client that is ahead of its server, beyond which it is not read. */
+const INPUT_MAX = 128 * 1024;
+/** Bytes kept for a client that does not read; see also the listener's high-water mark. */
+const OUTPUT_MAX = 256 * 1024;
+/** Entries that a server may owe before the client is not read. */
+const OUTSTANDING_MAX = 4096;
+/** How long a statement has to answer a cancel request of `pool.queryMax` before its server is closed. */
+const CANCEL_MS = 5_000;
+/** Encodings in whose multi-byte characters a quote or backslash byte may hide. */
+const unsafeEncodings = new Set(['SJIS', 'BIG5', 'GBK', 'GB18030', 'JOHAB', 'UHC', 'SHIFT_JIS_2004']);
+/** What DISCARD ALL does not undo. */
+const lastingPins: readonly PinReason[] = ['session', 'load', 'desync'];
+
+const frame = emptyFrame();
+
+export class Session implements Waiter, RequestHost, Cancelable {
+  chain: Chain<Waiter> | null = null;
+  before: Waiter | null = null;
+  behind: Waiter | null = null;
+  waitingSince = 0;
+
+  readonly id: number;
+  readonly user: string;
+  readonly database: string;
+  readonly key: Buffer;
+  readonly pool: ServerPool;
+  readonly socket: net.Socket;
+  /** What this client's session is set to, and what it was at its start, to which RESET leads back. */
+  settings: Settings;
+  readonly #startup: Settings;
+  state: SessionState = 'idle';
+  server: ServerConnection | null = null;
+  /** Wall-clock ms of the login; monotonic ms of the last change of state. */
+  readonly connectedAt: number;
+  changedAt: number;
+
+  readonly #options: SessionOptions;
+  readonly #requests: Requests;
+  readonly #reader: FrameReader;
+  /** The message that must wait for something before it is handled (again). */
+  #held: Frame | null = null;
+  /** Waiting for an injected request that the held message needs. */
+  #isBlocked = false;
+  /** A batch was refused: everything up to Sync is skipped. */
+  #isSkipping = false;
+  #isCorked = false;
+  #isPaused = false;
+  #pins: Set<PinReason> | null = null;
+  #touched: Set<string> | null = null;
+  #resets: Set<string> | null = null;
+  #isProbeWanted = false;
+  #pendingVerdicts = 0;
+  /** Monotonic ms since when the server owes something, or 0. */
+  #workingSince = 0;
+  #leasedAt = 0;
+  #canceledAt = 0;
+  /** Cancelled before its request reached a server. */
+  #isCancelWanted = false;
+
+  constructor(options: SessionOptions) {
+    this.#options = options;
+    this.id = options.id;
+    this.user = options.user;
+    this.database = options.database;
+    this.key = options.key;
+    this.pool = options.pool;
+    this.socket = options.socket;
+    this.settings = options.settings;
+    this.#startup = options.settings;
+    this.connectedAt = options.clock.wall();
+    this.changedAt = options.clock.now();
+    this.#requests = new Requests(this, options.tools);
+    this.#reader = new FrameReader(clientWants, options.messageMax);
+  }
+
+  /** Begins to serve; `rest` is what the client has sent since its login. */
+  start(rest: Buffer): void {
+    this.socket
+      .on('data', (chunk: Buffer) => this.#guard('data', () => this.#onData(chunk)))
+      .on('drain', () => this.#guard('drain', () => this.#onDrain()))
+      .on('error', () => {})
+      .on('end', () => this.#guard('end', () => this.#leave()))
+      .on('close', () => this.#guard('close', () => this.#leave()));
+    if (rest.length > 0) this.#guard('data', () => this.#onData(rest));
+    if (!this.#isPaused) this.socket.resume();
+  }
+
+  get counts() {
+    return this.pool.counts;
+  }
+
+  get pins(): readonly PinReason[] {
+    return [...(this.#pins ?? [])];
+  }
+
+  get preparedCount(): number {
+    return this.#requests.preparedCount;
+  }
+
+  get isWaiting(): boolean {
+    return this.state === 'waiting';
+  }
+
+  /** A transaction is open on its server. */
+  get isInTransaction(): boolean {
+    return this.server !== null && !this.server.outstanding.isFree;
+  }
+
+  // --- From the client ------------------------------------------------------------------------------------------
+
+  #onData(chunk: Buffer): void {
+    if (this.state === 'closed') return;
+    this.#reader.push(chunk);
+    this.#pump();
+  }
+
+  /** Handles what the client has sent, as far as the state allows. */
+  #pump(): void {
+    this.server?.cork();
+    while (this.#isReady()) {
+      if (this.#held !== null) {
+        const held = this.#held;
+        this.#held = null;
+        this.#handle(held);
+        continue;
+      }
+      const found = this.#reader.next(frame);
+      if (found === 'starved') break;
+      if (found === 'badLength') {
+        this.#end(
+          fatal(SqlState.ProtocolViolation, 'invalid message length', { hint: 'the limit is listen.messageMax' }),
+        );
+        return;
+      }
+      this.#handle(frame);
+    }
+    this.server?.uncork();
+    this.#uncork();
+    this.#readOrPause();
+  }
+
+  /** May the next message be handled? */
+  #isReady(): boolean {
+    if (this.#isBlocked || this.socket.writableLength > OUTPUT_MAX) return false;
+    switch (this.state) {
+      case 'idle':
+        return true;
+      case 'active':
+        return this.server!.isWritable && this.server!.outstanding.size < OUTSTANDING_MAX;
+      default:
+        return false;
+    }
+  }
+
+  /** Reads on, unless the client is too far ahead. While it is read, its leaving is noticed. */
+  #readOrPause(): void {
+    if (this.state === 'closed') return;
+    const isAhead =
+      !this.#isReady() && this.#reader.pending + (this.#held?.end ?? 0) - (this.#held?.start ?? 0) > INPUT_MAX;
+    const isStuck = this.state === 'active' && !this.server!.isWritable;
+    const mustPause = isAhead || isStuck || this.socket.writableLength > OUTPUT_MAX;
+    if (mustPause === this.#isPaused) return;
+    this.#isPaused = mustPause;
+    if (mustPause) this.socket.pause();
+    else this.socket.resume();
+  }
+
+  #handle(message: Frame): void {
+    if (this.#isSkipping && message.isStart) return this.#skip(message);
+    if (this.server === null) return this.#handleIdle(message);
+    if (message.isStart && message.type === ClientMessage.Terminate) return this.#leave();
+    if (message.isStart && this.#workingSince === 0) this.#workingSince = this.#options.clock.now();
+    const handled = this.#requests.handle(message, this.server);
+    if (handled === 'again') this.#held = { ...message };
+    else if (handled === 'refused') this.#refusePin(message);
+    else if (handled !== 'done') this.#end(fatal(SqlState.ProtocolViolation, handled.bad));
+  }
+
+  /** A message while no server is held: most need one. */
+  #handleIdle(message: Frame): void {
+    if (!message.isStart) return; // The rest of a message that was skipped.
+    switch (message.type) {
+      case ClientMessage.Terminate:
+        return this.#leave();
+      case ClientMessage.Sync:
+        return void this.deliver(encode.readyForQuery());
+      case ClientMessage.Flush:
+      case ClientMessage.CopyData:
+      case ClientMessage.CopyDone:
+      case ClientMessage.CopyFail:
+        return; // Nothing to flush; what is left of a COPY that failed is ignored ("COPY Operations").
+      case ClientMessage.Query:
+      case ClientMessage.Parse:
+      case ClientMessage.Bind:
+      case ClientMessage.Describe:
+      case ClientMessage.Execute:
+      case ClientMessage.Close:
+      case ClientMessage.FunctionCall:
+        break;
+      default:
+        return this.#end(fatal(SqlState.ProtocolViolation, `invalid frontend message type ${message.type}`));
+    }
+    this.#held = { ...message };
+    this.#become('waiting');
+    const server = this.pool.lease(this);
+    if (server !== null) this.#attach(server);
+  }
+
+  #skip(message: Frame): void {
+    if (message.type === ClientMessage.Terminate) return this.#leave();
+    if (message.type !== ClientMessage.Sync) return;
+    this.#isSkipping = false;
+    this.deliver(encode.readyForQuery());
+  }
+
+  // --- Lease and settings ---------------------------------------------------------------------------------------
+
+  onLease(server: ServerConnection): void {
+    this.#guard('lease', () => {
+      this.#attach(server);
+      this.#pump();
+    });
+  }
+
+  onRefused(refusal: Refusal): void {
+    this.#guard('refusal', () => {
+      this.#refuse(refusal);
+      this.#pump();
+    });
+  }
+
+  /** The held message is refused: one error, and for the extended protocol nothing more until Sync. */
+  #refuse(refusal: Refusal): void {
+    const held = this.#held;
+    this.#held = null;
+    if (refusal.severity === 'FATAL' || held === null) return this.#end(refusal);
+    this.#become('idle');
+    this.deliver(encode.errorResponse(refusal));
+    const isExtended = held.type !== ClientMessage.Query && held.type !== ClientMessage.FunctionCall;
+    if (isExtended) this.#isSkipping = true;
+    else this.deliver(encode.readyForQuery());
+  }
+
+  #attach(server: ServerConnection): void {
+    server.holder = this;
+    this.server = server;
+    this.#leasedAt = this.#options.clock.now();
+    const sql = settingsDiff(server.settings, this.settings, server.login);
+    if (sql === null) return this.#begin(server);
+    this.#become('syncing');
+    const wants = this.settings.custom;
+    let failure: Buffer | null = null;
+    server.outstanding.push('Query', this, 'swallow', null, {
+      message: (type, bytes) => {
+        if (type === 0x45) failure ??= bytes;
+      },
+      done: () => {
+        server.settings = this.pool.book.intern(server.settings.reported, wants);
+        this.#begin(server);
+      },
+      dropped: () => this.#onSyncFailed(failure),
+    });
+    server.send(encode.query(sql));
+  }
+
+  /** The server would not take the settings that the client asked for: as at a login, that is the end. */
+  #onSyncFailed(failure: Buffer | null): void {
+    if (this.server === null) return; // Lost meanwhile.
+    this.server.isDoomed = true;
+    const fields = failure === null ? new Map<string, string>() : new Map(readErrorFields(failure.subarray(5)));
+    fields.set('S', 'FATAL').set('V', 'FATAL');
+    this.#endWith(encode.errorFields(fields));
+  }
+
+  /** The server has this client's settings: tell the client what differs from what it was told, and go on. */
+  #begin(server: ServerConnection): void {
+    this.#adopt(server);
+    this.#become('active');
+    server.cork();
+    const { reported } = this.settings;
+    if (
+      reported.get('standard_conforming_strings') === 'off' ||
+      unsafeEncodings.has(reported.get('client_encoding') ?? '')
+    ) {
+      this.#pin('encoding');
+    }
+    if (this.pool.config.mode === 'session') this.#pin('session');
+    if (this.#isCancelWanted) {
+      this.#isCancelWanted = false;
+      this.#giveBack();
+      this.#refuse(canceled());
+    }
+  }
+
+  /** The server's settings are this client's from here on: tell it of those that it has not been told of. */
+  #adopt(server: ServerConnection): void {
+    for (const [name, value] of server.settings.reported) {
+      if (this.settings.reported.get(name) !== value) this.deliver(encode.parameterStatus(name, value));
+    }
+    this.settings = server.settings;
+  }
+
+  // --- From the server ------------------------------------------------------------------------------------------
+
+  deliver(bytes: Buffer): boolean {
+    if (this.state === 'closed') return true;
+    if (!this.#isCorked) {
+      this.#isCorked = true;
+      this.socket.cork();
+    }
+    this.socket.write(bytes);
+    return this.socket.writableLength <= OUTPUT_MAX;
+  }
+
+  #uncork(): void {
+    if (!this.#isCorked) return;
+    this.#isCorked = false;
+    this.socket.uncork();
+  }
+
+  onProgress(): void {
+    this.#guard('progress', () => {
+      const { server } = this;
+      if (server !== null && server.outstanding.size === 0) this.#onQuiet(server);
+      this.#pump();
+    });
+  }
+
+  /** The server owes nothing at the moment. */
+  #onQuiet(server: ServerConnection): void {
+    const { outstanding } = server;
+    const now = this.#options.clock.now();
+    if (this.#workingSince > 0) {
+      this.counts.queryMs += now - this.#workingSince;
+      this.#workingSince = 0;
+      this.#canceledAt = 0;
+      this.changedAt = now;
+    }
+    if (this.state !== 'active') return;
+    if (outstanding.isLost) return this.#pin('desync');
+    if (!outstanding.isQuiet || this.#isBlocked || this.#held !== null || this.#reader.isInside) return;
+    if (this.#resets !== null && outstanding.status !== Status.Failed) return this.#restore(server);
+    if (outstanding.status !== Status.Idle) {
+      if (this.pool.config.mode === 'statement') this.#refuseTransaction();
+      return;
+    }
+    if (!server.isFree || this.#pendingVerdicts > 0) return;
+    if (this.#touched !== null || this.#isProbeWanted) return this.#settle(server);
+    if (this.#pins === null) this.#giveBack();
+  }
+
+  #refuseTransaction(): void {
+    this.#end(
+      fatal(SqlState.FeatureNotSupported, 'transaction blocks are not allowed in statement pooling mode', {
+        hint: 'use pool.mode transaction',
+      }),
+    );
+  }
+
+  #giveBack(): void {
+    const server = this.server!;
+    this.counts.transactionMs += this.#options.clock.now() - this.#leasedAt;
+    this.server = null;
+    this.#become('idle');
+    server.uncork();
+    this.pool.giveBack(server);
+  }
+
+  onWritable(): void {
+    this.#guard('writable', () => this.#pump());
+  }
+
+  onParameter(name: string, value: string): void {
+    this.settings = this.pool.book.withReported(this.settings, name, value);
+  }
+
+  onTag(tag: string): void {
+    if (tag !== 'DISCARD ALL' && tag !== 'DEALLOCATE ALL') return;
+    this.#requests.forgetNames();
+    if (tag === 'DEALLOCATE ALL') return;
+    this.#absorb({ ...pinning(), isResetAll: true });
+    this.#unpin((this.pins as PinReason[]).filter((reason) => !lastingPins.includes(reason)));
+    this.#isProbeWanted = false;
+  }
+
+  /** The server is gone, and with it whatever it was doing or keeping for this client. */
+  onLost(reason: string, isTold: boolean): void {
+    const { server } = this;
+    this.#guard('lost', () => {
+      this.server = null;
+      if (this.state === 'closed' || server === null) return;
+      this.#releasePins();
+      if (isTold) return this.#leave();
+      const isUnknown = server.outstanding.size > 0 && this.#requests.isCommitting;
+      this.#end(
+        isUnknown
+          ? fatal(
+              SqlState.TransactionResolutionUnknown,
+              'the server was lost during COMMIT: whether it took effect is not known',
+              {
+                detail: reason,
+                hint: 'check before doing it again',
+              },
+            )
+          : fatal(SqlState.AdminShutdown, 'terminating connection: the server was lost', {
+              detail: reason,
+              hint: 'connect again',
+            }),
+      );
+    });
+  }
+
+  #onDrain(): void {
+    this.server?.resume();
+    this.#pump();
+  }
+
+  /** The message would pin this client, and pool.pinnedMax is reached: nothing of it has been sent. */
+  #refusePin(message: Frame): void {
+    this.#giveBack();
+    this.#held = { ...message };
+    this.#refuse(
+      this.pool.refuse(
+        'pinned',
+        `it would pin a server, and ${this.pool.pinned} servers are pinned already (pool.pinnedMax)`,
+      ),
+    );
+  }
+
+  mayPin(): boolean {
+    const { outstanding } = this.server!;
+    const isFresh = outstanding.isFree && this.#pins === null;
+    return !isFresh || this.pool.pinned < this.pool.pinnedMax;
+  }
+
+  // --- Effects and pins -----------------------------------------------------------------------------------------
+
+  block(): void {
+    this.#isBlocked = true;
+  }
+
+  unblock(): void {
+    this.#isBlocked = false;
+  }
+
+  onRan(verdict: Verdict, isOk: boolean): void {
+    if (verdict.shape !== null && verdict.shape.state === 'pending') {
+      this.#pendingVerdicts++;
+      verdict.shape.waiting.push(() => {
+        this.#pendingVerdicts--;
+        this.#onVerdict(verdict, isOk);
+        this.onProgress();
+      });
+      return;
+    }
+    this.#onVerdict(verdict, isOk);
+  }
+
+  #onVerdict(verdict: Verdict, isOk: boolean): void {
+    if (this.state === 'closed') return;
+    const effects = effectsOf(verdict, this.pool.catalog);
+    if (effects === null) return;
+    // A statement that failed has been undone, but for what Postgres does not undo: locks and SQL-level statements.
+    this.#absorb(isOk || effects.pins.length === 0 ? effects : { ...effects, pins: [], isProbed: true });
+  }
+
+  #absorb(effects: Effects): void {
+    for (const name of effects.settings) this.#touch(name);
+    for (const name of effects.resets) this.#reset(name);
+    if (effects.isResetAll) {
+      for (const name of [...this.settings.custom.keys(), ...this.#startup.custom.keys()]) this.#reset(name);
+      for (const name of this.#startup.reported.keys()) this.#reset(name);
+    }
+    if (effects.isProbed || (effects.isUndoing && this.#pins !== null)) this.#isProbeWanted = true;
+    for (const reason of effects.pins) this.#pin(reason);
+  }
+
+  #touch(name: string): void {
+    if (reportedName(this.settings, name) !== null) return; // Followed as it is reported.
+    this.#touched ??= new Set();
+    this.#touched.add(name);
+    if (this.#touched.size + this.settings.custom.size > CUSTOM_MAX) this.#pin('setting');
+  }
+
+  #reset(name: string): void {
+    this.#touch(name);
+    this.#resets ??= new Set();
+    this.#resets.add(name);
+  }
+
+  #pin(reason: PinReason): void {
+    if (this.#pins?.has(reason)) return;
+    if (this.#pins === null) {
+      // Mode session is asked for, not suffered: it does not count against pinnedMax.
+      if (this.pool.config.mode !== 'session') this.pool.pinned++;
+      this.#pins = new Set();
+    }
+    this.counts.pins[reason]++;
+    this.#pins.add(reason);
+  }
+
+  #unpin(reasons: readonly PinReason[]): void {
+    if (this.#pins === null) return;
+    for (const reason of reasons) this.#pins.delete(reason);
+    if (this.#pins.size === 0) this.#releasePins();
+  }
+
+  #releasePins(): void {
+    if (this.#pins !== null && !this.#pins.has('session')) this.pool.pinned--;
+    this.#pins = null;
+  }
+
+  /** After RESET: what goes back to the default must go back to this client's default, not to the server's. */
+  #restore(server: ServerConnection): void {
+    const names = [...this.#resets!];
+    this.#resets = null;
+    const custom = names.flatMap((name) =>
+      this.#startup.custom.has(name) ? [[name, this.#startup.custom.get(name)!] as const] : [],
+    );
+    const reported = [...this.#startup.reported].filter(
+      ([name]) => names.includes(name) || names.includes(name.toLowerCase()),
+    );
+    const wants = this.pool.book.withCustom(
+      reported.reduce((all, [name, value]) => this.pool.book.withReported(all, name, value), this.#bare(server)),
+      custom,
+    );
+    const sql = settingsDiff(this.#bare(server), wants, server.login);
+    if (sql === null) return this.#onQuiet(server);
+    this.#ask(server, sql, {
+      done: () => {
+        this.#adopt(server);
+        this.#become('active');
+      },
+      dropped: () => {
+        this.#become('active');
+        this.#pin('setting');
+      },
+    });
+  }
+
+  /** The server's settings as reported, and nothing else. */
+  #bare(server: ServerConnection): Settings {
+    return this.pool.book.intern(server.settings.reported, new Map());
+  }
+
+  #settle(server: ServerConnection): void {
+    const names = [...(this.#touched ?? [])];
+    const isProbed = this.#isProbeWanted;
+    this.#touched = null;
+    this.#isProbeWanted = false;
+    const note = settleNote(names.length, isProbed, (findings) => {
+      if (this.server === null) return;
+      this.#become('active');
+      if (findings === null) return this.#pin('setting');
+      const changes = names.map((name, index) => [name, findings.values[index]!] as const);
+      this.settings = this.pool.book.withCustom(server.settings, changes);
+      server.settings = this.settings;
+      if (findings.pins === null) return;
+      for (const reason of findings.pins) this.#pin(reason);
+      this.#unpin(askedReasons.filter((reason) => !findings.pins!.includes(reason)));
+    });
+    this.#ask(server, settleQuery(names, isProbed), note);
+  }
+
+  #ask(server: ServerConnection, sql: string, note: { done?(): void; dropped?(): void }): void {
+    this.#become('settling');
+    server.outstanding.push('Query', this, 'swallow', null, note);
+    server.send(encode.query(sql));
+  }
+
+  // --- Cancel, time, end ----------------------------------------------------------------------------------------
+
+  /** A CancelRequest with this session's key arrived. */
+  cancel(): void {
+    this.#guard('cancel', () => {
+      switch (this.state) {
+        case 'waiting':
+          this.pool.leave(this);
+          this.#refuse(canceled());
+          this.#pump();
+          break;
+        case 'syncing':
+          this.#isCancelWanted = true;
+          break;
+        case 'active':
+          if (this.server!.outstanding.size > 0) this.server!.cancel(this);
+          break;
+        default: // Nothing runs.
+      }
+    });
+  }
+
+  /** Ends what has taken too long. Called by client/listener every fraction of a second. */
+  tick(now: number): void {
+    const { config } = this.pool;
+    const { server } = this;
+    if (server === null) {
+      if (this.state === 'idle' && config.clientIdleMax > 0 && now - this.changedAt > config.clientIdleMax) {
+        this.#end(
+          fatal(SqlState.IdleSessionTimeout, 'terminating connection due to idle-session timeout (pool.clientIdleMax)'),
+        );
+      }
+      return;
+    }
+    const isWorking = server.outstanding.size > 0;
+    if (isWorking && this.#workingSince > 0 && config.queryMax > 0 && now - this.#workingSince > config.queryMax)
+      this.#stopQuery(server, now);
+    else if (
+      !isWorking &&
+      this.isInTransaction &&
+      config.idleInTransactionMax > 0 &&
+      now - this.changedAt > config.idleInTransactionMax
+    ) {
+      this.#end(
+        fatal(
+          SqlState.IdleInTransactionTimeout,
+          'terminating connection due to idle-in-transaction timeout (pool.idleInTransactionMax)',
+        ),
+      );
+    } else if (this.isInTransaction && config.transactionMax > 0 && now - this.#leasedAt > config.transactionMax) {
+      this.#end(
+        fatal(SqlState.TransactionTimeout, 'terminating connection due to transaction timeout (pool.transactionMax)'),
+      );
+    }
+  }
+
+  #stopQuery(server: ServerConnection, now: number): void {
+    if (this.#canceledAt === 0) {
+      this.#canceledAt = now;
+      server.cancel(this);
+    } else if (now - this.#canceledAt > CANCEL_MS)
+      server.close('a statement beyond pool.queryMax did not react to its cancel request');
+  }
+
+  /** Drain: a client without a transaction is told to go (57P01); one with a transaction may finish it. */
+  drain(): boolean {
+    if (this.state !== 'idle' && this.isInTransaction) return false;
+    if (this.state === 'waiting' || this.state === 'syncing' || this.state === 'settling') return false;
+    this.end('terminating connection due to administrator command');
+    return true;
+  }
+
+  /** Ends the session with FATAL 57P01. */
+  end(message: string): void {
+    this.#guard('end', () => this.#end(fatal(SqlState.AdminShutdown, message)));
+  }
+
+  #end(refusal: Refusal): void {
+    this.#endWith(encode.errorResponse(refusal));
+  }
+
+  #endWith(bytes: Buffer): void {
+    if (this.state === 'closed') return;
+    this.deliver(bytes);
+    this.#uncork();
+    this.socket.end();
+    this.#leave();
+  }
+
+  /** The client is gone or going: leave the queue, give back the server in a state that others can use. */
+  #leave(): void {
+    if (this.state === 'closed') return;
+    const { server } = this;
+    const isMidMessage = this.#reader.isInside && !this.#isSkipping;
+    const isDiscardWanted =
+      this.#pins !== null ||
+      this.#touched !== null ||
+      this.#isProbeWanted ||
+      this.#pendingVerdicts > 0 ||
+      this.state === 'settling';
+    const isSpent =
+      isMidMessage ||
+      this.state === 'syncing' ||
+      (this.#pins?.has('load') ?? false) ||
+      (this.#pins?.has('desync') ?? false);
+    if (this.state === 'waiting') this.pool.leave(this);
+    this.#become('closed');
+    this.server = null;
+    this.#held = null;
+    this.#releasePins();
+    this.#requests.close();
+    if (server !== null) {
+      server.uncork();
+      if (isSpent) {
+        server.holder = null;
+        server.close('the client left it in a state that nobody else can use');
+      } else if (server.isFree && !isDiscardWanted) this.pool.giveBack(server);
+      else this.pool.recover(server, isDiscardWanted);
+    }
+    this.#uncork();
+    if (!this.socket.writableEnded) this.socket.end();
+    this.socket.resume(); // What it still sends is read and dropped, so that its end is seen.
+    this.#options.onEnd(this);
+  }
+
+  #become(state: SessionState): void {
+    this.state = state;
+    this.changedAt = this.#options.clock.now();
+  }
+
+  /** A bug ends the session, never the process. */
+  #guard(where: string, run: () => void): void {
+    try {
+      run();
+    } catch (thrown) {
+      this.#options.onBug(where, thrown);
+      if (this.server !== null) this.server.isDoomed = true;
+      try {
+        this.#end(fatal(SqlState.InternalError, `internal error in the proxy: ${messageOf(thrown)}`));
+      } catch {
+        this.state = 'closed';
+        this.socket.destroy();
+      }
+    }
+  }
+}
+
+function canceled(): Refusal {
+  return error(SqlState.QueryCanceled, 'canceling statement due to user request');
+}

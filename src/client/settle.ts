@@ -1,0 +1,63 @@
+/**
+ * What a session asks its server at the end of a transaction that may have changed session state: which values do the
+ * touched settings have, and is there anything left that ties the client to this server? Called by client/session.
+ *
+ * The one idea: effects are suspected from the text but established by asking. Rollback, savepoints, SET LOCAL,
+ * functions and statements that failed halfway all come out right, because the server is asked what is, not what was
+ * done. One query, only after statements that set or made something.
+ */
+import { readTextRow, ServerMessage } from '../protocol/messages.ts';
+import type { Note } from '../protocol/outstanding.ts';
+import { quoteLiteral } from '../server/settings.ts';
+import type { PinReason } from '../sql/effects.ts';
+
+/** Pins whose cause the server can be asked for, each with a query that counts what there is of it. */
+const questions: readonly (readonly [PinReason, string])[] = [
+  ['listen', 'SELECT count(*) FROM pg_catalog.pg_listening_channels()'],
+  [
+    'lock',
+    `SELECT count(*) FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory' AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()`,
+  ],
+  [
+    'temp',
+    'SELECT count(*) FROM pg_catalog.pg_class WHERE relnamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()',
+  ],
+  ['prepare', 'SELECT count(*) FROM pg_catalog.pg_prepared_statements WHERE from_sql'],
+  ['hold', 'SELECT count(*) FROM pg_catalog.pg_cursors WHERE is_holdable'],
+];
+
+/** Reasons that can be asked for. */
+export const askedReasons: readonly PinReason[] = questions.map(([reason]) => reason);
+
+export interface Findings {
+  /** Values of the settings asked for, in their order; null: not set. */
+  values: (string | null)[];
+  /** Reasons to stay pinned, of those that can be asked for; null when not asked. */
+  pins: PinReason[] | null;
+}
+
+/** SQL for the values of `settings` and, with `isProbed`, for what ties the session to its server. */
+export function settleQuery(settings: readonly string[], isProbed: boolean): string {
+  const values = settings.map((name) => `pg_catalog.current_setting(${quoteLiteral(name)}, true)`);
+  const counts = isProbed ? questions.map(([, sql]) => `(${sql})`) : [];
+  return `SELECT ${[...values, ...counts].join(', ')}`;
+}
+
+/** A note for the entry of `settleQuery`; `done` gets what was found, or null when the server could not say. */
+export function settleNote(count: number, isProbed: boolean, done: (findings: Findings | null) => void): Note {
+  let row: (string | null)[] | null = null;
+  return {
+    message(type, bytes) {
+      if (type === ServerMessage.DataRow) row = readTextRow(bytes.subarray(5));
+    },
+    done() {
+      if (row === null) return done(null);
+      const counts = row.slice(count);
+      const pins = isProbed
+        ? questions.map(([reason]) => reason).filter((_, index) => Number(counts[index]) > 0)
+        : null;
+      done({ values: row.slice(0, count), pins });
+    },
+    dropped: () => done(null),
+  };
+}

@@ -1,0 +1,264 @@
+/**
+ * The configuration: one zod schema that gives the types, the defaults, the documentation (docs/config.md), the JSON
+ * Schema (config.schema.json) and the checks. Everything else imports only types from here; config/load applies it.
+ *
+ * Units: after loading, every duration is a number of milliseconds, every size bytes, every share a fraction. 0 means
+ * off where the description says so. Each value has its default here and nowhere else.
+ */
+import { z } from 'zod';
+
+const DURATION = /^(\d+(?:\.\d+)?)(ms|s|m|h|d)$/;
+const DURATION_UNITS: Record<string, number> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };
+const SIZE = /^(\d+(?:\.\d+)?)(B|KiB|MiB|GiB)$/;
+const SIZE_UNITS: Record<string, number> = { B: 1, KiB: 1024, MiB: 1024 ** 2, GiB: 1024 ** 3 };
+const SHARE = /^(\d+(?:\.\d+)?)%$/;
+
+function measure(pattern: RegExp, units: Record<string, number>, example: string) {
+  return z
+    .string()
+    .regex(pattern, `expected a value like ${example}`)
+    .transform((text) => {
+      const [, amount, unit] = pattern.exec(text)!;
+      return Number(amount) * (units[unit ?? ''] ?? 0.01);
+    });
+}
+
+const duration = () => measure(DURATION, DURATION_UNITS, '250ms, 5s, 10m, 1h or 7d');
+const size = () => measure(SIZE, SIZE_UNITS, '64KiB or 256MiB');
+const share = () => measure(SHARE, {}, '5%');
+const count = (min = 0) => z.int().min(min);
+const port = () => z.int().min(0).max(65_535);
+
+const listenTls = z
+  .strictObject({
+    mode: z
+      .enum(['disable', 'allow', 'prefer', 'require', 'verify-ca', 'verify-full'])
+      .prefault('disable')
+      .describe(
+        'Whether clients may, or must, use TLS; verify-ca and verify-full also ask for a certificate, and verify-full wants its common name to be the user.',
+      ),
+    cert: z.string().optional().describe('PEM file with the certificate chain. Needed unless mode is disable.'),
+    key: z.string().optional().describe('PEM file with the private key. Needed unless mode is disable.'),
+    ca: z.string().optional().describe('PEM file with the authorities that may sign client certificates.'),
+  })
+  .refine(
+    (tls) => tls.mode === 'disable' || (tls.cert !== undefined && tls.key !== undefined),
+    'cert and key are needed unless mode is disable',
+  )
+  .refine(
+    (tls) => !tls.mode.startsWith('verify-') || tls.ca !== undefined,
+    'ca is needed to verify client certificates',
+  );
+
+const serverTls = z
+  .strictObject({
+    mode: z
+      .enum(['disable', 'prefer', 'require', 'verify-ca', 'verify-full'])
+      .prefault('prefer')
+      .describe('As sslmode of libpq.'),
+    ca: z
+      .string()
+      .optional()
+      .describe('PEM file with the authorities that may sign the server’s certificate; default: those of the system.'),
+    cert: z.string().optional().describe('PEM file with a client certificate.'),
+    key: z.string().optional().describe('PEM file with its private key.'),
+  })
+  .refine((tls) => (tls.cert === undefined) === (tls.key === undefined), 'cert and key belong together');
+
+const listen = z
+  .strictObject({
+    host: z.string().prefault('127.0.0.1').describe('Address to listen on; 0.0.0.0 or :: for all.'),
+    port: port().prefault(6432).describe('TCP port. 0 lets the system choose.'),
+    socketDir: z
+      .string()
+      .nullable()
+      .prefault(null)
+      .describe('Also listen on a Unix socket in this directory, as unix_socket_directories of Postgres.'),
+    clientsMax: count(1).prefault(5000).describe('Most clients at a time; one more gets FATAL 53300.'),
+    loginTimeout: duration().prefault('15s').describe('Longest time from connecting to being logged in.'),
+    messageMax: size().prefault('64MiB').describe('Largest single message of a client; a larger one gets FATAL 54000.'),
+    tls: listenTls.prefault({}).describe('TLS towards clients.'),
+  })
+  .describe('Where clients connect.');
+
+const ops = z
+  .strictObject({
+    host: z.string().prefault('127.0.0.1').describe('Address of the HTTP port.'),
+    port: port().prefault(9432).describe('HTTP port for /metrics, /livez and /readyz.'),
+    tokenFile: z
+      .string()
+      .nullable()
+      .prefault(null)
+      .describe('File with a bearer token; when set, /metrics asks for it.'),
+  })
+  .describe('What people and their tools look at.');
+
+const drain = z
+  .strictObject({
+    delay: duration().prefault('0s').describe('On TERM, time between "not ready" and refusing new clients.'),
+    timeout: duration().prefault('60s').describe('Longest time that running transactions get to finish.'),
+  })
+  .describe('How the process stops.');
+
+const log = z
+  .strictObject({
+    level: z.enum(['debug', 'info', 'warn', 'error']).prefault('info').describe('Least severity that is written.'),
+    format: z.enum(['json', 'text']).prefault('json').describe('json: one object a line; text: for a terminal.'),
+  })
+  .describe('Logs, on standard output. Never SQL text.');
+
+const state = z
+  .strictObject({
+    dir: z
+      .string()
+      .nullable()
+      .prefault(null)
+      .describe('Directory for what must survive a restart; left out: memory only.'),
+  })
+  .describe('What survives a restart.');
+
+const auth = z
+  .strictObject({
+    method: z
+      .enum(['trust', 'md5', 'scram-sha-256'])
+      .prefault('scram-sha-256')
+      .describe('How clients prove who they are.'),
+    users: z
+      .string()
+      .nullable()
+      .prefault(null)
+      .describe(
+        'File in PgBouncer’s auth_file format: "name" "password | md5… | SCRAM-SHA-256$…". Optional with trust.',
+      ),
+    admins: z.array(z.string()).prefault(['postgres']).describe('Users who may give every console command.'),
+    readers: z.array(z.string()).prefault([]).describe('Users who may give SHOW commands.'),
+  })
+  .refine((value) => value.method === 'trust' || value.users !== null, 'users is needed unless method is trust')
+  .describe('Who may connect.');
+
+const ADDRESS = /^(?:\[([^\]]+)\]|([^:]+))(?::(\d{1,5}))?$/;
+const POSTGRES_PORT = 5432;
+
+const address = z
+  .string()
+  .refine((text) => ADDRESS.test(text), 'expected host:port, [IPv6]:port, or a socket directory and :port')
+  .transform((text) => {
+    const [, ipv6, name, port] = ADDRESS.exec(text)!;
+    return { host: ipv6 ?? name!, port: port === undefined ? POSTGRES_PORT : Number(port) };
+  });
+
+const host = z.union([
+  address.transform((value) => ({ ...value, serversMax: null as number | null })),
+  z
+    .strictObject({
+      address: address.describe('host:port'),
+      serversMax: count(1).nullable().prefault(null).describe('As databases.*.serversMax, for this host.'),
+    })
+    .transform(({ address: { host, port }, serversMax }) => ({ host, port, serversMax })),
+]);
+
+const pool = z
+  .strictObject({
+    mode: z
+      .enum(['session', 'transaction', 'statement'])
+      .prefault('transaction')
+      .describe('How long a client keeps a server.'),
+    size: count(1).prefault(20).describe('Server connections per user, at most.'),
+    pinnedMax: share()
+      .prefault('50%')
+      .describe('Share of size (at least one server) that may be pinned to one client each.'),
+    sizeMin: count().prefault(0).describe('Server connections to keep open even when idle, once a pool exists.'),
+    waitMax: duration().prefault('5s').describe('Longest wait for a server before a refusal (53000).'),
+    queueMax: count().prefault(1000).describe('Most requests waiting for a server; one more is refused (53000).'),
+    preparedMax: count(1).prefault(200).describe('Prepared statements kept per server connection.'),
+    idleMax: duration().prefault('10m').describe('A server idle for longer is closed; 0s: never.'),
+    lifetimeMax: duration()
+      .prefault('1h')
+      .describe('A server older than this (with up to 10 % jitter) is closed when free; 0s: never.'),
+    connectMax: duration().prefault('5s').describe('Longest time for one connection attempt, login included.'),
+    idleInTransactionMax: duration()
+      .prefault('0s')
+      .describe('A client idle in a transaction for longer is ended with 25P03; 0s: off.'),
+    queryMax: duration().prefault('0s').describe('A statement running for longer is cancelled; 0s: off.'),
+    transactionMax: duration()
+      .prefault('0s')
+      .describe('A client whose transaction runs for longer is ended with 25P04; 0s: off.'),
+    clientIdleMax: duration().prefault('0s').describe('A client idle for longer is ended with 57P05; 0s: off.'),
+  })
+  .refine((value) => value.sizeMin <= value.size, 'sizeMin must not exceed size');
+
+const control = z.strictObject({
+  user: z.string().describe('User of the control connection.'),
+  passwordFile: z.string().optional().describe('File with its password.'),
+});
+
+const database = z
+  .strictObject({
+    hosts: z.array(host).min(1).describe('Where the database lives.'),
+    control: control
+      .optional()
+      .describe('Login for reading the catalogue: with it, user functions are judged instead of pinned.'),
+    dbname: z.string().optional().describe('Name of the database on the server; default: the name asked for.'),
+    user: z.string().optional().describe('User to log in as; default: the client’s own, with SCRAM pass-through.'),
+    passwordFile: z.string().optional().describe('File with that user’s password; read again once when a login fails.'),
+    tls: serverTls.prefault({}).describe('TLS towards the server.'),
+    pool: pool.prefault({}).describe('Server connections of one user.'),
+    serversMax: count(1).prefault(100).describe('Server connections per host, over all users and databases on it.'),
+  })
+  .describe('One database, by the name that clients ask for; "*" stands for every other name.');
+
+export const configSchema = z
+  .strictObject({
+    listen: listen.prefault({}),
+    ops: ops.prefault({}),
+    state: state.prefault({}),
+    drain: drain.prefault({}),
+    log: log.prefault({}),
+    auth: auth,
+    databases: z
+      .record(z.string(), database)
+      .refine((all) => Object.keys(all).length > 0, 'at least one database is needed'),
+  })
+  .describe('pgweir configuration');
+
+/**
+ * Keys of the contract that a later version will understand. They are errors of their own, so that nobody believes a
+ * protection to be in force that is not there. `*` stands for any one name or index.
+ */
+export const laterKeys: readonly string[] = [
+  'instances',
+  'ledgers',
+  'admission',
+  'limit',
+  'classes',
+  'switches',
+  'breaker',
+  'cache',
+  'trustFunctions',
+  'workers',
+  'auth.hba',
+  'auth.query',
+  'databases.*.reads',
+  'databases.*.lagMax',
+  'databases.*.hold',
+  'databases.*.ledgers',
+  'databases.*.cache',
+  'databases.*.pool.share',
+  'databases.*.hosts.*.ledgers',
+];
+
+/** Values that a later version will understand. */
+export const laterValues: Readonly<Record<string, readonly string[]>> = { 'auth.method': ['cert', 'hba'] };
+
+/** The JSON Schema of the file, for editors (draft 7, which the YAML language server documents). */
+export function jsonSchema(): object {
+  return z.toJSONSchema(configSchema, { io: 'input', target: 'draft-7' });
+}
+
+export type Config = z.output<typeof configSchema>;
+export type ListenConfig = Config['listen'];
+export type DatabaseConfig = Config['databases'][string];
+export type PoolConfig = DatabaseConfig['pool'];
+export type HostConfig = DatabaseConfig['hosts'][number];
+export type ServerTlsConfig = DatabaseConfig['tls'];
+export type AuthConfig = Config['auth'];

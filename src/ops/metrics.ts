@@ -1,0 +1,415 @@
+/**
+ * Every metric in one table: name, help, type, labels, and how to read it from a snapshot. Rendered at scrape by
+ * prom-client; nothing is counted here. docs/metrics.md is generated from the table.
+ *
+ * Names: prefix pgweir_, base units, _total for counters; labels of low cardinality, never SQL text.
+ */
+import { monitorEventLoopDelay } from 'node:perf_hooks';
+import { Registry } from 'prom-client';
+import { pinReasons, refusalReasons, type ServerPool } from '../server/pool.ts';
+import type { Histogram } from '../util/histogram.ts';
+import type { Snapshot } from './snapshot.ts';
+
+type Labels = Record<string, string>;
+type Sample = readonly [labels: Labels, value: number];
+
+export interface Metric {
+  name: string;
+  help: string;
+  type: 'counter' | 'gauge';
+  labels: readonly string[];
+  read(snapshot: Snapshot): Iterable<Sample>;
+}
+
+export interface HistogramMetric {
+  name: string;
+  help: string;
+  labels: readonly string[];
+  read(snapshot: Snapshot): Iterable<readonly [Labels, Histogram]>;
+}
+
+const lag = monitorEventLoopDelay({ resolution: 10 });
+lag.enable();
+const LAG_RESOLUTION_NS = 10_000_000;
+
+const nameOf = (pool: ServerPool): Labels => ({ database: pool.database, user: pool.user });
+const one = (value: number): Sample[] => [[{}, value]];
+
+function perPool(value: (pool: ServerPool) => number): Metric['read'] {
+  return ({ pools }) => pools.map((pool) => [nameOf(pool), value(pool)] as const);
+}
+
+function perPoolAnd<Key extends string>(
+  label: string,
+  keys: readonly Key[],
+  value: (pool: ServerPool, key: Key) => number,
+): Metric['read'] {
+  return ({ pools }) =>
+    pools.flatMap((pool) => keys.map((key) => [{ ...nameOf(pool), [label]: key }, value(pool, key)] as const));
+}
+
+const poolLabels = ['database', 'user'];
+
+export const metrics: readonly Metric[] = [
+  {
+    name: 'pgweir_clients',
+    help: 'Clients logged in, by what they are doing.',
+    type: 'gauge',
+    labels: ['state'],
+    read({ sessions, loggingIn, replications }) {
+      const states = new Map<string, number>([
+        ['idle', 0],
+        ['waiting', 0],
+        ['active', 0],
+        ['login', loggingIn],
+        ['replication', replications],
+      ]);
+      for (const { state } of sessions) {
+        const shown = state === 'syncing' || state === 'settling' ? 'active' : state;
+        if (states.has(shown)) states.set(shown, states.get(shown)! + 1);
+      }
+      return [...states].map(([state, count]) => [{ state }, count] as const);
+    },
+  },
+  {
+    name: 'pgweir_clients_limit',
+    help: 'listen.clientsMax.',
+    type: 'gauge',
+    labels: [],
+    read: ({ clientsMax }) => one(clientsMax),
+  },
+  {
+    name: 'pgweir_client_connections_total',
+    help: 'Connections accepted from clients.',
+    type: 'counter',
+    labels: [],
+    read: ({ counts }) => one(counts.accepted),
+  },
+  {
+    name: 'pgweir_client_connections_refused_total',
+    help: 'Connections refused because of listen.clientsMax.',
+    type: 'counter',
+    labels: [],
+    read: ({ counts }) => one(counts.refused),
+  },
+  {
+    name: 'pgweir_login_failures_total',
+    help: 'Logins of clients that failed.',
+    type: 'counter',
+    labels: [],
+    read: ({ counts }) => one(counts.loginFailures),
+  },
+  {
+    name: 'pgweir_logins_total',
+    help: 'Logins of clients that succeeded.',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool((pool) => pool.counts.logins),
+  },
+  {
+    name: 'pgweir_cancel_requests_total',
+    help: 'Cancel requests, by whether their key was one of ours.',
+    type: 'counter',
+    labels: ['key'],
+    read: ({ cancels }) => [
+      [{ key: 'known' }, cancels.matched],
+      [{ key: 'unknown' }, cancels.unknown],
+    ],
+  },
+  {
+    name: 'pgweir_bugs_total',
+    help: 'Sessions ended by a bug in the proxy.',
+    type: 'counter',
+    labels: [],
+    read: ({ counts }) => one(counts.bugs),
+  },
+  {
+    name: 'pgweir_servers',
+    help: 'Server connections, by state.',
+    type: 'gauge',
+    labels: [...poolLabels, 'state'],
+    read: perPoolAnd('state', ['active', 'idle', 'cleaning', 'connecting'] as const, (pool, state) =>
+      state === 'connecting' ? pool.connecting : pool[state].size,
+    ),
+  },
+  {
+    name: 'pgweir_servers_limit',
+    help: 'pool.size.',
+    type: 'gauge',
+    labels: poolLabels,
+    read: perPool((pool) => pool.config.size),
+  },
+  {
+    name: 'pgweir_host_servers',
+    help: 'Server connections per host, over all pools.',
+    type: 'gauge',
+    labels: ['host'],
+    read: ({ hosts }) => hosts.map((host) => [{ host: host.address }, host.count] as const),
+  },
+  {
+    name: 'pgweir_host_servers_limit',
+    help: 'serversMax of the host.',
+    type: 'gauge',
+    labels: ['host'],
+    read: ({ hosts }) => hosts.map((host) => [{ host: host.address }, host.serversMax] as const),
+  },
+  {
+    name: 'pgweir_host_evictions_total',
+    help: 'Idle servers closed to make room for another pool of the host.',
+    type: 'counter',
+    labels: ['host'],
+    read: ({ hosts }) => hosts.map((host) => [{ host: host.address }, host.evictions] as const),
+  },
+  {
+    name: 'pgweir_server_connects_total',
+    help: 'Attempts to connect to a server.',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool((pool) => pool.counts.connects),
+  },
+  {
+    name: 'pgweir_server_connect_failures_total',
+    help: 'Attempts to connect to a server that failed.',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool((pool) => pool.counts.connectFailures),
+  },
+  {
+    name: 'pgweir_waiting',
+    help: 'Requests that wait for a server.',
+    type: 'gauge',
+    labels: poolLabels,
+    read: perPool((pool) => pool.waiters.size),
+  },
+  {
+    name: 'pgweir_wait_oldest_seconds',
+    help: 'How long the oldest waiting request has waited.',
+    type: 'gauge',
+    labels: poolLabels,
+    read: ({ pools, now }) =>
+      pools.map(
+        (pool) =>
+          [nameOf(pool), pool.waiters.first === null ? 0 : (now - pool.waiters.first.waitingSince) / 1000] as const,
+      ),
+  },
+  {
+    name: 'pgweir_refused_total',
+    help: 'Requests refused with 53000, by reason.',
+    type: 'counter',
+    labels: [...poolLabels, 'reason'],
+    read: perPoolAnd('reason', refusalReasons, (pool, reason) => pool.counts.refused[reason]),
+  },
+  {
+    name: 'pgweir_pinned',
+    help: 'Servers pinned to one client each.',
+    type: 'gauge',
+    labels: poolLabels,
+    read: perPool((pool) => pool.pinned),
+  },
+  {
+    name: 'pgweir_pins_total',
+    help: 'Pins, by reason.',
+    type: 'counter',
+    labels: [...poolLabels, 'reason'],
+    read: perPoolAnd('reason', pinReasons, (pool, reason) => pool.counts.pins[reason]),
+  },
+  {
+    name: 'pgweir_transactions_total',
+    help: 'Transactions that ended, those of single statements included.',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool((pool) => pool.counts.transactions),
+  },
+  {
+    name: 'pgweir_queries_total',
+    help: 'Statements sent to servers (Query, Execute, FunctionCall).',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool((pool) => pool.counts.queries),
+  },
+  {
+    name: 'pgweir_query_seconds_total',
+    help: 'Time in which servers ran statements.',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool((pool) => pool.counts.queryMs / 1000),
+  },
+  {
+    name: 'pgweir_transaction_seconds_total',
+    help: 'Time in which clients held a server.',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool((pool) => pool.counts.transactionMs / 1000),
+  },
+  {
+    name: 'pgweir_server_errors_total',
+    help: 'Errors that servers answered with.',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool((pool) => pool.counts.errors),
+  },
+  {
+    name: 'pgweir_received_bytes_total',
+    help: 'Bytes received from servers.',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool((pool) => pool.counts.received),
+  },
+  {
+    name: 'pgweir_sent_bytes_total',
+    help: 'Bytes sent to servers.',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool((pool) => pool.counts.sent),
+  },
+  {
+    name: 'pgweir_client_parses_total',
+    help: 'Parse messages of clients.',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool((pool) => pool.counts.clientParses),
+  },
+  {
+    name: 'pgweir_server_parses_total',
+    help: 'Parse messages sent to servers.',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool((pool) => pool.counts.serverParses),
+  },
+  {
+    name: 'pgweir_binds_total',
+    help: 'Bind messages of clients.',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool((pool) => pool.counts.binds),
+  },
+  {
+    name: 'pgweir_prepared_statements',
+    help: 'Distinct prepared statements known, over all clients.',
+    type: 'gauge',
+    labels: [],
+    read: ({ statements }) => one(statements),
+  },
+  {
+    name: 'pgweir_parser_texts_total',
+    help: 'Statement shapes given to the SQL parser, by outcome.',
+    type: 'counter',
+    labels: ['outcome'],
+    read: ({ parser }) =>
+      (['parsed', 'refused', 'killed'] as const).map((outcome) => [{ outcome }, parser[outcome]] as const),
+  },
+  {
+    name: 'pgweir_event_loop_lag_seconds',
+    help: 'How late timers of the event loop were, since the last scrape.',
+    type: 'gauge',
+    labels: ['quantile'],
+    read: () =>
+      (['0.5', '0.99', '1'] as const).map(
+        (quantile) =>
+          [{ quantile }, Math.max(0, lag.percentile(Number(quantile) * 100) - LAG_RESOLUTION_NS) / 1e9] as const,
+      ),
+  },
+  {
+    name: 'pgweir_cpu_seconds_total',
+    help: 'CPU time of the process.',
+    type: 'counter',
+    labels: [],
+    read: () => one((process.cpuUsage().user + process.cpuUsage().system) / 1e6),
+  },
+  {
+    name: 'pgweir_resident_memory_bytes',
+    help: 'Resident memory of the process.',
+    type: 'gauge',
+    labels: [],
+    read: () => one(process.memoryUsage.rss()),
+  },
+  {
+    name: 'pgweir_start_time_seconds',
+    help: 'When the process started, since the Unix epoch.',
+    type: 'gauge',
+    labels: [],
+    read: ({ startedAt }) => one(startedAt / 1000),
+  },
+  {
+    name: 'pgweir_config_reload_success',
+    help: '1 when the last reload of the configuration worked.',
+    type: 'gauge',
+    labels: [],
+    read: ({ isReloadOk }) => one(Number(isReloadOk)),
+  },
+  {
+    name: 'pgweir_config_reload_time_seconds',
+    help: 'When the configuration in force was loaded, since the Unix epoch.',
+    type: 'gauge',
+    labels: [],
+    read: ({ reloadedAt }) => one(reloadedAt / 1000),
+  },
+  {
+    name: 'pgweir_ready',
+    help: '1 when /readyz says so.',
+    type: 'gauge',
+    labels: [],
+    read: ({ isReady }) => one(Number(isReady)),
+  },
+];
+
+export const histograms: readonly HistogramMetric[] = [
+  {
+    name: 'pgweir_wait_seconds',
+    help: 'How long requests waited for a server.',
+    labels: poolLabels,
+    read: ({ pools }) => pools.map((pool) => [nameOf(pool), pool.waits] as const),
+  },
+];
+
+export class Metrics {
+  readonly #snapshot: () => Snapshot;
+  readonly #registry = new Registry();
+
+  constructor(snapshot: () => Snapshot) {
+    this.#snapshot = snapshot;
+    for (const metric of metrics)
+      this.#register(metric, metric.type, (now) => [...metric.read(now)].map(([labels, value]) => ({ labels, value })));
+    for (const metric of histograms)
+      this.#register(metric, 'histogram', (now) =>
+        [...metric.read(now)].flatMap(([labels, histogram]) => buckets(metric.name, labels, histogram)),
+      );
+  }
+
+  /** prom-client renders anything that has this shape; values are read when it asks. */
+  #register(metric: { name: string; help: string }, type: string, read: (snapshot: Snapshot) => object[]): void {
+    const { name, help } = metric;
+    this.#registry.registerMetric({
+      name,
+      help,
+      type,
+      aggregator: 'sum',
+      get: async () => ({ name, help, type, aggregator: 'sum', values: read(this.#snapshot()) }),
+    } as never);
+  }
+
+  get contentType(): string {
+    return this.#registry.contentType;
+  }
+
+  /** The text that a scrape gets. */
+  async render(): Promise<string> {
+    const text = await this.#registry.metrics();
+    lag.reset();
+    return text;
+  }
+}
+
+function buckets(name: string, labels: Labels, histogram: Histogram): object[] {
+  let count = 0;
+  const cumulative = histogram.bounds.map((bound, index) => {
+    count += histogram.counts[index]!;
+    return { metricName: `${name}_bucket`, labels: { ...labels, le: String(bound) }, value: count };
+  });
+  return [
+    ...cumulative,
+    { metricName: `${name}_bucket`, labels: { ...labels, le: '+Inf' }, value: histogram.count },
+    { metricName: `${name}_sum`, labels, value: histogram.sum },
+    { metricName: `${name}_count`, labels, value: histogram.count },
+  ];
+}

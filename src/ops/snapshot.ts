@@ -1,0 +1,33 @@
+/** What app shows to the rest of ops: references to live counters and lists, read and never changed. */
+import type { ClientCounts } from '../client/listener.ts';
+import type { Session } from '../client/session.ts';
+import type { Users } from '../client/users.ts';
+import type { Config } from '../config/schema.ts';
+import type { Host } from '../server/hosts.ts';
+import type { ServerPool } from '../server/pool.ts';
+
+export interface Snapshot {
+  config: Config;
+  /** Monotonic ms. */
+  now: number;
+  /** Wall-clock ms. */
+  startedAt: number;
+  reloadedAt: number;
+  isReloadOk: boolean;
+  isPaused: boolean;
+  isReady: boolean;
+  clientsMax: number;
+  /** Sockets open, logging in, and with a replication connection. */
+  open: number;
+  loggingIn: number;
+  replications: number;
+  counts: ClientCounts;
+  cancels: { matched: number; unknown: number };
+  sessions: ReadonlySet<Session>;
+  pools: readonly ServerPool[];
+  hosts: readonly Host[];
+  parser: { parsed: number; refused: number; killed: number };
+  /** Prepared statements known, over all clients. */
+  statements: number;
+  users: Users;
+}

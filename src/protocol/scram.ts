@@ -1,0 +1,167 @@
+/**
+ * SCRAM-SHA-256 (RFC 5802, RFC 7677), both roles, without I/O: towards clients we are the server, towards Postgres
+ * the client. Called by client/login and server/login.
+ *
+ * The one idea: a proof made with a verifier's keys is as good as one made with the password. After a client proved
+ * itself we hold its ClientKey, and can log in as that client to a server whose verifier has the same salt and
+ * iteration count (pass-through). The key derivation is asynchronous, so that a login storm does not stop the event
+ * loop.
+ */
+import { createHash, createHmac, pbkdf2, randomBytes, timingSafeEqual } from 'node:crypto';
+import { promisify } from 'node:util';
+
+export const SCRAM_SHA_256 = 'SCRAM-SHA-256';
+
+const derive = promisify(pbkdf2);
+const KEY_BYTES = 32;
+/** What Postgres and PgBouncer use for verifiers that they make (scram_iterations). */
+const ITERATIONS = 4096;
+/** More would let a server (or a userlist) make us burn CPU: Postgres itself warns beyond this. */
+const ITERATIONS_MAX = 600_000;
+const NO_CHANNEL_BINDING = 'biws'; // base64 of 'n,,'
+
+/** What `rolpassword` holds: enough to check a proof, not enough to make one. */
+export interface Verifier {
+  iterations: number;
+  salt: Buffer;
+  storedKey: Buffer;
+  serverKey: Buffer;
+}
+
+/** Enough to make proofs for the verifier with this salt and iteration count. */
+export interface Keys {
+  iterations: number;
+  salt: Buffer;
+  clientKey: Buffer;
+  serverKey: Buffer;
+}
+
+const hmac = (key: Buffer, text: string) => createHmac('sha256', key).update(text).digest();
+const hash = (bytes: Buffer) => createHash('sha256').update(bytes).digest();
+const xor = (a: Buffer, b: Buffer) => Buffer.from(a.map((byte, at) => byte ^ b[at]!));
+
+/** Reads `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`; null when it is something else. */
+export function parseVerifier(text: string): Verifier | null {
+  const match = /^SCRAM-SHA-256\$(\d{1,7}):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)$/.exec(text);
+  if (match === null) return null;
+  const [salt, storedKey, serverKey] = match.slice(2).map((part) => Buffer.from(part, 'base64')) as [
+    Buffer,
+    Buffer,
+    Buffer,
+  ];
+  const iterations = Number(match[1]);
+  if (iterations < 1 || iterations > ITERATIONS_MAX) return null;
+  if (storedKey.length !== KEY_BYTES || serverKey.length !== KEY_BYTES) return null;
+  return { iterations, salt, storedKey, serverKey };
+}
+
+/** Derives the keys of a password. Postgres applies SASLprep; for what is not ASCII, NFKC comes closest. */
+export async function deriveKeys(password: string, salt: Buffer, iterations: number): Promise<Keys> {
+  const salted = await derive(password.normalize('NFKC'), salt, iterations, KEY_BYTES, 'sha256');
+  return { iterations, salt, clientKey: hmac(salted, 'Client Key'), serverKey: hmac(salted, 'Server Key') };
+}
+
+/** Makes a verifier for a password that is known in clear text. */
+export async function makeVerifier(password: string): Promise<Verifier> {
+  const { clientKey, ...rest } = await deriveKeys(password, randomBytes(16), ITERATIONS);
+  return { ...rest, storedKey: hash(clientKey) };
+}
+
+/** A verifier that no proof satisfies, the same for each name: unknown users cannot be told from wrong passwords. */
+export function mockVerifier(user: string, secret: Buffer): Verifier {
+  const salt = createHmac('sha256', secret).update(user).digest().subarray(0, 16);
+  return { iterations: ITERATIONS, salt, storedKey: randomBytes(KEY_BYTES), serverKey: randomBytes(KEY_BYTES) };
+}
+
+function attributes(message: string): Map<string, string> {
+  return new Map(message.split(',').map((part) => [part.slice(0, 1), part.slice(2)]));
+}
+
+/** The server's role, for one login. Each step returns null when the client broke the protocol or failed. */
+export class ScramServer {
+  readonly #verifier: Verifier;
+  #clientFirst = '';
+  #serverFirst = '';
+  #nonce = '';
+
+  constructor(verifier: Verifier) {
+    this.#verifier = verifier;
+  }
+
+  /** Takes client-first-message, gives server-first-message. */
+  first(message: string): string | null {
+    const match = /^[ny],[^,]*,((?:m=[^,]*,)?n=[^,]*,r=([\x21-\x2b\x2d-\x7e]+)(?:,.*)?)$/.exec(message);
+    if (match === null) return null;
+    this.#clientFirst = match[1]!;
+    this.#nonce = match[2]! + randomBytes(18).toString('base64');
+    const { salt, iterations } = this.#verifier;
+    this.#serverFirst = `r=${this.#nonce},s=${salt.toString('base64')},i=${iterations}`;
+    return this.#serverFirst;
+  }
+
+  /** Takes client-final-message, gives server-final-message and the keys that the client proved to have. */
+  final(message: string): { reply: string; keys: Keys } | null {
+    const proofAt = message.lastIndexOf(',p=');
+    const parts = attributes(message);
+    const binding = parts.get('c');
+    if (proofAt === -1 || parts.get('r') !== this.#nonce) return null;
+    if (binding !== NO_CHANNEL_BINDING && binding !== 'eSws') return null;
+    const proof = Buffer.from(message.slice(proofAt + 3), 'base64');
+    if (proof.length !== KEY_BYTES) return null;
+    const text = `${this.#clientFirst},${this.#serverFirst},${message.slice(0, proofAt)}`;
+    const { storedKey, serverKey, salt, iterations } = this.#verifier;
+    const clientKey = xor(proof, hmac(storedKey, text));
+    if (!timingSafeEqual(hash(clientKey), storedKey)) return null;
+    return { reply: `v=${hmac(serverKey, text).toString('base64')}`, keys: { iterations, salt, clientKey, serverKey } };
+  }
+}
+
+/** The client's role, for one login, with a password or with keys. Errors are thrown: they name the server's fault. */
+export class ScramClient {
+  readonly #secret: string | Keys;
+  readonly #nonce = randomBytes(18).toString('base64');
+  readonly #clientFirst = `n=,r=${this.#nonce}`;
+  #signature = '';
+
+  constructor(secret: string | Keys) {
+    this.#secret = secret;
+  }
+
+  /** client-first-message. */
+  first(): string {
+    return `n,,${this.#clientFirst}`;
+  }
+
+  /** Takes server-first-message, gives client-final-message. */
+  async final(message: string): Promise<string> {
+    const parts = attributes(message);
+    const nonce = parts.get('r') ?? '';
+    const salt = Buffer.from(parts.get('s') ?? '', 'base64');
+    const iterations = Number(parts.get('i'));
+    if (!nonce.startsWith(this.#nonce) || nonce === this.#nonce || salt.length === 0) {
+      throw new Error('the server sent a SCRAM message that does not answer ours');
+    }
+    if (!Number.isInteger(iterations) || iterations < 1 || iterations > ITERATIONS_MAX) {
+      throw new Error(`the server asks for ${parts.get('i')} SCRAM iterations`);
+    }
+    const { clientKey, serverKey } = await this.#keys(salt, iterations);
+    const withoutProof = `c=${NO_CHANNEL_BINDING},r=${nonce}`;
+    const text = `${this.#clientFirst},${message},${withoutProof}`;
+    this.#signature = hmac(serverKey, text).toString('base64');
+    return `${withoutProof},p=${xor(clientKey, hmac(hash(clientKey), text)).toString('base64')}`;
+  }
+
+  async #keys(salt: Buffer, iterations: number): Promise<Keys> {
+    if (typeof this.#secret === 'string') return deriveKeys(this.#secret, salt, iterations);
+    if (!this.#secret.salt.equals(salt) || this.#secret.iterations !== iterations) {
+      throw new Error('the server has another SCRAM verifier for this user than the userlist: copy it there anew');
+    }
+    return this.#secret;
+  }
+
+  /** Takes server-final-message; throws unless the server knows the password too. */
+  verify(message: string): void {
+    if (attributes(message).get('v') !== this.#signature)
+      throw new Error('the server could not prove that it knows the password');
+  }
+}

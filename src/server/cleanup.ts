@@ -1,0 +1,111 @@
+/**
+ * What makes a used server safe for the next client: whatever its last client left running is cancelled and drained,
+ * an open transaction is rolled back, and after a pin the session is discarded. Started by server/pool when a client
+ * goes away or a pin ends; the server's holder meanwhile.
+ *
+ *     running → (cancel, CopyFail, Sync) → quiet → ROLLBACK → idle → DISCARD ALL → free
+ *
+ * ROLLBACK and DISCARD ALL are separate messages, because DISCARD ALL cannot run in a transaction and a simple query
+ * of several statements is one. If the server is not free within the limit it is closed: keeping servers avoids
+ * connection storms, but never at the price of doubt.
+ */
+import * as encode from '../protocol/encode.ts';
+import { Status } from '../protocol/messages.ts';
+import type { Owner, ServerConnection } from './connection.ts';
+
+/** Longest time for the whole of it; see ServerPool.tick. */
+export const CLEANUP_MS = 5_000;
+
+export class Cleanup implements Owner {
+  readonly #server: ServerConnection;
+  readonly #done: (server: ServerConnection, isClean: boolean) => void;
+  readonly startedAt: number;
+  #isDiscardWanted: boolean;
+  #isCancelSent = false;
+  #isRollbackSent = false;
+  #hasFailed = false;
+
+  /** `isDiscardWanted`: the session may have state that ROLLBACK does not undo. */
+  constructor(
+    server: ServerConnection,
+    options: { isDiscardWanted: boolean; now: number; done: (server: ServerConnection, isClean: boolean) => void },
+  ) {
+    this.#server = server;
+    this.#isDiscardWanted = options.isDiscardWanted;
+    this.startedAt = options.now;
+    this.#done = options.done;
+  }
+
+  /** Begins. The server's former holder has no more say. */
+  start(former: Owner | null): void {
+    const { outstanding } = this.#server;
+    this.#server.holder = this;
+    if (former !== null) outstanding.abandon(former);
+    this.#server.resume();
+    this.onProgress();
+  }
+
+  deliver(): boolean {
+    return true;
+  }
+
+  onProgress(): void {
+    const { outstanding } = this.#server;
+    if (outstanding.isLost || this.#hasFailed) return this.#finish(false);
+    if (outstanding.isCopyIn) {
+      this.#server.send(encode.copyFail('the client has gone away'));
+      outstanding.isCopyIn = false; // What follows is an error, which ends the COPY.
+      outstanding.push('CopyEnd', this, 'swallow', null, null);
+      return;
+    }
+    if (outstanding.isBatchOpen || outstanding.isDiscarding) this.#sync();
+    if (outstanding.size > 0) {
+      if (!this.#isCancelSent && !this.#isRollbackSent) {
+        this.#isCancelSent = true;
+        this.#server.cancel(this);
+      }
+      return;
+    }
+    if (this.#server.isCanceling) return; // A late cancel must not hit what comes next.
+    if (outstanding.status !== Status.Idle) return this.#rollBack();
+    if (this.#isDiscardWanted) return this.#discard();
+    this.#finish(true);
+  }
+
+  #sync(): void {
+    if (this.#server.outstanding.push('Sync', this, 'swallow', null, null)) this.#server.send(encode.sync);
+  }
+
+  #rollBack(): void {
+    if (this.#isRollbackSent) return this.#finish(false);
+    this.#isRollbackSent = true;
+    this.#run('ROLLBACK');
+  }
+
+  #discard(): void {
+    this.#isDiscardWanted = false;
+    this.#isRollbackSent = true; // What runs from here on is ours: nothing to cancel.
+    this.#run('DISCARD ALL');
+  }
+
+  #run(sql: string): void {
+    const note = { dropped: () => void (this.#hasFailed = true) };
+    this.#server.outstanding.push('Query', this, 'swallow', null, note);
+    this.#server.send(encode.query(sql));
+  }
+
+  #finish(isClean: boolean): void {
+    this.#server.holder = null;
+    this.#done(this.#server, isClean);
+  }
+
+  /** The limit is over. */
+  giveUp(): void {
+    this.#finish(false);
+  }
+
+  onWritable(): void {}
+  onParameter(): void {}
+  onTag(): void {}
+  onLost(): void {}
+}

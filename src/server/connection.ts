@@ -1,0 +1,376 @@
+/**
+ * One logged-in server connection: sends what its holder gives it and hands every byte that arrives to whom it belongs.
+ * Made by server/pool; held by one Owner at a time (a session, or a cleanup), or by nobody while idle.
+ *
+ *     socket → FrameReader → Outstanding says whose → runs of bytes → owner.deliver → … → owner.onProgress
+ *
+ * The one idea: neighbouring messages of one owner leave as one slice of the chunk they came in; the bytes of rows are
+ * never looked at. State lives in `outstanding` (what the server owes), `settings` (what its session is set to) and
+ * `statements` (what it has prepared); nothing here knows of pools or policies.
+ */
+import type net from 'node:net';
+import { terminate } from '../protocol/encode.ts';
+import { emptyFrame, type Frame, FrameReader } from '../protocol/frame.ts';
+import { readErrorFields, readParameter, ServerMessage, Status } from '../protocol/messages.ts';
+import { Outstanding } from '../protocol/outstanding.ts';
+import type { Chain, Link } from '../util/chain.ts';
+import { type LoggedIn, type ServerTarget, sendCancel } from './login.ts';
+import type { Settings, SettingsBook } from './settings.ts';
+import { ServerStatements } from './statements.ts';
+
+/** Who gets what a server sends. */
+export interface Owner {
+  /** Bytes for the other side, in order. False: stop reading until `ServerConnection.resume`. */
+  deliver(bytes: Buffer): boolean;
+  /** Everything that arrived together has been delivered; the state of `outstanding` may have changed. */
+  onProgress(): void;
+  /** The server can be written to again. */
+  onWritable(): void;
+  /** The server reported a parameter, not in answer to a request of the proxy itself. */
+  onParameter(name: string, value: string): void;
+  /** A command ended with a tag that starts with D (DISCARD ALL, DEALLOCATE ALL, …). */
+  onTag(tag: string): void;
+  /** The connection is gone and taken from its pool. `isTold`: the server's own FATAL has been delivered. */
+  onLost(reason: string, isTold: boolean): void;
+}
+
+/** Plain counters, shared by the connections of one pool and read at scrape time. */
+export interface TrafficCounts {
+  transactions: number;
+  queries: number;
+  /** Bytes from servers. */
+  received: number;
+  /** Bytes to servers. */
+  sent: number;
+  errors: number;
+}
+
+/** Messages that must be seen whole are kept up to this size; a larger one is forwarded unseen. */
+const WHOLE_MAX = 1024 * 1024;
+const HEADER = 5;
+const MESSAGE_MAX = 0x40000000 + HEADER; // What Postgres itself can build (MaxAllocSize).
+const LETTER_D = 0x44;
+
+const frame = emptyFrame();
+
+export class ServerConnection implements Link<ServerConnection> {
+  chain: Chain<ServerConnection> | null = null;
+  before: ServerConnection | null = null;
+  behind: ServerConnection | null = null;
+
+  readonly id: number;
+  readonly target: ServerTarget;
+  readonly pid: number;
+  readonly openedAt: number;
+  /** When it was last given to a holder or given back. */
+  changedAt: number;
+  /** The age in ms at which it is closed, jittered so that servers opened together do not close together. */
+  readonly lifetimeMs: number;
+  readonly outstanding: Outstanding<Owner>;
+  readonly statements: ServerStatements;
+  settings: Settings;
+  /** What `RESET ALL` leads back to. */
+  login: Settings;
+  /** Whose Parse made the unnamed statement that the server has; 0: nobody's. */
+  unnamedId = 0;
+  holder: Owner | null = null;
+  /** It must not be used again: RECONNECT, a changed configuration, or replies that cannot be told apart. */
+  isDoomed = false;
+  isClosed = false;
+
+  readonly #socket: net.Socket;
+  readonly #key: Buffer;
+  readonly #book: SettingsBook;
+  readonly #counts: TrafficCounts;
+  readonly #onClose: (server: ServerConnection, reason: string) => void;
+  readonly #reader: FrameReader;
+  #cancels = 0;
+  #reason = 'the server closed the connection';
+  // The run of bytes not yet sent: `#outSource[#outStart, #outEnd)`.
+  #outSource: Buffer | null = null;
+  #outStart = 0;
+  #outEnd = 0;
+  #isCorked = false;
+  #isTold = false;
+  // The run of bytes not yet delivered: `#source[#start, #end)` for `#receiver`.
+  #source: Buffer | null = null;
+  #start = 0;
+  #end = 0;
+  #receiver: Owner | null = null;
+  // The message that is passing.
+  #delivery: 'forward' | 'swallow' | 'holder' = 'holder';
+
+  constructor(
+    loggedIn: LoggedIn,
+    options: {
+      id: number;
+      target: ServerTarget;
+      now: number;
+      lifetimeMs: number;
+      preparedMax: number;
+      book: SettingsBook;
+      counts: TrafficCounts;
+      onClose: (server: ServerConnection, reason: string) => void;
+    },
+  ) {
+    this.id = options.id;
+    this.target = options.target;
+    this.openedAt = options.now;
+    this.changedAt = options.now;
+    this.lifetimeMs = options.lifetimeMs;
+    this.#socket = loggedIn.socket;
+    this.#key = loggedIn.key;
+    this.pid = loggedIn.key.length >= 4 ? loggedIn.key.readInt32BE(0) : 0;
+    this.#book = options.book;
+    this.#counts = options.counts;
+    this.#onClose = options.onClose;
+    this.statements = new ServerStatements(options.preparedMax);
+    this.settings = options.book.intern(loggedIn.reported, new Map());
+    this.login = this.settings;
+    this.outstanding = new Outstanding<Owner>((owner, reply) => {
+      this.#flush();
+      this.#hand(owner, reply);
+    });
+    this.#reader = new FrameReader((type, size) => this.#wants(type, size), MESSAGE_MAX);
+    this.#socket
+      .on('data', (chunk: Buffer) => this.#onData(chunk))
+      .on('drain', () => this.holder?.onWritable())
+      .on('error', (error) => {
+        this.#reason = `the connection to the server failed: ${error.message}`;
+      })
+      .on('end', () => this.#socket.end())
+      .on('close', () => this.#onGone());
+    if (loggedIn.rest.length > 0) this.#onData(loggedIn.rest);
+    this.#socket.resume();
+  }
+
+  get localPort(): number {
+    return this.#socket.localPort ?? 0;
+  }
+
+  get localAddress(): string {
+    return this.#socket.localAddress ?? '';
+  }
+
+  get isTls(): boolean {
+    return 'encrypted' in this.#socket;
+  }
+
+  /** Free of obligations: it owes nothing, has no transaction open, and no cancel request is on its way to it. */
+  get isFree(): boolean {
+    return this.outstanding.isFree && this.#cancels === 0;
+  }
+
+  get isCanceling(): boolean {
+    return this.#cancels > 0;
+  }
+
+  /** The server takes more bytes; otherwise `Owner.onWritable` will be called. */
+  get isWritable(): boolean {
+    return !this.#socket.writableNeedDrain;
+  }
+
+  /** Everything sent between `cork` and `uncork` leaves in one system call. */
+  cork(): void {
+    if (this.#isCorked) return;
+    this.#isCorked = true;
+    this.#socket.cork();
+  }
+
+  uncork(): void {
+    if (!this.#isCorked) return;
+    this.#isCorked = false;
+    this.#flushOut();
+    this.#socket.uncork();
+  }
+
+  /** Sends bytes of the proxy's own. */
+  send(bytes: Buffer): void {
+    this.#flushOut();
+    this.#write(bytes);
+  }
+
+  /** Passes on `source[start, end)`; neighbouring pieces leave as one slice. Only between `cork` and `uncork`. */
+  forward(source: Buffer, start: number, end: number): void {
+    if (source !== this.#outSource || start !== this.#outEnd) {
+      this.#flushOut();
+      this.#outSource = source;
+      this.#outStart = start;
+    }
+    this.#outEnd = end;
+  }
+
+  #flushOut(): void {
+    const source = this.#outSource;
+    if (source === null) return;
+    this.#outSource = null;
+    const isAll = this.#outStart === 0 && this.#outEnd === source.length;
+    this.#write(isAll ? source : source.subarray(this.#outStart, this.#outEnd));
+  }
+
+  #write(bytes: Buffer): void {
+    this.#counts.sent += bytes.length;
+    this.#socket.write(bytes);
+  }
+
+  /** Reads on after `Owner.deliver` said stop. */
+  resume(): void {
+    this.#socket.resume();
+  }
+
+  /** Asks the server to cancel what it is running, if it is still `holder` who wants that when the request leaves. */
+  cancel(holder: Owner): void {
+    this.#cancels++;
+    sendCancel(
+      this.target,
+      this.#key,
+      () => this.holder === holder && this.outstanding.size > 0 && !this.isClosed,
+      () => {
+        this.#cancels--;
+        this.holder?.onProgress();
+      },
+    );
+  }
+
+  /** Closes with Terminate, or at once when something is still outstanding. */
+  close(reason: string): void {
+    if (this.isClosed) return;
+    this.#reason = reason;
+    if (this.outstanding.isQuiet) {
+      this.#socket.end(terminate);
+      this.#socket.resume();
+    } else this.#socket.destroy();
+    this.#onGone();
+  }
+
+  #onGone(): void {
+    if (this.isClosed) return;
+    this.isClosed = true;
+    const holder = this.holder;
+    this.holder = null;
+    this.#onClose(this, this.#reason);
+    holder?.onLost(this.#reason, this.#isTold);
+    this.outstanding.drop();
+  }
+
+  #onData(chunk: Buffer): void {
+    this.#counts.received += chunk.length;
+    this.#reader.push(chunk);
+    let found = this.#reader.next(frame);
+    for (; found === 'frame' && !this.isClosed; found = this.#reader.next(frame)) this.#onFrame(frame);
+    this.#flush();
+    if (this.isClosed) return;
+    if (found === 'badLength') {
+      this.isDoomed = true;
+      this.close('the server sent a message of an impossible length');
+      return;
+    }
+    if (this.holder !== null) this.holder.onProgress();
+    else if (this.outstanding.isLost) this.close('the server sent a reply that nobody had asked for');
+  }
+
+  /** How much of a message must be seen at once: all of it where its content matters, else only the header. */
+  #wants(type: number, size: number): number {
+    switch (type) {
+      case ServerMessage.ReadyForQuery:
+      case ServerMessage.ParameterStatus:
+      case ServerMessage.ErrorResponse:
+      case ServerMessage.CommandComplete:
+        return Math.min(size, WHOLE_MAX);
+      default: {
+        const note = this.outstanding.head?.note;
+        return note?.message === undefined ? HEADER : Math.min(size, WHOLE_MAX);
+      }
+    }
+  }
+
+  #onFrame(piece: Frame): void {
+    // Take what is needed out of the shared frame: what follows may run other readers.
+    const { type, source, start, end, isStart, isEnd } = piece;
+    if (isStart)
+      this.#delivery = this.outstanding.begin(type, type === ServerMessage.ReadyForQuery ? source[start + HEADER]! : 0);
+    const isWhole = isStart && isEnd;
+    const replaced = isWhole && this.#look(type, source, start, end);
+    if (!replaced && this.#delivery !== 'swallow') this.#take(source, start, end);
+    if (isEnd) this.outstanding.end();
+  }
+
+  /** Acts upon what a whole message says. True: the owner has been given something else in its place. */
+  #look(type: number, source: Buffer, start: number, end: number): boolean {
+    const note = this.outstanding.head?.note ?? null;
+    if (note?.message !== undefined) note.message(type, Buffer.from(source.subarray(start, end)));
+    switch (type) {
+      case ServerMessage.ParameterStatus:
+        this.#onParameter(source.subarray(start + HEADER, end));
+        return false;
+      case ServerMessage.CommandComplete:
+        if (source[start + HEADER] === LETTER_D) this.#onTag(source.toString('latin1', start + HEADER, end - 1));
+        return false;
+      case ServerMessage.ReadyForQuery:
+        if (this.#delivery === 'forward' && source[start + HEADER] === Status.Idle) this.#counts.transactions++;
+        return false;
+      case ServerMessage.ErrorResponse:
+        return this.#onError(note?.replaceError, source.subarray(start, end));
+      default:
+        return false;
+    }
+  }
+
+  #onParameter(body: Buffer): void {
+    const { name, value } = readParameter(body);
+    this.settings = this.#book.withReported(this.settings, name, value);
+    // Reported while nobody uses the server: its configuration was reloaded, this is the new default.
+    if (this.holder === null) this.login = this.#book.withReported(this.login, name, value);
+    else if (this.#delivery !== 'swallow') this.holder.onParameter(name, value);
+  }
+
+  #onTag(tag: string): void {
+    if (tag === 'DEALLOCATE ALL' || tag === 'DISCARD ALL') this.statements.clear();
+    if (tag === 'DISCARD ALL') this.settings = this.#book.intern(this.settings.reported, new Map());
+    if (tag === 'DISCARD ALL') this.unnamedId = 0;
+    this.holder?.onTag(tag);
+  }
+
+  #onError(replaceError: ((bytes: Buffer) => Buffer) | undefined, bytes: Buffer): boolean {
+    this.#counts.errors++;
+    if (bytes.includes('VFATAL\0') || bytes.includes('VPANIC\0')) {
+      this.#reason = readErrorFields(bytes.subarray(HEADER)).get('M') ?? this.#reason;
+      this.#isTold = this.#delivery !== 'swallow';
+    }
+    const receiver = this.#receiverNow();
+    if (replaceError === undefined || this.#delivery === 'swallow' || receiver === null) return false;
+    this.#flush();
+    this.#hand(receiver, replaceError(bytes));
+    return true;
+  }
+
+  #receiverNow(): Owner | null {
+    return this.#delivery === 'forward' ? (this.outstanding.head?.owner ?? null) : this.holder;
+  }
+
+  /** Adds bytes to the run, or starts another one. */
+  #take(source: Buffer, start: number, end: number): void {
+    const receiver = this.#receiverNow();
+    if (source !== this.#source || start !== this.#end || receiver !== this.#receiver) {
+      this.#flush();
+      this.#source = source;
+      this.#start = start;
+      this.#receiver = receiver;
+    }
+    this.#end = end;
+  }
+
+  #flush(): void {
+    const source = this.#source;
+    if (source === null) return;
+    this.#source = null;
+    if (this.#receiver !== null) {
+      const isAll = this.#start === 0 && this.#end === source.length;
+      this.#hand(this.#receiver, isAll ? source : source.subarray(this.#start, this.#end));
+    }
+  }
+
+  #hand(owner: Owner, bytes: Buffer): void {
+    if (!owner.deliver(bytes)) this.#socket.pause();
+  }
+}

@@ -1,0 +1,322 @@
+/**
+ * Opens one server connection: socket, TLS, login, up to the first ReadyForQuery. Called by server/pool for pooled
+ * connections and by client/session for replication connections; and sends CancelRequests. Rare, so promises are fine.
+ *
+ * A failure is thrown as ServerLoginError, which says whether trying again can help.
+ */
+import { readFileSync } from 'node:fs';
+import net from 'node:net';
+import tls from 'node:tls';
+import type { HostConfig, ServerTlsConfig } from '../config/schema.ts';
+import * as encode from '../protocol/encode.ts';
+import { emptyFrame, FrameReader } from '../protocol/frame.ts';
+import { md5Answer, md5Secret } from '../protocol/md5.ts';
+import { type ErrorFields, readErrorFields, readParameter, ServerMessage } from '../protocol/messages.ts';
+import { type Keys, SCRAM_SHA_256, ScramClient } from '../protocol/scram.ts';
+import { messageOf } from '../util/errors.ts';
+
+/** What a user can prove itself with. */
+export type Secret =
+  | { kind: 'none' }
+  | { kind: 'password'; password: string }
+  /** `md5` and the hash of password and user name. */
+  | { kind: 'md5'; secret: string }
+  /** Taken from the client's own proof (pass-through). */
+  | { kind: 'keys'; keys: Keys };
+
+export interface ServerTarget {
+  host: HostConfig;
+  tls: ServerTlsConfig;
+  database: string;
+  user: string;
+  /** Further startup parameters, such as `replication`. */
+  parameters: readonly (readonly [string, string])[];
+}
+
+export interface LoggedIn {
+  socket: net.Socket;
+  /** What the server reported, Latin-1. */
+  reported: Map<string, string>;
+  /** Process id and secret, for CancelRequest. */
+  key: Buffer;
+  /** Bytes that came after ReadyForQuery. */
+  rest: Buffer;
+}
+
+export class ServerLoginError extends Error {
+  override name = 'ServerLoginError';
+  /** What the server answered, when it was the server that refused. */
+  readonly fields: ErrorFields | null;
+
+  constructor(message: string, fields: ErrorFields | null = null) {
+    super(message);
+    this.fields = fields;
+  }
+
+  get sqlstate(): string {
+    return this.fields?.get('C') ?? '';
+  }
+
+  /** Trying again cannot help before somebody changes something: wrong password, no such database or role. */
+  get isPermanent(): boolean {
+    return this.sqlstate.startsWith('28') || ['3D000', '42501', '42704', '22023'].includes(this.sqlstate);
+  }
+}
+
+const MESSAGE_MAX = 1024 * 1024;
+const CANCEL_MS = 10_000;
+
+/** Where to connect: a host and port, or the socket of a directory. */
+export function addressOf(host: HostConfig): net.NetConnectOpts {
+  return host.host.startsWith('/')
+    ? { path: `${host.host}/.s.PGSQL.${host.port}` }
+    : { host: host.host, port: host.port, noDelay: true, keepAlive: true };
+}
+
+/** Reads whole messages one by one, for the time of the login. */
+class Inbox {
+  readonly #socket: net.Socket;
+  readonly #reader = new FrameReader((_, size) => size, MESSAGE_MAX);
+  readonly #frame = emptyFrame();
+  #wake: (() => void) | null = null;
+  #error: Error | null = null;
+  readonly #onData = (chunk: Buffer) => {
+    this.#socket.pause();
+    this.#reader.push(chunk);
+    this.#wake?.();
+  };
+  readonly #onError = (error: Error) => this.#fail(error);
+  readonly #onClose = () => this.#fail(new Error('the server closed the connection during login'));
+
+  constructor(socket: net.Socket) {
+    this.#socket = socket;
+    socket.on('data', this.#onData).on('error', this.#onError).on('close', this.#onClose);
+    socket.pause();
+  }
+
+  #fail(error: Error): void {
+    this.#error ??= error;
+    this.#wake?.();
+  }
+
+  async read(): Promise<{ type: number; body: Buffer }> {
+    for (;;) {
+      const found = this.#reader.next(this.#frame);
+      if (found === 'badLength') throw new ServerLoginError('the server sent something that is not Postgres protocol');
+      const { type, source, start, end } = this.#frame;
+      if (found === 'frame') return { type, body: Buffer.from(source.subarray(start + 5, end)) };
+      if (this.#error !== null) throw new ServerLoginError(this.#error.message);
+      await new Promise<void>((resolve) => {
+        this.#wake = resolve;
+        this.#socket.resume();
+      });
+      this.#wake = null;
+    }
+  }
+
+  /** Lets go of the socket, which stays paused; gives what it had read too much. */
+  close(): Buffer {
+    this.#socket.off('data', this.#onData).off('error', this.#onError).off('close', this.#onClose);
+    return this.#reader.rest();
+  }
+}
+
+/** Opens a connection and logs in; the whole attempt takes at most `limitMs`. */
+export async function openServer(target: ServerTarget, secret: Secret, limitMs: number): Promise<LoggedIn> {
+  let socket: net.Socket | null = null;
+  let timer: NodeJS.Timeout | undefined;
+  const timeout = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new ServerLoginError(`no login within ${limitMs} ms`)), limitMs);
+  });
+  const attempt = async () => {
+    socket = await connect(target.host);
+    socket = await secure(socket, target);
+    return logIn(socket, target, secret);
+  };
+  const attempted = attempt();
+  attempted.catch(() => {}); // When the timeout wins, its later failure is of no interest.
+  try {
+    return await Promise.race([attempted, timeout]);
+  } catch (thrown) {
+    (socket as net.Socket | null)?.on('error', () => {}).destroy();
+    void attempted.then(({ socket: late }) => late.destroy()).catch(() => {});
+    throw thrown instanceof ServerLoginError ? thrown : new ServerLoginError(messageOf(thrown));
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+function connect(host: HostConfig): Promise<net.Socket> {
+  return new Promise((resolve, reject) => {
+    const socket = net.connect(addressOf(host));
+    socket.once('error', reject);
+    socket.once('connect', () => {
+      socket.off('error', reject);
+      resolve(socket);
+    });
+  });
+}
+
+/** Asks for TLS as `tls.mode` says. The answer must be exactly one byte: more would be stuffed in by someone else. */
+async function secure(socket: net.Socket, { tls: options, host }: ServerTarget): Promise<net.Socket> {
+  if (options.mode === 'disable' || host.host.startsWith('/')) return socket;
+  socket.write(encode.sslRequest);
+  const answer = await new Promise<Buffer>((resolve, reject) => {
+    socket
+      .once('error', reject)
+      .once('close', () => reject(new Error('the server closed the connection when asked for TLS')));
+    socket.once('data', (chunk: Buffer) => {
+      socket.pause();
+      resolve(chunk);
+    });
+  });
+  socket.removeAllListeners('error').removeAllListeners('close');
+  if (answer.length !== 1) throw new ServerLoginError('the server answered SSLRequest with more than one byte');
+  if (answer[0] === 0x4e) {
+    if (options.mode === 'prefer') return socket;
+    throw new ServerLoginError(`the server does not offer TLS, which tls.mode ${options.mode} asks for`);
+  }
+  if (answer[0] !== 0x53) throw new ServerLoginError('the server answered SSLRequest with neither S nor N');
+  return handshake(socket, options, host.host);
+}
+
+function handshake(socket: net.Socket, options: ServerTlsConfig, host: string): Promise<tls.TLSSocket> {
+  const read = (file: string | undefined) => (file === undefined ? undefined : readFileSync(file));
+  const isVerified = options.mode.startsWith('verify-');
+  return new Promise((resolve, reject) => {
+    const secured = tls.connect({
+      socket,
+      ca: read(options.ca),
+      cert: read(options.cert),
+      key: read(options.key),
+      servername: net.isIP(host) ? '' : host,
+      rejectUnauthorized: isVerified,
+      ...(options.mode === 'verify-full' ? { host } : { checkServerIdentity: () => undefined }),
+    });
+    secured.once('error', reject);
+    secured.once('secureConnect', () => {
+      secured.off('error', reject);
+      resolve(secured);
+    });
+  });
+}
+
+async function logIn(socket: net.Socket, target: ServerTarget, secret: Secret): Promise<LoggedIn> {
+  const inbox = new Inbox(socket);
+  const parameters = [['user', target.user], ['database', target.database], ...target.parameters] as const;
+  socket.write(encode.startup(encode.Version.v3_0, parameters as readonly (readonly [string, string])[]));
+  const reported = new Map<string, string>();
+  let key: Buffer = Buffer.alloc(0);
+  let scram: ScramClient | null = null;
+  for (;;) {
+    const { type, body } = await inbox.read();
+    switch (type) {
+      case ServerMessage.Authentication:
+        scram = await answer(socket, body, target.user, secret, scram);
+        break;
+      case ServerMessage.ParameterStatus: {
+        const { name, value } = readParameter(body);
+        reported.set(name, value);
+        break;
+      }
+      case ServerMessage.BackendKeyData:
+        key = body;
+        break;
+      case ServerMessage.ErrorResponse: {
+        const fields = readErrorFields(body);
+        throw new ServerLoginError(fields.get('M') ?? 'the server refused the login', fields);
+      }
+      case ServerMessage.NoticeResponse:
+      case ServerMessage.NegotiateProtocolVersion:
+        break;
+      case ServerMessage.ReadyForQuery:
+        return { socket, reported, key, rest: inbox.close() };
+      default:
+        throw new ServerLoginError(`the server sent a message of type ${String.fromCharCode(type)} during login`);
+    }
+  }
+}
+
+/** Answers one Authentication message ("Message Flow", Start-up). */
+async function answer(
+  socket: net.Socket,
+  body: Buffer,
+  user: string,
+  secret: Secret,
+  scram: ScramClient | null,
+): Promise<ScramClient | null> {
+  const data = () => body.toString('utf8', 4);
+  switch (body.readInt32BE(0)) {
+    case 0: // Ok
+      return scram;
+    case 3: // CleartextPassword
+      if (secret.kind !== 'password') throw needsSecret(user, 'a password in clear text');
+      socket.write(encode.password(secret.password));
+      return null;
+    case 5: // MD5Password
+      if (secret.kind !== 'password' && secret.kind !== 'md5') throw needsSecret(user, 'a password or its md5');
+      socket.write(
+        encode.password(
+          md5Answer(secret.kind === 'md5' ? secret.secret : md5Secret(secret.password, user), body.subarray(4, 8)),
+        ),
+      );
+      return null;
+    case 10: {
+      // SASL
+      if (!data().split('\0').includes(SCRAM_SHA_256)) throw new ServerLoginError('the server offers no SCRAM-SHA-256');
+      if (secret.kind !== 'password' && secret.kind !== 'keys') throw needsSecret(user, 'a password or SCRAM keys');
+      const started = new ScramClient(secret.kind === 'password' ? secret.password : secret.keys);
+      socket.write(encode.saslInitialResponse(SCRAM_SHA_256, started.first()));
+      return started;
+    }
+    case 11: // SASLContinue
+      if (scram === null) throw new ServerLoginError('the server sent SASLContinue before SASL');
+      socket.write(encode.saslResponse(await scram.final(data())));
+      return scram;
+    case 12: // SASLFinal
+      scram?.verify(data());
+      return scram;
+    default:
+      throw new ServerLoginError(
+        `the server asks for authentication method ${body.readInt32BE(0)}, which is not supported`,
+      );
+  }
+}
+
+function needsSecret(user: string, what: string): ServerLoginError {
+  return new ServerLoginError(
+    `the server asks user "${user}" for ${what}, and the proxy has none: set databases.*.passwordFile, or auth.users with this user's password`,
+    new Map([
+      ['C', '28000'],
+      ['M', `no secret for user "${user}"`],
+    ]),
+  );
+}
+
+/**
+ * Sends a CancelRequest. `isStillWanted` is asked once the connection stands: between then and sending nothing else
+ * happens. `done` is called when the server has closed the connection, which is after it has sent the signal.
+ */
+export function sendCancel(target: ServerTarget, key: Buffer, isStillWanted: () => boolean, done: () => void): void {
+  const run = async () => {
+    const plain = await connect(target.host);
+    plain.setTimeout(CANCEL_MS, () => plain.destroy());
+    // TLS as the connection itself, so that the key crosses the network no more readable than anything else.
+    const socket = await secure(plain, target).catch((thrown: unknown) => {
+      plain.destroy();
+      throw thrown;
+    });
+    if (isStillWanted()) socket.write(encode.cancelRequest(key));
+    else socket.end();
+    await new Promise<void>((resolve) => {
+      socket
+        .on('error', () => {})
+        .on('data', () => {})
+        .on('end', () => socket.end());
+      plain.on('close', () => resolve());
+      socket.on('close', () => resolve());
+      socket.resume();
+    });
+  };
+  run().then(done, done);
+}

@@ -1,0 +1,515 @@
+/**
+ * The servers of one database and one user: who waits, who is idle, who is in use. Called by client/session (`lease`,
+ * `giveBack`, `recover`), by app (`tick`) and by ops (snapshots).
+ *
+ *     waiters (FIFO) ──lease──▶ active ──giveBack──▶ the oldest waiter, else idle (LIFO)
+ *                                  └────recover────▶ cleaning ──▶ as giveBack, else closed
+ *
+ * The one idea: each state is a list, so counting states costs nothing. A free server goes straight to the oldest
+ * waiter; idle servers are a stack, so that a pool that is larger than the load shrinks by itself.
+ *
+ * Invariants: open + connecting ≤ size (and, over all pools, ≤ serversMax of the host); at most two connects at a
+ * time; only a free server (server/connection) changes its holder, unless through a Cleanup.
+ */
+import type { PoolConfig } from '../config/schema.ts';
+import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
+import type { Catalog } from '../sql/catalog.ts';
+import type { PinReason } from '../sql/effects.ts';
+import { Chain, type Link } from '../util/chain.ts';
+import type { Clock } from '../util/clock.ts';
+import { messageOf } from '../util/errors.ts';
+import { Histogram } from '../util/histogram.ts';
+import { CLEANUP_MS, Cleanup } from './cleanup.ts';
+import { ServerConnection, type TrafficCounts } from './connection.ts';
+import type { Host, Tenant } from './hosts.ts';
+import { openServer, type Secret, ServerLoginError, type ServerTarget } from './login.ts';
+import { type Settings, SettingsBook } from './settings.ts';
+
+/** Someone who waits for a server. */
+export interface Waiter extends Link<Waiter> {
+  waitingSince: number;
+  /** Preferred: a server that has these settings already. */
+  readonly settings: Settings;
+  onLease(server: ServerConnection): void;
+  onRefused(refusal: Refusal): void;
+}
+
+export interface PoolCounts extends TrafficCounts {
+  /** Leases given. */
+  leases: number;
+  /** Milliseconds that requests have waited for a server, in all. */
+  waitMs: number;
+  connects: number;
+  connectFailures: number;
+  refused: Record<RefusalReason, number>;
+  pins: Record<PinReason, number>;
+  /** Milliseconds in which servers ran queries, and in which transactions were open. */
+  queryMs: number;
+  transactionMs: number;
+  logins: number;
+  clientParses: number;
+  serverParses: number;
+  binds: number;
+}
+
+export type RefusalReason = 'wait' | 'queue' | 'pinned' | 'connect' | 'limit';
+
+export interface PoolOptions {
+  database: string;
+  user: string;
+  target: ServerTarget;
+  config: PoolConfig;
+  host: Host;
+  clock: Clock;
+  catalog: Catalog | null;
+  /** What to log in with; asked again, with `isAgain`, after a wrong password. */
+  secret: (isAgain: boolean) => Promise<Secret>;
+  onEvent: (event: string, fields: Record<string, unknown>) => void;
+}
+
+const CONNECTS_MAX = 2;
+const RETRY_MIN_MS = 100;
+const RETRY_MAX_MS = 2_000;
+/** How long a permanent failure answers requests without another attempt. */
+const PERMANENT_MS = 1_000;
+/** How many idle servers are looked at for one with the right settings. */
+const LOOK_MAX = 8;
+const LIFETIME_JITTER = 0.1;
+
+const zeroes = <Key extends string>(keys: readonly Key[]) =>
+  Object.fromEntries(keys.map((key) => [key, 0])) as Record<Key, number>;
+
+export const refusalReasons: readonly RefusalReason[] = ['wait', 'queue', 'pinned', 'connect', 'limit'];
+export const pinReasons: readonly PinReason[] = [
+  'session',
+  'listen',
+  'lock',
+  'temp',
+  'prepare',
+  'hold',
+  'load',
+  'sequence',
+  'seed',
+  'setting',
+  'function',
+  'opaque',
+  'replication',
+  'encoding',
+  'desync',
+];
+
+let nextServerId = 1;
+let nextRefusalId = 1;
+
+export class ServerPool implements Tenant {
+  readonly database: string;
+  readonly user: string;
+  readonly book = new SettingsBook();
+  readonly idle = new Chain<ServerConnection>();
+  readonly active = new Chain<ServerConnection>();
+  readonly cleaning = new Chain<ServerConnection>();
+  readonly waiters = new Chain<Waiter>();
+  readonly waits = new Histogram();
+  readonly counts: PoolCounts = {
+    transactions: 0,
+    queries: 0,
+    received: 0,
+    sent: 0,
+    errors: 0,
+    leases: 0,
+    waitMs: 0,
+    connects: 0,
+    connectFailures: 0,
+    refused: zeroes(refusalReasons),
+    pins: zeroes(pinReasons),
+    queryMs: 0,
+    transactionMs: 0,
+    logins: 0,
+    clientParses: 0,
+    serverParses: 0,
+    binds: 0,
+  };
+  connecting = 0;
+  /** Servers that are pinned to one client each at the moment. */
+  pinned = 0;
+  /** Clients that use this pool. */
+  clients = 0;
+  isPaused = false;
+  config: PoolConfig;
+  catalog: Catalog | null;
+  /** What servers report at login; null until one has answered. */
+  baseline: Settings | null = null;
+
+  #target: ServerTarget;
+  #host: Host;
+  readonly #clock: Clock;
+  readonly #secret: PoolOptions['secret'];
+  readonly #onEvent: PoolOptions['onEvent'];
+  readonly #cleanups = new Set<Cleanup>();
+  #learners: ((refusal: Refusal | ServerLoginError | null) => void)[] = [];
+  #failures = 0;
+  #failure: ServerLoginError | null = null;
+  #failedAt = 0;
+  #cancelRetry: (() => void) | null = null;
+  #isClosed = false;
+  #onDrained: (() => void)[] = [];
+
+  constructor(options: PoolOptions) {
+    this.database = options.database;
+    this.user = options.user;
+    this.config = options.config;
+    this.catalog = options.catalog;
+    this.#target = options.target;
+    this.#host = options.host;
+    this.#clock = options.clock;
+    this.#secret = options.secret;
+    this.#onEvent = options.onEvent;
+    this.#host.join(this);
+  }
+
+  get target(): ServerTarget {
+    return this.#target;
+  }
+
+  get serverCount(): number {
+    return this.idle.size + this.active.size + this.cleaning.size + this.connecting;
+  }
+
+  get idleCount(): number {
+    return this.idle.size;
+  }
+
+  /** Why the last connection attempt failed; '' when it did not. */
+  get lastFailure(): string {
+    return this.#failure?.message ?? '';
+  }
+
+  get pinnedMax(): number {
+    return Math.max(1, Math.floor(this.config.pinnedMax * this.config.size));
+  }
+
+  /** Nobody uses it: it can be forgotten. */
+  get isUnused(): boolean {
+    return this.clients === 0 && this.serverCount === 0 && this.waiters.size === 0;
+  }
+
+  /** Gives a free server at once, or null: then `waiter` will be called. A refusal is a call of `onRefused`. */
+  lease(waiter: Waiter): ServerConnection | null {
+    waiter.waitingSince = this.#clock.now();
+    const server = this.isPaused || this.waiters.size > 0 ? null : this.#takeIdle(waiter.settings);
+    if (server !== null) {
+      this.#grant(server, 0);
+      return server;
+    }
+    const refusal = this.#refuseAtOnce();
+    if (refusal !== null) waiter.onRefused(refusal);
+    else {
+      this.waiters.push(waiter);
+      this.#grow();
+    }
+    return null;
+  }
+
+  #refuseAtOnce(): Refusal | null {
+    if (this.#failure !== null && this.#clock.now() - this.#failedAt < PERMANENT_MS && this.serverCount === 0) {
+      return this.#refuseConnect(this.#failure);
+    }
+    if (this.waiters.size >= this.config.queueMax) {
+      return this.refuse('queue', `${this.waiters.size} requests already wait for a server (pool.queueMax)`);
+    }
+    return null;
+  }
+
+  /** A waiter has gone away. */
+  leave(waiter: Waiter): void {
+    if (waiter.chain === this.waiters) this.waiters.remove(waiter);
+    if (this.waiters.size === 0) this.#host.leaveLine(this);
+  }
+
+  /** Takes a free server back from its holder. */
+  giveBack(server: ServerConnection): void {
+    server.holder = null;
+    server.changedAt = this.#clock.now();
+    if (server.chain !== null) (server.chain as Chain<ServerConnection>).remove(server);
+    if (this.#isSpent(server)) {
+      server.close('closed by the pool');
+      this.#checkDrained();
+      return;
+    }
+    const waiter = this.isPaused ? null : this.waiters.shift();
+    if (waiter === null) {
+      this.idle.push(server);
+      if (this.#host.hasLine(this)) this.evictIdle();
+      this.#checkDrained();
+      return;
+    }
+    this.#grant(server, this.#clock.now() - waiter.waitingSince);
+    waiter.onLease(server);
+  }
+
+  #isSpent(server: ServerConnection): boolean {
+    if (server.isDoomed || this.#isClosed || this.serverCount >= this.config.size) return true;
+    const age = this.#clock.now() - server.openedAt;
+    return (server.lifetimeMs > 0 && age > server.lifetimeMs) || this.#host.owes(this);
+  }
+
+  /** Takes back a server that is not free, or whose session must be discarded: cleans it, or closes it. */
+  recover(server: ServerConnection, isDiscardWanted: boolean): void {
+    if (server.isClosed) return;
+    const former = server.holder;
+    if (server.chain !== null) (server.chain as Chain<ServerConnection>).remove(server);
+    this.cleaning.push(server);
+    const now = this.#clock.now();
+    const cleanup = new Cleanup(server, {
+      isDiscardWanted,
+      now,
+      done: (cleaned, isClean) => {
+        this.#cleanups.delete(cleanup);
+        if (isClean) this.giveBack(cleaned);
+        else cleaned.close('could not be cleaned');
+      },
+    });
+    this.#cleanups.add(cleanup);
+    cleanup.start(former);
+  }
+
+  /** Makes the ERROR 53000 that refused work gets. */
+  refuse(reason: RefusalReason, why: string): Refusal {
+    this.counts.refused[reason]++;
+    const retryMs = Math.round(200 + Math.random() * 800);
+    return error(SqlState.InsufficientResources, `request refused: ${why}`, {
+      detail: `id=${nextRefusalId++} class=normal reason=${reason} database=${this.database} user=${this.user}`,
+      hint: `retry after ${retryMs} ms`,
+    });
+  }
+
+  /**
+   * Calls `done` once the pool knows what its servers report: with null, or with why it never will. At once when it
+   * knows already, otherwise after a connection attempt.
+   */
+  learn(done: (failure: Refusal | ServerLoginError | null) => void): void {
+    if (this.baseline !== null) return done(null);
+    this.#learners.push(done);
+    this.#grow();
+  }
+
+  /** `learn` is no longer wanted. */
+  unlearn(done: (failure: Refusal | ServerLoginError | null) => void): void {
+    this.#learners = this.#learners.filter((learner) => learner !== done);
+  }
+
+  evictIdle(): void {
+    const server = this.idle.shift();
+    server?.close('closed to make room for another pool of this host');
+  }
+
+  onRoom(): void {
+    this.#grow();
+  }
+
+  /** Everything that time brings: refusals, idle and old servers, cleanups that take too long, minimum size. */
+  tick(): void {
+    const now = this.#clock.now();
+    for (let waiter = this.waiters.first; waiter !== null; waiter = this.waiters.first) {
+      if (this.isPaused || now - waiter.waitingSince < this.config.waitMax) break;
+      this.waiters.remove(waiter);
+      waiter.onRefused(
+        this.#failure !== null && this.serverCount === 0
+          ? this.#refuseConnect(this.#failure)
+          : this.refuse('wait', `no server became free within ${this.config.waitMax} ms (pool.waitMax)`),
+      );
+    }
+    for (const server of this.idle) {
+      const isOld = server.lifetimeMs > 0 && now - server.openedAt > server.lifetimeMs;
+      const isIdle = this.config.idleMax > 0 && now - server.changedAt > this.config.idleMax;
+      if (server.isDoomed || isOld || (isIdle && this.serverCount > this.config.sizeMin)) {
+        this.idle.remove(server);
+        server.close('idle for too long, or too old');
+      }
+    }
+    for (const cleanup of this.#cleanups) if (now - cleanup.startedAt > CLEANUP_MS) cleanup.giveUp();
+    this.#grow();
+  }
+
+  /** No more leases until `resume`; `done` is called when no server is in use. */
+  pause(done: () => void): void {
+    this.isPaused = true;
+    this.#onDrained.push(done);
+    this.#checkDrained();
+  }
+
+  resume(): void {
+    this.isPaused = false;
+    for (const done of this.#onDrained.splice(0)) done();
+    this.#dispatch();
+  }
+
+  /** Every server is closed when it becomes free; idle ones now. */
+  reconnect(): void {
+    for (const chain of [this.active, this.cleaning]) for (const server of chain) server.isDoomed = true;
+    for (const server of this.idle) {
+      this.idle.remove(server);
+      server.close('closed to connect anew');
+    }
+    this.#dispatch();
+  }
+
+  /** From here on servers are those at `target`. */
+  retarget(target: ServerTarget, host: Host): void {
+    this.#target = target;
+    if (host !== this.#host) {
+      this.#host.part(this);
+      this.#host = host;
+      host.join(this);
+    }
+    this.#failure = null;
+    this.reconnect();
+  }
+
+  /** Closes everything. */
+  close(reason: string): void {
+    this.#isClosed = true;
+    this.#cancelRetry?.();
+    this.#host.part(this);
+    for (const chain of [this.idle, this.active, this.cleaning]) for (const server of chain) server.close(reason);
+    const refusal = fatal(SqlState.AdminShutdown, `terminating connection: ${reason}`);
+    for (const waiter of this.waiters) {
+      this.waiters.remove(waiter);
+      waiter.onRefused(refusal);
+    }
+    for (const done of this.#learners.splice(0)) done(refusal);
+  }
+
+  #checkDrained(): void {
+    if (!this.isPaused || this.active.size + this.cleaning.size > 0) return;
+    for (const done of this.#onDrained.splice(0)) done();
+  }
+
+  #grant(server: ServerConnection, waitMs: number): void {
+    this.counts.leases++;
+    this.counts.waitMs += waitMs;
+    this.waits.observe(waitMs / 1000);
+    server.changedAt = this.#clock.now();
+    this.active.push(server);
+  }
+
+  #takeIdle(settings: Settings): ServerConnection | null {
+    let looked = 0;
+    for (let server = this.idle.last; server !== null && looked < LOOK_MAX; server = server.before, looked++) {
+      if (server.settings !== settings) continue;
+      this.idle.remove(server);
+      return server;
+    }
+    return this.idle.pop();
+  }
+
+  /** Gives idle servers to waiters. */
+  #dispatch(): void {
+    while (!this.isPaused && this.waiters.size > 0 && this.idle.size > 0) {
+      const waiter = this.waiters.shift()!;
+      const server = this.#takeIdle(waiter.settings)!;
+      this.#grant(server, this.#clock.now() - waiter.waitingSince);
+      waiter.onLease(server);
+    }
+    this.#grow();
+  }
+
+  /** Connects as many servers as are wanted and allowed. */
+  #grow(): void {
+    while (!this.#isClosed && this.#cancelRetry === null && this.connecting < CONNECTS_MAX) {
+      const isWanted =
+        (this.waiters.size > this.connecting && !this.isPaused) ||
+        (this.#learners.length > 0 && this.serverCount === 0) ||
+        (this.serverCount < this.config.sizeMin && this.baseline !== null);
+      if (!isWanted || this.serverCount >= this.config.size) return;
+      if (!this.#host.take(this)) return;
+      void this.#connect();
+    }
+  }
+
+  async #connect(): Promise<void> {
+    this.connecting++;
+    this.counts.connects++;
+    const host = this.#host;
+    try {
+      const loggedIn = await this.#open();
+      this.connecting--;
+      const server = new ServerConnection(loggedIn, {
+        id: nextServerId++,
+        target: this.#target,
+        now: this.#clock.now(),
+        lifetimeMs: this.config.lifetimeMax * (1 - Math.random() * LIFETIME_JITTER),
+        preparedMax: this.config.preparedMax,
+        book: this.book,
+        counts: this.counts,
+        onClose: (closed, reason) => this.#onClosed(closed, host, reason),
+      });
+      this.#onConnected(server);
+    } catch (thrown) {
+      this.connecting--;
+      host.release();
+      this.#onConnectFailed(thrown instanceof ServerLoginError ? thrown : new ServerLoginError(messageOf(thrown)));
+    }
+  }
+
+  async #open() {
+    try {
+      return await openServer(this.#target, await this.#secret(false), this.config.connectMax);
+    } catch (thrown) {
+      // The password may have been changed: read it again, once.
+      if (!(thrown instanceof ServerLoginError) || thrown.sqlstate !== SqlState.InvalidPassword) throw thrown;
+      return openServer(this.#target, await this.#secret(true), this.config.connectMax);
+    }
+  }
+
+  #onConnected(server: ServerConnection): void {
+    this.#failures = 0;
+    this.#failure = null;
+    this.baseline = server.login;
+    for (const done of this.#learners.splice(0)) done(null);
+    this.giveBack(server);
+    this.#grow();
+  }
+
+  #onConnectFailed(failure: ServerLoginError): void {
+    this.counts.connectFailures++;
+    this.#failure = failure;
+    this.#failedAt = this.#clock.now();
+    this.#onEvent('connect failed', { sqlstate: failure.sqlstate, reason: failure.message });
+    if (failure.isPermanent) {
+      for (const done of this.#learners.splice(0)) done(failure);
+      if (this.serverCount === 0) {
+        for (const waiter of this.waiters) {
+          this.waiters.remove(waiter);
+          waiter.onRefused(this.#refuseConnect(failure));
+        }
+      }
+    }
+    if (this.#cancelRetry !== null || this.#isClosed) return;
+    const delay = Math.min(RETRY_MAX_MS, RETRY_MIN_MS * 2 ** this.#failures++) * (0.5 + Math.random() / 2);
+    this.#cancelRetry = this.#clock.after(delay, () => {
+      this.#cancelRetry = null;
+      this.#grow();
+    });
+  }
+
+  #refuseConnect(failure: ServerLoginError): Refusal {
+    return this.refuse('connect', `no server can be reached: ${failure.message}`);
+  }
+
+  #onClosed(server: ServerConnection, host: Host, reason: string): void {
+    const wasIdle = server.chain === this.idle;
+    if (server.chain !== null) (server.chain as Chain<ServerConnection>).remove(server);
+    host.release();
+    this.#onEvent('server closed', { server: server.id, pid: server.pid, reason, wasIdle });
+    this.#checkDrained();
+    if (!this.#isClosed) this.#grow();
+  }
+
+  /** Servers by state, for ops. */
+  servers(): { server: ServerConnection; state: 'idle' | 'active' | 'cleaning' }[] {
+    const list = (chain: Chain<ServerConnection>, state: 'idle' | 'active' | 'cleaning') =>
+      [...chain].map((server) => ({ server, state }));
+    return [...list(this.active, 'active'), ...list(this.cleaning, 'cleaning'), ...list(this.idle, 'idle')];
+  }
+}

@@ -1,0 +1,127 @@
+/**
+ * Prepared statements of the protocol, shared by all clients. A client's name stands for a Statement (text and
+ * parameter types); a Statement has one name on every server that knows it. Called by client/session.
+ *
+ * The one idea: names are global, so a statement that one client prepared on a server serves every other client that
+ * prepared the same text. `StatementBook` finds the Statement of a text, `ServerStatements` says what one server has.
+ *
+ * A Statement whose plan became invalid ("cached plan must not change result type") is forgotten: the next Parse of
+ * its text makes a new Statement with a new name, and therefore a real Parse on every server.
+ */
+import { LRUCache } from 'lru-cache';
+import type { Verdict } from '../sql/verdict.ts';
+
+/** Statements that no client has prepared at the moment, but that servers may still have. */
+const UNUSED_MAX = 10_000;
+const PREFIX = 'pgweir_';
+
+export class Statement {
+  /** Its name on every server. */
+  readonly name: string;
+  /** The body of its Parse message behind the name: text, zero, parameter types. */
+  readonly body: Buffer;
+  readonly key: string;
+  readonly verdict: Verdict;
+  /** Names of clients that stand for it. */
+  users = 0;
+  /** The RowDescription (or NoData) that a server gave first; a later one that differs is an error for the client. */
+  description: Buffer | null = null;
+  isForgotten = false;
+
+  constructor(id: number, key: string, body: Buffer, verdict: Verdict) {
+    this.name = PREFIX + id;
+    this.key = key;
+    this.body = body;
+    this.verdict = verdict;
+  }
+}
+
+export class StatementBook {
+  readonly #used = new Map<string, Statement>();
+  readonly #unused = new LRUCache<string, Statement>({
+    max: UNUSED_MAX,
+    maxSize: 64 * 1024 * 1024,
+    sizeCalculation: (s) => s.body.length + 1,
+  });
+  #next = 1;
+
+  /** The Statement for the body of a Parse message; `judge` is asked only when the text is new. */
+  find(body: Buffer, judge: (body: Buffer) => Verdict): Statement {
+    // Latin-1 keeps bytes apart. The key is as long as the text, but shared by everybody who uses it.
+    const key = body.toString('latin1');
+    const known = this.#used.get(key) ?? this.#unused.get(key);
+    if (known !== undefined) return known;
+    const statement = new Statement(this.#next++, key, Buffer.from(body), judge(body));
+    this.#unused.set(key, statement);
+    return statement;
+  }
+
+  /** A client's name stands for `statement` from here on. */
+  use(statement: Statement): void {
+    if (statement.users++ > 0 || statement.isForgotten) return;
+    this.#unused.delete(statement.key);
+    this.#used.set(statement.key, statement);
+  }
+
+  /** A client's name no longer stands for `statement`. */
+  unuse(statement: Statement): void {
+    if (--statement.users > 0 || statement.isForgotten) return;
+    this.#used.delete(statement.key);
+    this.#unused.set(statement.key, statement);
+  }
+
+  /** The next Parse of this text shall be a real one, on every server. */
+  forget(statement: Statement): void {
+    if (statement.isForgotten) return;
+    statement.isForgotten = true;
+    if (this.#used.get(statement.key) === statement) this.#used.delete(statement.key);
+    this.#unused.delete(statement.key);
+  }
+
+  get size(): number {
+    return this.#used.size + this.#unused.size;
+  }
+}
+
+/** What one server has, in the order of use. */
+export class ServerStatements {
+  readonly #max: number;
+  readonly #present = new Map<Statement, true>();
+
+  constructor(max: number) {
+    this.#max = max;
+  }
+
+  get size(): number {
+    return this.#present.size;
+  }
+
+  has(statement: Statement): boolean {
+    return this.#present.has(statement);
+  }
+
+  /** Marks `statement` as used just now. */
+  touch(statement: Statement): void {
+    // The youngest entry of a Map is its last; most statements are used again and again, so do nothing when alone.
+    if (this.#present.size > 1 && this.#present.delete(statement)) this.#present.set(statement, true);
+  }
+
+  add(statement: Statement): void {
+    this.#present.set(statement, true);
+  }
+
+  remove(statement: Statement): void {
+    this.#present.delete(statement);
+  }
+
+  /** The server dropped them all (DEALLOCATE ALL, DISCARD ALL). */
+  clear(): void {
+    this.#present.clear();
+  }
+
+  /** The statement to close before another can be added, or null while there is room. */
+  victim(): Statement | null {
+    if (this.#present.size < this.#max) return null;
+    return this.#present.keys().next().value ?? null;
+  }
+}

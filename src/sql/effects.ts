@@ -1,0 +1,438 @@
+/**
+ * What a statement does to its session, as far as its tokens tell. Called by sql/verdict for every new text.
+ *
+ * The one idea: most statements are proved free of session effects from tokens alone (first key word, and every
+ * `name(` on a list of harmless names). The rest either names its effect (SET, LISTEN, …) or leaves names that might
+ * be user functions to the real parser (`unknown`).
+ *
+ * Over-estimating is safe and cheap where the truth can be asked for: after a transaction that may have touched
+ * settings, locks, channels, temporary tables, SQL-level prepared statements or held cursors, the session asks the
+ * server what is left of it (client/settle). Only `pins` are believed as they are.
+ *
+ * Documented limits: triggers, rules, column defaults, casts and operators that call user functions are not seen.
+ */
+import { harmlessFunctions } from './builtins.ts';
+import { Token, type Tokens } from './shape.ts';
+
+/** Why a client keeps its server although no transaction is open. */
+export type PinReason =
+  /** Asked for by pool mode session or a replication connection. */
+  | 'session'
+  /** LISTEN is in force. */
+  | 'listen'
+  /** A session-level advisory lock is held. */
+  | 'lock'
+  /** A temporary table (or view, sequence) exists. */
+  | 'temp'
+  /** PREPARE made a statement at SQL level. */
+  | 'prepare'
+  /** A cursor WITH HOLD is open. */
+  | 'hold'
+  /** LOAD brought a library in. */
+  | 'load'
+  /** currval or lastval was asked for outside the transaction of its nextval. */
+  | 'sequence'
+  /** setseed steers the random numbers to come. */
+  | 'seed'
+  /** set_config or pg_settings with a name that the text does not show. */
+  | 'setting'
+  /** A user function, DO or CALL that cannot be judged. */
+  | 'function'
+  /** A text that the parser did not take: too large, too many waiting, or quarantined. */
+  | 'opaque'
+  /** A temporary replication slot, a replication origin, or a base backup. */
+  | 'replication'
+  /** The text cannot be read reliably: standard_conforming_strings is off, or the encoding hides quotes. */
+  | 'encoding'
+  /** Replies can no longer be told apart. */
+  | 'desync';
+
+/** A statement that names a prepared statement, which may be one of the protocol level and then has another name. */
+export interface Reference {
+  command: 'execute' | 'deallocate';
+  name: string;
+  /** Where the name stands in the text, quotes included: offsets from its start. */
+  start: number;
+  end: number;
+}
+
+export interface Effects {
+  /** Settings whose session value may have changed, by lower-case name. */
+  settings: readonly string[];
+  /** Settings that went back to the session's default. */
+  resets: readonly string[];
+  isResetAll: boolean;
+  /** May have made something that can be asked for: a channel, lock, temporary table, SQL statement, held cursor. */
+  isProbed: boolean;
+  /** May have undone such a thing. */
+  isUndoing: boolean;
+  pins: readonly PinReason[];
+  reference: Reference | null;
+}
+
+export interface Findings {
+  effects: Effects | null;
+  /** Names before a parenthesis that may be user functions; non-empty or `needsParser`: ask sql/parser. */
+  unknown: readonly string[];
+  needsParser: boolean;
+}
+
+interface Draft {
+  settings: string[];
+  resets: string[];
+  isResetAll: boolean;
+  isProbed: boolean;
+  isUndoing: boolean;
+  pins: PinReason[];
+  reference: Reference | null;
+  unknown: string[];
+  needsParser: boolean;
+  isEmpty: boolean;
+}
+
+const HARMLESS: Findings = { effects: null, unknown: [], needsParser: false };
+
+const blank = (): Draft => ({
+  settings: [],
+  resets: [],
+  isResetAll: false,
+  isProbed: false,
+  isUndoing: false,
+  pins: [],
+  reference: null,
+  unknown: [],
+  needsParser: false,
+  isEmpty: true,
+});
+
+const draft = blank();
+
+/** Looks at every statement in `tokens`. */
+export function findEffects(tokens: Tokens): Findings {
+  if (!draft.isEmpty) Object.assign(draft, blank());
+  let first = 0;
+  for (let at = 0; at <= tokens.count; at++) {
+    if (at < tokens.count && tokens.kinds[at] !== Token.Semicolon) continue;
+    if (at > first) findInStatement(tokens, first, at);
+    first = at + 1;
+  }
+  if (draft.isEmpty) return HARMLESS;
+  const { unknown, needsParser, isEmpty: _, ...effects } = draft;
+  const isHarmless =
+    !effects.isProbed &&
+    !effects.isUndoing &&
+    !effects.isResetAll &&
+    effects.reference === null &&
+    effects.settings.length + effects.resets.length + effects.pins.length === 0;
+  return { effects: isHarmless ? null : effects, unknown, needsParser };
+}
+
+/** Both effects together. */
+export function mergeEffects(a: Effects | null, b: Effects | null): Effects | null {
+  if (a === null || b === null) return a ?? b;
+  return {
+    settings: [...new Set([...a.settings, ...b.settings])],
+    resets: [...new Set([...a.resets, ...b.resets])],
+    isResetAll: a.isResetAll || b.isResetAll,
+    isProbed: a.isProbed || b.isProbed,
+    isUndoing: a.isUndoing || b.isUndoing,
+    pins: [...new Set([...a.pins, ...b.pins])],
+    reference: a.reference ?? b.reference,
+  };
+}
+
+/** Effects that consist of pins only. */
+export function pinning(...pins: PinReason[]): Effects {
+  return { settings: [], resets: [], isResetAll: false, isProbed: false, isUndoing: false, pins, reference: null };
+}
+
+/** Effects that consist of something that the server can be asked for. */
+export const probing: Effects = { ...pinning(), isProbed: true };
+
+function mark(): Draft {
+  draft.isEmpty = false;
+  return draft;
+}
+
+/** One statement, tokens [first, end). */
+function findInStatement(tokens: Tokens, first: number, end: number): void {
+  switch (tokens.name(first)) {
+    case 'select':
+    case 'values':
+    case 'table':
+    case 'insert':
+    case 'update':
+    case 'delete':
+    case 'merge':
+    case 'with':
+    case 'explain':
+    case 'copy':
+      findInExpressions(tokens, first, end);
+      break;
+    case '':
+      // ( SELECT … ) or something that is no statement.
+      if (tokens.kinds[first] === Token.Open) findInExpressions(tokens, first, end);
+      break;
+    case 'begin':
+    case 'start':
+    case 'commit':
+    case 'end':
+    case 'abort':
+    case 'rollback':
+    case 'savepoint':
+    case 'release':
+    case 'show':
+    case 'fetch':
+    case 'move':
+    case 'lock':
+    case 'notify':
+    case 'comment':
+    case 'grant':
+    case 'revoke':
+    case 'truncate':
+    case 'vacuum':
+    case 'analyze':
+    case 'analyse':
+    case 'cluster':
+    case 'reindex':
+    case 'checkpoint':
+    case 'reassign':
+    case 'security':
+      break;
+    case 'set':
+      findInSet(tokens, first + 1, end);
+      break;
+    case 'reset':
+      findInReset(tokens, first + 1);
+      break;
+    case 'discard':
+      mark().isProbed = true;
+      break;
+    case 'listen':
+      mark().isProbed = true;
+      break;
+    case 'unlisten':
+    case 'close':
+    case 'drop':
+      mark().isUndoing = true;
+      break;
+    case 'load':
+      mark().pins.push('load');
+      break;
+    case 'do':
+      mark().pins.push('function');
+      break;
+    case 'call':
+      findInExpressions(tokens, first + 1, end);
+      break;
+    case 'prepare':
+      if (!tokens.is(first + 1, 'transaction')) findInPrepare(tokens, first, end);
+      break;
+    case 'execute':
+      findReference('execute', tokens, first + 1);
+      findInExpressions(tokens, first + 2, end);
+      break;
+    case 'deallocate':
+      mark().isUndoing = true;
+      findReference('deallocate', tokens, tokens.is(first + 1, 'prepare') && first + 2 < end ? first + 2 : first + 1);
+      break;
+    case 'declare':
+      for (let at = first; at < end; at++) if (tokens.is(at, 'hold')) mark().isProbed = true;
+      findInExpressions(tokens, first + 2, end);
+      break;
+    default:
+      // CREATE, ALTER, REFRESH, IMPORT and whatever else: the parser knows.
+      mark().needsParser = true;
+      findInExpressions(tokens, first, end);
+  }
+}
+
+/** PREPARE: the statement inside runs at each EXECUTE, so whatever it does is believed from the start. */
+function findInPrepare(tokens: Tokens, first: number, end: number): void {
+  mark().isProbed = true;
+  let at = first + 2;
+  while (at < end && !tokens.is(at, 'as')) at++;
+  findInExpressions(tokens, at, end);
+}
+
+function findReference(command: Reference['command'], tokens: Tokens, at: number): void {
+  const name = tokens.name(at);
+  if (name === '' || (command === 'deallocate' && tokens.is(at, 'all'))) return;
+  mark().reference = { command, name, start: tokens.starts[at]!, end: tokens.ends[at]! };
+}
+
+/** The dotted name of a setting at `at`, in lower case. */
+function settingName(tokens: Tokens, at: number): string {
+  let name = tokens.name(at).toLowerCase();
+  for (let dot = at + 1; tokens.kinds[dot] === Token.Dot && dot < tokens.count; dot += 2) {
+    name += '.' + tokens.name(dot + 1).toLowerCase();
+  }
+  return name;
+}
+
+const characteristics = [
+  'default_transaction_isolation',
+  'default_transaction_read_only',
+  'default_transaction_deferrable',
+];
+const identity = ['session_authorization', 'role'];
+
+function findInSet(tokens: Tokens, from: number, end: number): void {
+  let at = from;
+  if (tokens.is(at, 'local')) return; // Ends with the transaction.
+  if (tokens.is(at, 'session')) {
+    if (tokens.is(at + 1, 'characteristics')) return void mark().settings.push(...characteristics);
+    if (tokens.is(at + 1, 'authorization')) return void mark().settings.push(...identity);
+    at++;
+  }
+  switch (tokens.name(at)) {
+    case 'transaction':
+    case 'constraints':
+      return; // End with the transaction.
+    case 'time':
+      return void mark().settings.push('timezone');
+    case 'schema':
+      return void mark().settings.push('search_path');
+    case 'names':
+      return void mark().settings.push('client_encoding');
+    case 'xml':
+      return void mark().settings.push('xmloption');
+    case 'seed':
+      return void mark().pins.push('seed');
+    default:
+      if (at < end) mark().settings.push(settingName(tokens, at));
+  }
+}
+
+function findInReset(tokens: Tokens, at: number): void {
+  if (tokens.is(at, 'all')) mark().isResetAll = true;
+  else if (tokens.is(at, 'session')) mark().resets.push(...identity);
+  else if (tokens.is(at, 'time')) mark().resets.push('timezone');
+  else mark().resets.push(settingName(tokens, at));
+}
+
+/** Words of the grammar that may stand before a parenthesis. */
+const grammar = new Set(
+  `in values and or not exists any some all on using over filter when then else case where from join by having limit
+   offset select union intersect except returning set row array is like ilike similar between cube rollup sets partition
+   default conflict check key references primary unique within group lateral nulls materialized with isnull notnull
+   distinct order only rows range groups window end collate escape at zone insert into update delete merge matched
+   explain copy to end tablesample ordinality as recursive unnest do nothing`.split(/\s+/),
+);
+
+/** Looks at every `name(`, and for words that only the parser can place. */
+function findInExpressions(tokens: Tokens, first: number, end: number): void {
+  for (let at = first; at < end; at++) {
+    switch (tokens.kinds[at]) {
+      case Token.Open:
+        if (at > first) findCall(tokens, at, first);
+        break;
+      case Token.Word: {
+        const size = tokens.ends[at]! - tokens.starts[at]!;
+        if (size >= 4 && size <= 11) findWord(tokens, at, first);
+        break;
+      }
+      default:
+    }
+  }
+}
+
+function findWord(tokens: Tokens, at: number, first: number): void {
+  if (tokens.is(at, 'into')) {
+    // INSERT INTO and MERGE INTO are plain; SELECT … INTO makes a table.
+    if (!tokens.is(at - 1, 'insert') && !tokens.is(at - 1, 'merge')) mark().needsParser = true;
+  } else if (tokens.is(at, 'temp') || tokens.is(at, 'temporary')) {
+    mark().needsParser = true;
+  } else {
+    const byte = tokens.source[tokens.starts[at]!]!;
+    if ((byte | 0x20) !== 0x70) return; // p…
+    const name = tokens.name(at);
+    if (name === 'pg_temp') mark().isProbed = true;
+    else if (name === 'pg_settings' && tokens.is(first, 'update')) mark().pins.push('setting');
+  }
+}
+
+/** The token at `open` is a parenthesis: what stands before it? */
+function findCall(tokens: Tokens, open: number, first: number): void {
+  const at = open - 1;
+  const kind = tokens.kinds[at];
+  if (kind !== Token.Word && kind !== Token.Quoted) return;
+  const name = tokens.name(at);
+  const isQualified = at - 1 > first && tokens.kinds[at - 1] === Token.Dot;
+  if (isQualified) {
+    if (tokens.name(at - 2) === 'pg_catalog') findFunction(tokens, name, open);
+    else if (!isInsertTarget(tokens, at, first)) mark().unknown.push(`${tokens.name(at - 2)}.${name}`);
+    return;
+  }
+  if (kind === Token.Word && (harmlessFunctions.has(name) || grammar.has(name))) return;
+  if (tokens.is(at - 1, 'as') || isInsertTarget(tokens, at, first)) return; // An alias or a table with its columns.
+  findFunction(tokens, name, open);
+}
+
+/** Is the name that ends at `at` the table of INSERT INTO? */
+function isInsertTarget(tokens: Tokens, at: number, first: number): boolean {
+  let before = at - 1;
+  while (before - 1 >= first && tokens.kinds[before] === Token.Dot) before -= 2;
+  return tokens.is(before, 'into');
+}
+
+function findFunction(tokens: Tokens, name: string, open: number): void {
+  if (harmlessFunctions.has(name)) return;
+  switch (name) {
+    case 'set_config':
+      return findSetConfig(tokens, open);
+    case 'pg_advisory_lock':
+    case 'pg_advisory_lock_shared':
+    case 'pg_try_advisory_lock':
+    case 'pg_try_advisory_lock_shared':
+      mark().isProbed = true;
+      return;
+    case 'pg_advisory_unlock':
+    case 'pg_advisory_unlock_shared':
+    case 'pg_advisory_unlock_all':
+      mark().isUndoing = true;
+      return;
+    case 'currval':
+    case 'lastval':
+      mark().pins.push('sequence');
+      return;
+    case 'setseed':
+      mark().pins.push('seed');
+      return;
+    case 'pg_create_logical_replication_slot':
+    case 'pg_create_physical_replication_slot':
+    case 'pg_copy_logical_replication_slot':
+    case 'pg_copy_physical_replication_slot':
+    case 'pg_replication_origin_session_setup':
+    case 'pg_replication_origin_session_reset':
+    case 'pg_replication_origin_xact_setup':
+    case 'pg_replication_origin_xact_reset':
+    case 'pg_backup_start':
+    case 'pg_backup_stop':
+      mark().pins.push('replication');
+      return;
+    default:
+      mark().unknown.push(name);
+  }
+}
+
+/** set_config(name, value, is_local): the name must be a literal to be tracked; a literal `true` ends with the transaction. */
+function findSetConfig(tokens: Tokens, open: number): void {
+  const name = tokens.literal(open + 1);
+  if (isLocal(tokens, open)) return;
+  if (name !== null && tokens.kinds[open + 2] === Token.Comma) mark().settings.push(name.toLowerCase());
+  else mark().pins.push('setting');
+}
+
+function isLocal(tokens: Tokens, open: number): boolean {
+  let depth = 0;
+  let argument = 0;
+  for (let at = open; at < tokens.count; at++) {
+    const kind = tokens.kinds[at];
+    if (kind === Token.Open) depth++;
+    else if (kind === Token.Close && --depth === 0) return false;
+    else if (kind === Token.Comma && depth === 1) argument++;
+    else if (argument === 2 && depth === 1) return tokens.is(at, 'true') && tokens.kinds[at + 1] === Token.Close;
+  }
+  return false;
+}

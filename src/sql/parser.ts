@@ -1,0 +1,126 @@
+/**
+ * The door to the parser worker: bounded, watched, replaceable. Called by sql/verdict for shapes that tokens alone
+ * cannot judge, once per shape.
+ *
+ * The one idea: hostile SQL may kill or hang the parser, and that costs one shape its judgement and nobody anything
+ * else. A watchdog ends a worker that takes too long; the text it was on is never tried again by its shape
+ * (sql/verdict remembers 'opaque'); a new worker starts with the next text.
+ */
+import { Worker } from 'node:worker_threads';
+import type { Clock } from '../util/clock.ts';
+
+/** What the parser found in a text. */
+export interface Syntax {
+  /** False: the text is no SQL that Postgres 18 takes. */
+  isParsed: boolean;
+  /** Names of the functions and procedures called, qualified as written, without pg_catalog. */
+  functions: string[];
+  /** Makes a temporary table, view or sequence. */
+  isTemporary: boolean;
+  /** Runs code that cannot be judged from the text. */
+  isOpaque: boolean;
+}
+
+export const SQL_BYTES_MAX = 16 * 1024;
+const QUEUE_MAX = 1000;
+const WATCHDOG_MS = 250;
+/** A first text also pays for loading the module. */
+const LOADING_MS = 10_000;
+const STACK_MB = 4;
+const HEAP_MB = 128;
+
+interface Job {
+  sql: string;
+  done: (syntax: Syntax | null) => void;
+}
+
+export class Parser {
+  readonly #clock: Clock;
+  #worker: Worker | null = null;
+  #isLoaded = false;
+  readonly #waiting: Job[] = [];
+  #running: Job | null = null;
+  #cancelWatchdog: (() => void) | null = null;
+  #isClosed = false;
+  /** Texts parsed, refused because the queue was full, and workers ended by a text. */
+  readonly counts = { parsed: 0, refused: 0, killed: 0 };
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+  }
+
+  /** Calls `done` later with what was found, or with null when the text could not be judged. Never throws. */
+  parse(sql: string, done: (syntax: Syntax | null) => void): void {
+    if (this.#isClosed || sql.length > SQL_BYTES_MAX || this.#waiting.length >= QUEUE_MAX) {
+      this.counts.refused++;
+      queueMicrotask(() => done(null));
+      return;
+    }
+    this.#waiting.push({ sql, done });
+    this.#next();
+  }
+
+  /** Ends the worker; texts still waiting are answered with null. */
+  async close(): Promise<void> {
+    this.#isClosed = true;
+    const worker = this.#worker;
+    this.#end(null);
+    for (const job of this.#waiting.splice(0)) job.done(null);
+    await worker?.terminate();
+  }
+
+  #next(): void {
+    if (this.#running !== null) return;
+    const job = this.#waiting.shift();
+    if (job === undefined) return;
+    this.#running = job;
+    this.#worker ??= this.#start();
+    this.#worker.postMessage({ id: 1, sql: job.sql });
+    this.#cancelWatchdog = this.#clock.after(this.#isLoaded ? WATCHDOG_MS : LOADING_MS, () => this.#kill());
+  }
+
+  #start(): Worker {
+    // Compiled code loads compiled code; the sources run under a loader that knows TypeScript.
+    const file = import.meta.url.endsWith('.ts') ? './parser-worker.ts' : './parser-worker.js';
+    const worker = new Worker(new URL(file, import.meta.url), {
+      resourceLimits: { stackSizeMb: STACK_MB, maxOldGenerationSizeMb: HEAP_MB },
+    });
+    worker.unref();
+    worker.on('message', ({ id, syntax }: { id: number; syntax: Syntax }) => {
+      if (worker !== this.#worker) return;
+      if (id === 0) this.#isLoaded = true;
+      else this.#finish(syntax);
+    });
+    const lost = () => {
+      if (worker === this.#worker) this.#kill();
+    };
+    worker.on('error', lost);
+    worker.on('exit', lost);
+    return worker;
+  }
+
+  #kill(): void {
+    this.counts.killed++;
+    void this.#worker?.terminate();
+    this.#end(null);
+    this.#next();
+  }
+
+  #finish(syntax: Syntax): void {
+    this.counts.parsed++;
+    const job = this.#running;
+    this.#running = null;
+    this.#cancelWatchdog?.();
+    job?.done(syntax);
+    this.#next();
+  }
+
+  #end(syntax: null): void {
+    this.#worker = null;
+    this.#isLoaded = false;
+    this.#cancelWatchdog?.();
+    const job = this.#running;
+    this.#running = null;
+    job?.done(syntax);
+  }
+}

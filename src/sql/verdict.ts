@@ -1,0 +1,124 @@
+/**
+ * What is known of a statement before and while it runs. Called by client/session for each new text: first the tokens
+ * (sql/effects), then, only for shapes that these cannot prove, the parser, memoized by shape.
+ *
+ * The one idea: the statement need not wait. A verdict may be pending while the statement already runs; until it is
+ * known the statement may have any effect, so its server is not released.
+ */
+import { LRUCache } from 'lru-cache';
+import { harmlessFunctions } from './builtins.ts';
+import type { Catalog } from './catalog.ts';
+import { type Effects, findEffects, mergeEffects, pinning, probing } from './effects.ts';
+import { type Parser, SQL_BYTES_MAX, type Syntax } from './parser.ts';
+import { cut, shapeOf, Tokens } from './shape.ts';
+
+const SHAPES_MAX = 10_000;
+
+/** The parser's part of a verdict, shared by all texts of one shape. */
+export interface ShapeVerdict {
+  state: 'pending' | 'known';
+  /** User functions that are called; judged against the catalogue of the session's database. */
+  functions: readonly string[];
+  effects: Effects | null;
+  /** The parser did not take the text: a server that did must be believed to have run anything. */
+  isUnparsed: boolean;
+  /** Called once, when the verdict is known. */
+  waiting: (() => void)[];
+}
+
+export interface Verdict {
+  /** What the tokens say. */
+  effects: Effects | null;
+  /** What the parser says, for the few texts that need it. */
+  shape: ShapeVerdict | null;
+  /** Nothing but COMMIT or END: if its server is lost, its outcome is unknown. */
+  isCommit: boolean;
+}
+
+export const harmless: Verdict = { effects: null, shape: null, isCommit: false };
+const commit: Verdict = { ...harmless, isCommit: true };
+const opaque: Verdict = { ...harmless, effects: pinning('opaque') };
+/** The longest text that is cut into tokens; a longer one is opaque. */
+export const TEXT_BYTES_MAX = 1024 * 1024;
+
+export class Judge {
+  readonly #parser: Parser;
+  readonly #tokens = new Tokens();
+  readonly #shapes = new LRUCache<string, ShapeVerdict>({ max: SHAPES_MAX });
+
+  constructor(parser: Parser) {
+    this.#parser = parser;
+  }
+
+  /** Judges the text `source[start, end)`. */
+  judge(source: Buffer, start: number, end: number): Verdict {
+    if (end - start > TEXT_BYTES_MAX) return opaque;
+    const tokens = this.#tokens;
+    cut(tokens, source, start, end);
+    const { effects, unknown, needsParser } = findEffects(tokens);
+    let verdict = tokens.is(0, 'commit') || tokens.is(0, 'end') ? commit : harmless;
+    if (unknown.length > 0 || needsParser) {
+      verdict = {
+        ...verdict,
+        effects,
+        shape: end - start > SQL_BYTES_MAX ? null : this.#judgeShape(source, start, end),
+      };
+      if (verdict.shape === null) verdict.effects = mergeEffects(effects, pinning('opaque'));
+    } else if (effects !== null) {
+      verdict = { ...verdict, effects };
+    }
+    if (effects?.reference) moveReference(effects, start);
+    tokens.clear();
+    return verdict;
+  }
+
+  #judgeShape(source: Buffer, start: number, end: number): ShapeVerdict {
+    const key = shapeOf(this.#tokens);
+    const known = this.#shapes.get(key);
+    if (known !== undefined) return known;
+    const verdict: ShapeVerdict = { state: 'pending', functions: [], effects: null, isUnparsed: false, waiting: [] };
+    this.#shapes.set(key, verdict);
+    this.#parser.parse(source.toString('utf8', start, end), (syntax) => settle(verdict, syntax));
+    return verdict;
+  }
+}
+
+/** Offsets of a reference count from the start of the text. */
+function moveReference(effects: Effects, start: number): void {
+  effects.reference = {
+    ...effects.reference!,
+    start: effects.reference!.start - start,
+    end: effects.reference!.end - start,
+  };
+}
+
+function settle(verdict: ShapeVerdict, syntax: Syntax | null): void {
+  verdict.state = 'known';
+  if (syntax === null) verdict.effects = pinning('opaque');
+  else {
+    verdict.isUnparsed = !syntax.isParsed;
+    // What has an effect of its own was found by the tokens; what is left may be a user function.
+    verdict.functions = syntax.functions.filter((name) => !harmlessFunctions.has(name) && !isKnownEffect(name));
+    if (syntax.isTemporary) verdict.effects = probing;
+    if (syntax.isOpaque) verdict.effects = mergeEffects(verdict.effects, pinning('function'));
+  }
+  for (const waiting of verdict.waiting.splice(0)) waiting();
+}
+
+const knownEffects =
+  /^(set_config|setseed|currval|lastval|pg_(try_)?advisory_(un)?lock(_shared|_all)?|pg_(create|copy)_(logical|physical)_replication_slot|pg_replication_origin_(session|xact)_(setup|reset)|pg_backup_(start|stop))$/;
+
+function isKnownEffect(name: string): boolean {
+  return knownEffects.test(name);
+}
+
+/** All that a known verdict says, user functions judged by `catalog` (without one they are not judged). */
+export function effectsOf(verdict: Verdict, catalog: Catalog | null): Effects | null {
+  const { effects, shape } = verdict;
+  if (shape === null) return effects;
+  let all = mergeEffects(effects, shape.effects);
+  if (shape.functions.some((name) => catalog === null || !catalog.isHarmless(name)))
+    all = mergeEffects(all, pinning('function'));
+  if (shape.isUnparsed) all = mergeEffects(all, pinning('opaque'));
+  return all;
+}
