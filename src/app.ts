@@ -12,7 +12,6 @@ import { dirname, resolve } from 'node:path';
 import tls from 'node:tls';
 import pg from 'pg';
 import { Listener, type ListenerContext } from './client/listener.ts';
-import type { RequestTools } from './client/request.ts';
 import { Users } from './client/users.ts';
 import type { Loaded } from './config/load.ts';
 import type { Config, DatabaseConfig } from './config/schema.ts';
@@ -24,7 +23,6 @@ import type { Snapshot } from './ops/snapshot.ts';
 import { Hosts } from './server/hosts.ts';
 import { type Secret, ServerLoginError, type ServerTarget } from './server/login.ts';
 import { ServerPool } from './server/pool.ts';
-import { StatementBook } from './server/statements.ts';
 import { Catalog } from './sql/catalog.ts';
 import { Parser } from './sql/parser.ts';
 import { Judge } from './sql/verdict.ts';
@@ -54,7 +52,7 @@ export class App {
   readonly #pools = new Map<string, ServerPool>();
   readonly #catalogs = new Map<string, Catalog>();
   readonly #parser: Parser;
-  readonly #tools: RequestTools;
+  readonly #judge: Judge;
   readonly #listener: Listener;
   readonly #console: Console;
   readonly #metrics: Metrics;
@@ -79,7 +77,7 @@ export class App {
     this.#users = this.#readUsers(options.config);
     this.#secureContext = this.#readTls(options.config);
     this.#parser = new Parser(this.#clock);
-    this.#tools = { judge: new Judge(this.#parser), statements: new StatementBook() };
+    this.#judge = new Judge(this.#parser);
     // Instances are told apart in cancel keys; until they share anything, chance is as good as a number.
     this.#listener = new Listener(Math.floor(Math.random() * 128), () => this.#listenerContext());
     this.#console = new Console(() => this.snapshot(), {
@@ -140,7 +138,7 @@ export class App {
       auth: this.config.auth,
       users: this.#users,
       secureContext: this.#secureContext,
-      tools: this.#tools,
+      judge: this.#judge,
       clock: this.#clock,
       poolOf: (database, user) => this.#poolOf(database, user),
       replicationOf: async (pool, mode) => ({
@@ -388,7 +386,7 @@ export class App {
       pools: [...this.#pools.values(), ...this.#retired],
       hosts: [...this.#hosts],
       parser: this.#parser.counts,
-      statements: this.#tools.statements.size,
+      statements: [...this.#pools.values()].reduce((sum, pool) => sum + pool.statements.size, 0),
       users: this.#users,
     };
   }

@@ -154,6 +154,9 @@ export async function startEmbeddedPostgres(options: EmbeddedOptions): Promise<E
   const flags = Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]);
   const child = run('postgres', ['-D', dataDir, '-p', String(port), ...flags]);
   await untilReady(child);
+  // The database alone does not keep this process alive.
+  child.unref();
+  (child.stderr as net.Socket).unref();
   const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()));
   return {
     port,
@@ -162,6 +165,7 @@ export async function startEmbeddedPostgres(options: EmbeddedOptions): Promise<E
     user: USER,
     async stop(how = 'fast') {
       if (child.exitCode === null && child.signalCode === null) {
+        child.ref();
         child.kill(how === 'fast' ? 'SIGINT' : 'SIGQUIT');
         const timer = setTimeout(() => child.kill('SIGKILL'), STOP_MS);
         await exited;

@@ -14,12 +14,12 @@ import { fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import { type Secret, ServerLoginError, type ServerTarget } from '../server/login.ts';
 import type { ServerPool } from '../server/pool.ts';
 import type { Settings } from '../server/settings.ts';
+import type { Judge } from '../sql/verdict.ts';
 import { type Clock, every } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
 import { CancelKeys } from './cancel.ts';
 import { type ClientIdentity, logInClient } from './login.ts';
 import { Replication } from './replication.ts';
-import type { RequestTools } from './request.ts';
 import { Session } from './session.ts';
 import type { Users } from './users.ts';
 
@@ -29,7 +29,7 @@ export interface ListenerContext {
   auth: AuthConfig;
   users: Users;
   secureContext: SecureContext | null;
-  tools: RequestTools;
+  judge: Judge;
   clock: Clock;
   /** The pool for a database and user, or null when no key of `databases` fits. */
   poolOf(database: string, user: string): ServerPool | null;
@@ -217,7 +217,7 @@ export class Listener {
       pool,
       settings,
       messageMax: context.listen.messageMax,
-      tools: context.tools,
+      judge: context.judge,
       clock: context.clock,
       onEnd: this.#onEnd,
       onBug: this.#onBug,

@@ -33,11 +33,6 @@ export interface RequestHost extends Owner {
   unblock(): void;
 }
 
-export interface RequestTools {
-  judge: Judge;
-  statements: StatementBook;
-}
-
 /**
  * 'again': hand in the same frame once more when the session is unblocked. 'refused': it would pin its client, and too
  * many are pinned already. 'bad': the client broke the protocol.
@@ -45,6 +40,8 @@ export interface RequestTools {
 export type Handled = 'done' | 'again' | 'refused' | { bad: string };
 
 const HEADER = 5;
+/** 'S' in Describe and Close: a prepared statement is meant, not a portal. */
+const STATEMENT = 0x53;
 /** Postgres' own bound for messages that carry only a name or two (PQ_SMALL_MESSAGE_LIMIT). */
 const SMALL_MAX = 10_000;
 /** The names at the start of a Bind must end within this many bytes. */
@@ -84,7 +81,8 @@ export function clientWants(type: number, size: number): number {
 
 export class Requests {
   readonly #host: RequestHost;
-  readonly #tools: RequestTools;
+  readonly #judge: Judge;
+  readonly #statements: StatementBook;
   /** The client's prepared statements; null while it has none. */
   #names: Map<string, Statement> | null = null;
   /** Its unnamed statement, kept because it may bind it long after the server that parsed it was given back. */
@@ -101,9 +99,10 @@ export class Requests {
   /** The rest of the message that is passing goes to the server. */
   #isStreaming = false;
 
-  constructor(host: RequestHost, tools: RequestTools) {
+  constructor(host: RequestHost, judge: Judge, statements: StatementBook) {
     this.#host = host;
-    this.#tools = tools;
+    this.#judge = judge;
+    this.#statements = statements;
   }
 
   /** What runs, or ran last, does nothing but end a transaction. */
@@ -153,8 +152,35 @@ export class Requests {
   /** The client's prepared statements are gone (DEALLOCATE ALL, DISCARD ALL). */
   forgetNames(): void {
     if (this.#names === null) return;
-    for (const statement of this.#names.values()) this.#tools.statements.unuse(statement);
+    for (const statement of this.#names.values()) this.#statements.unuse(statement);
     this.#names = null;
+  }
+
+  /**
+   * Answers a message without a server, where that is possible: naming a statement that some server has taken before,
+   * and giving a name up. A driver that prepares or closes statements between transactions then waits for nobody.
+   */
+  answerAlone(frame: Frame): boolean {
+    const { source, start, end } = frame;
+    if (!frame.isStart || !frame.isEnd) return false;
+    const isParse = frame.type === ClientMessage.Parse;
+    const nameStart = start + HEADER + (isParse ? 0 : 1);
+    const nameEnd = stringEnd(source, nameStart, end);
+    if (nameEnd <= nameStart) return false;
+    const name = source.toString('latin1', nameStart, nameEnd);
+    const known = this.#names?.get(name);
+    if (frame.type === ClientMessage.Close && source[start + HEADER] === STATEMENT) {
+      if (known !== undefined) this.#undefine(name, known);
+      this.#host.deliver(encode.closeComplete);
+      return true;
+    }
+    if (!isParse || known !== undefined) return false;
+    const statement = this.#statements.find(source.subarray(nameEnd + 1, end), (body) => this.#judgeBody(body));
+    if (!statement.isVerified || isPinning(statement.verdict)) return false;
+    this.#host.counts.clientParses++;
+    this.#define(name, statement);
+    this.#host.deliver(encode.parseComplete);
+    return true;
   }
 
   /** The client has gone. */
@@ -205,7 +231,7 @@ export class Requests {
 
   #onQuery(frame: Frame, server: ServerConnection): Handled {
     const { source, start, end } = frame;
-    const verdict = this.#tools.judge.judge(source, start + HEADER, frame.isEnd ? end - 1 : start + frame.size);
+    const verdict = this.#judge.judge(source, start + HEADER, frame.isEnd ? end - 1 : start + frame.size);
     if (isPinning(verdict) && !this.#host.mayPin()) return 'refused';
     const reference = this.#referenced(verdict.effects);
     if (reference !== null && !this.#prepare(reference.statement, server)) return 'again';
@@ -257,7 +283,7 @@ export class Requests {
     if (name === '') return this.#onParseUnnamed(frame, nameEnd + 1, server);
     const known = this.#names?.get(name);
     if (known !== undefined) return this.#onParseAgain(name, known, source.subarray(nameEnd + 1, end), server);
-    const statement = this.#tools.statements.find(source.subarray(nameEnd + 1, end), (body) => this.#judgeBody(body));
+    const statement = this.#statements.find(source.subarray(nameEnd + 1, end), (body) => this.#judgeBody(body));
     if (isPinning(statement.verdict) && !this.#host.mayPin()) return 'refused';
     this.#define(name, statement);
     const undo = () => this.#undefine(name, statement);
@@ -275,6 +301,9 @@ export class Requests {
     server.statements.add(statement);
     this.#host.counts.serverParses++;
     const note: Note = {
+      done: () => {
+        statement.isVerified = true;
+      },
       dropped: () => {
         server.statements.remove(statement);
         undo();
@@ -292,20 +321,20 @@ export class Requests {
 
   #judgeBody(body: Buffer): Verdict {
     const textEnd = stringEnd(body, 0, body.length);
-    return this.#tools.judge.judge(body, 0, textEnd === -1 ? body.length : textEnd);
+    return this.#judge.judge(body, 0, textEnd === -1 ? body.length : textEnd);
   }
 
   #define(name: string, statement: Statement): void {
     if (this.#isEnded) return;
     this.#names ??= new Map();
     this.#names.set(name, statement);
-    this.#tools.statements.use(statement);
+    this.#statements.use(statement);
   }
 
   #undefine(name: string, statement: Statement): void {
     if (this.#names?.get(name) !== statement) return;
     this.#names.delete(name);
-    this.#tools.statements.unuse(statement);
+    this.#statements.unuse(statement);
   }
 
   #onParseUnnamed(frame: Frame, bodyStart: number, server: ServerConnection): Handled {
@@ -345,7 +374,7 @@ export class Requests {
 
   /** A text too large to keep: it streams to the server under the client's own name, and the session is opaque. */
   #onHugeParse(frame: Frame, server: ServerConnection): Handled {
-    this.#host.onRan(this.#tools.judge.judge(frame.source, frame.start, frame.start + frame.size), true);
+    this.#host.onRan(this.#judge.judge(frame.source, frame.start, frame.start + frame.size), true);
     this.#unnamed = null;
     server.unnamedId = 0;
     return this.#pass('Parse', frame, server, null);
@@ -391,7 +420,7 @@ export class Requests {
         if (statement.description === null) statement.description = description.bytes;
         else if (description.bytes !== null && !statement.description.equals(description.bytes)) {
           // The frame that waits will find a statement that the server does not have, see #changed.
-          this.#tools.statements.forget(statement);
+          this.#statements.forget(statement);
           this.#changed = statement;
         }
         this.#host.unblock();
@@ -453,7 +482,7 @@ export class Requests {
     return {
       replaceError: (bytes) => {
         if (bytes.includes('C0A000\0') && bytes.includes('RRevalidateCachedQuery\0')) {
-          this.#tools.statements.forget(statement);
+          this.#statements.forget(statement);
         }
         return withName(bytes, statement.name, this.#nameOf(statement));
       },
@@ -480,7 +509,10 @@ export class Requests {
     const id = this.#unnamed?.id ?? 0;
     if (server.unnamedId === id) return;
     server.unnamedId = id;
-    const forgotten = { errorIsForward: true, dropped: () => void (server.unnamedId = -1) };
+    const forget = () => {
+      server.unnamedId = -1;
+    };
+    const forgotten = { errorIsForward: true, dropped: forget };
     if (this.#unnamed !== null) this.#inject('Parse', encode.parse('', this.#unnamed.body), server, forgotten);
     else this.#inject('Close', encode.aboutStatement(ClientMessage.Close, ''), server, forgotten);
   }
@@ -488,7 +520,7 @@ export class Requests {
   #onDescribeOrClose(frame: Frame, server: ServerConnection): Handled {
     const { source, start, end } = frame;
     const kind = frame.type === ClientMessage.Describe ? 'Describe' : 'Close';
-    const isStatement = source[start + HEADER] === 0x53; // S
+    const isStatement = source[start + HEADER] === STATEMENT;
     const nameEnd = stringEnd(source, start + HEADER + 1, end);
     if (!isStatement || nameEnd === -1) return this.#pass(kind, frame, server, null);
     const name = source.toString('latin1', start + HEADER + 1, nameEnd);

@@ -23,12 +23,12 @@ import type { ServerConnection } from '../server/connection.ts';
 import type { ServerPool, Waiter } from '../server/pool.ts';
 import { CUSTOM_MAX, reportedName, type Settings, settingsDiff } from '../server/settings.ts';
 import { type Effects, type PinReason, pinning } from '../sql/effects.ts';
-import { effectsOf, type Verdict } from '../sql/verdict.ts';
+import { effectsOf, type Judge, type Verdict } from '../sql/verdict.ts';
 import type { Chain } from '../util/chain.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
 import type { Cancelable } from './cancel.ts';
-import { clientWants, type RequestHost, Requests, type RequestTools } from './request.ts';
+import { clientWants, type RequestHost, Requests } from './request.ts';
 import { askedReasons, settleNote, settleQuery } from './settle.ts';
 
 export type SessionState =
@@ -53,7 +53,7 @@ export interface SessionOptions {
   pool: ServerPool;
   settings: Settings;
   messageMax: number;
-  tools: RequestTools;
+  judge: Judge;
   clock: Clock;
   onEnd: (session: Session) => void;
   onBug: (where: string, thrown: unknown) => void;
@@ -130,7 +130,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#startup = options.settings;
     this.connectedAt = options.clock.wall();
     this.changedAt = options.clock.now();
-    this.#requests = new Requests(this, options.tools);
+    this.#requests = new Requests(this, options.judge, options.pool.statements);
     this.#reader = new FrameReader(clientWants, options.messageMax);
   }
 
@@ -250,12 +250,14 @@ export class Session implements Waiter, RequestHost, Cancelable {
       case ClientMessage.CopyDone:
       case ClientMessage.CopyFail:
         return; // Nothing to flush; what is left of a COPY that failed is ignored ("COPY Operations").
-      case ClientMessage.Query:
       case ClientMessage.Parse:
+      case ClientMessage.Close:
+        if (this.#requests.answerAlone(message)) return;
+        break;
+      case ClientMessage.Query:
       case ClientMessage.Bind:
       case ClientMessage.Describe:
       case ClientMessage.Execute:
-      case ClientMessage.Close:
       case ClientMessage.FunctionCall:
         break;
       default:

@@ -128,7 +128,10 @@ function override(value: JsonObject, environment: Environment, complain: (messag
       continue;
     }
     let parent = value;
-    for (const key of path.slice(0, -1)) parent = (parent[key] ??= {}) as JsonObject;
+    for (const key of path.slice(0, -1)) {
+      parent[key] ??= {};
+      parent = parent[key] as JsonObject;
+    }
     parent[path.at(-1)!] = plain(text);
   }
 }

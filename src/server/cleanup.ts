@@ -89,7 +89,11 @@ export class Cleanup implements Owner {
   }
 
   #run(sql: string): void {
-    const note = { dropped: () => void (this.#hasFailed = true) };
+    const note = {
+      dropped: () => {
+        this.#hasFailed = true;
+      },
+    };
     this.#server.outstanding.push('Query', this, 'swallow', null, note);
     this.#server.send(encode.query(sql));
   }

@@ -24,6 +24,7 @@ import { ServerConnection, type TrafficCounts } from './connection.ts';
 import type { Host, Tenant } from './hosts.ts';
 import { openServer, type Secret, ServerLoginError, type ServerTarget } from './login.ts';
 import { type Settings, SettingsBook } from './settings.ts';
+import { StatementBook } from './statements.ts';
 
 /** Someone who waits for a server. */
 export interface Waiter extends Link<Waiter> {
@@ -105,6 +106,7 @@ export class ServerPool implements Tenant {
   readonly database: string;
   readonly user: string;
   readonly book = new SettingsBook();
+  readonly statements = new StatementBook();
   readonly idle = new Chain<ServerConnection>();
   readonly active = new Chain<ServerConnection>();
   readonly cleaning = new Chain<ServerConnection>();

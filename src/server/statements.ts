@@ -2,7 +2,7 @@
  * Prepared statements of the protocol, shared by all clients. A client's name stands for a Statement (text and
  * parameter types); a Statement has one name on every server that knows it. Called by client/session.
  *
- * The one idea: names are global, so a statement that one client prepared on a server serves every other client that
+ * The one idea: names are the pool's, so a statement that one client prepared on a server serves every other client that
  * prepared the same text. `StatementBook` finds the Statement of a text, `ServerStatements` says what one server has.
  *
  * A Statement whose plan became invalid ("cached plan must not change result type") is forgotten: the next Parse of
@@ -14,6 +14,7 @@ import type { Verdict } from '../sql/verdict.ts';
 /** Statements that no client has prepared at the moment, but that servers may still have. */
 const UNUSED_MAX = 10_000;
 const PREFIX = 'pgweir_';
+let nextId = 1;
 
 export class Statement {
   /** Its name on every server. */
@@ -27,6 +28,8 @@ export class Statement {
   /** The RowDescription (or NoData) that a server gave first; a later one that differs is an error for the client. */
   description: Buffer | null = null;
   isForgotten = false;
+  /** Some server has taken its Parse. */
+  isVerified = false;
 
   constructor(id: number, key: string, body: Buffer, verdict: Verdict) {
     this.name = PREFIX + id;
@@ -43,7 +46,6 @@ export class StatementBook {
     maxSize: 64 * 1024 * 1024,
     sizeCalculation: (s) => s.body.length + 1,
   });
-  #next = 1;
 
   /** The Statement for the body of a Parse message; `judge` is asked only when the text is new. */
   find(body: Buffer, judge: (body: Buffer) => Verdict): Statement {
@@ -51,7 +53,7 @@ export class StatementBook {
     const key = body.toString('latin1');
     const known = this.#used.get(key) ?? this.#unused.get(key);
     if (known !== undefined) return known;
-    const statement = new Statement(this.#next++, key, Buffer.from(body), judge(body));
+    const statement = new Statement(nextId++, key, Buffer.from(body), judge(body));
     this.#unused.set(key, statement);
     return statement;
   }

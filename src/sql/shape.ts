@@ -49,7 +49,10 @@ export class Tokens {
 
   #grow(): void {
     const size = 2 * this.kinds.length;
-    const copy = <A extends Uint8Array | Uint32Array>(bigger: A, old: A): A => (bigger.set(old), bigger);
+    const copy = <A extends Uint8Array | Uint32Array>(bigger: A, old: A): A => {
+      bigger.set(old);
+      return bigger;
+    };
     this.kinds = copy(new Uint8Array(size), this.kinds);
     this.starts = copy(new Uint32Array(size), this.starts);
     this.ends = copy(new Uint32Array(size), this.ends);
