@@ -17,10 +17,10 @@ import type { Settings } from '../server/settings.ts';
 import type { Judge } from '../sql/verdict.ts';
 import { type Clock, every } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
-import { CancelKeys } from './cancel.ts';
+import { type CancelKey, CancelKeys } from './cancel.ts';
 import { type ClientIdentity, logInClient } from './login.ts';
 import { Replication } from './replication.ts';
-import { Session } from './session.ts';
+import { Session, type SessionHouse } from './session.ts';
 import type { Users } from './users.ts';
 
 /** What the listener is told by app. All of it may change with a reload; it is read anew for each client. */
@@ -70,12 +70,15 @@ export class Listener {
   #servers: net.Server[] = [];
   #socketFile: string | null = null;
   #stopTicking: (() => void) | null = null;
+  readonly #house: SessionHouse;
   #nextId = 1;
   #isDraining = false;
 
   constructor(instance: number, context: () => ListenerContext) {
     this.keys = new CancelKeys(instance, 0);
     this.#context = context;
+    const { judge, clock } = context();
+    this.#house = { judge, clock, onEnd: this.#onEnd, onBug: this.#onBug };
   }
 
   get loggingIn(): number {
@@ -118,7 +121,7 @@ export class Listener {
   #onConnection(socket: net.Socket): void {
     this.counts.accepted++;
     this.open++;
-    socket.once('close', () => this.open--);
+    socket.on('close', this.#onSocketClosed);
     const context = this.#context();
     if (this.open > context.listen.clientsMax) {
       this.counts.refused++;
@@ -211,18 +214,15 @@ export class Listener {
     const session = new Session({
       id: this.#nextId++,
       socket,
-      user: client.user,
-      database: client.database,
+      // One string for all clients of a pool.
+      user: client.user === pool.user ? pool.user : client.user,
       key,
       pool,
       settings,
       messageMax: context.listen.messageMax,
-      judge: context.judge,
-      clock: context.clock,
-      onEnd: this.#onEnd,
-      onBug: this.#onBug,
+      house: this.#house,
     });
-    this.keys.hold(key, session);
+    this.keys.hold(session);
     this.sessions.add(session);
     pool.clients++;
     pool.counts.logins++;
@@ -230,8 +230,12 @@ export class Listener {
     session.start(client.rest);
   }
 
+  readonly #onSocketClosed = (): void => {
+    this.open--;
+  };
+
   readonly #onEnd = (session: Session): void => {
-    this.keys.revoke(session.key);
+    this.keys.revoke(session);
     if (this.sessions.delete(session)) session.pool.clients--;
   };
 
@@ -245,8 +249,9 @@ export class Listener {
     const key = this.keys.issue(client.minor);
     let replication: Replication | null = null;
     const onEnd = () => {
-      this.keys.revoke(key);
-      if (replication !== null) this.#replications.delete(replication);
+      if (replication === null) return;
+      this.keys.revoke(replication);
+      this.#replications.delete(replication);
     };
     try {
       const { target, ...login } = await context.replicationOf(pool, mode);
@@ -259,7 +264,7 @@ export class Listener {
         onEnd,
       };
       replication = await Replication.open(options);
-      this.keys.hold(key, replication);
+      this.keys.hold(replication);
       this.#replications.add(replication);
       pool.counts.pins.replication++;
     } catch (thrown) {
@@ -304,7 +309,7 @@ function bind(server: net.Server, options: net.ListenOptions): Promise<void> {
 }
 
 /** Everything between a successful authentication and the first request, in one write. */
-function greeting(settings: Settings, key: Buffer): Buffer {
+function greeting(settings: Settings, key: CancelKey): Buffer {
   return Buffer.concat([
     encode.authenticationOk,
     ...[...settings.reported].map(([name, value]) => encode.parameterStatus(name, value)),

@@ -206,7 +206,9 @@ async function run(incoming: Incoming, context: LoginContext): Promise<LoginOutc
   if ('sqlstate' in client) return refused(client);
   const { mode } = context.listen.tls;
   const isTls = incoming.socket instanceof tls.TLSSocket;
-  if (!isTls && incoming.socket.remoteAddress !== undefined && (mode === 'require' || mode.startsWith('verify-'))) {
+  const isRequired = mode === 'require' || mode.startsWith('verify-');
+  // Asking for the address would keep it in the socket for good; a Unix socket has none, and needs no TLS.
+  if (isRequired && !isTls && incoming.socket.remoteAddress !== undefined) {
     return refused(fatal(SqlState.InvalidAuthorization, 'TLS is required', { hint: 'connect with sslmode=require' }));
   }
   if (mode === 'verify-full' && isTls && commonName(incoming.socket as tls.TLSSocket) !== client.user) {

@@ -5,11 +5,11 @@
 import type net from 'node:net';
 import * as encode from '../protocol/encode.ts';
 import { openServer, type Secret, type ServerTarget, sendCancel } from '../server/login.ts';
-import type { Cancelable } from './cancel.ts';
+import type { Cancelable, CancelKey } from './cancel.ts';
 
 export interface ReplicationOptions {
   socket: net.Socket;
-  key: Buffer;
+  key: CancelKey;
   /** Bytes that the client has sent since its login. */
   rest: Buffer;
   target: ServerTarget;
@@ -19,19 +19,21 @@ export interface ReplicationOptions {
 }
 
 export class Replication implements Cancelable {
+  readonly key: CancelKey;
   readonly #target: ServerTarget;
   readonly #client: net.Socket;
   #server: net.Socket | null = null;
   #serverKey: Buffer = Buffer.alloc(0);
 
-  private constructor(client: net.Socket, target: ServerTarget) {
-    this.#client = client;
+  private constructor({ socket, target, key }: ReplicationOptions) {
+    this.key = key;
+    this.#client = socket;
     this.#target = target;
   }
 
   /** Opens the server and joins the two; throws ServerLoginError when that fails. */
   static async open(options: ReplicationOptions): Promise<Replication> {
-    const replication = new Replication(options.socket, options.target);
+    const replication = new Replication(options);
     const { socket: server, reported, key, rest } = await openServer(options.target, options.secret, options.connectMs);
     replication.#server = server;
     replication.#serverKey = key;

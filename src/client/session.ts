@@ -27,7 +27,7 @@ import { effectsOf, type Judge, type Verdict } from '../sql/verdict.ts';
 import type { Chain } from '../util/chain.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
-import type { Cancelable } from './cancel.ts';
+import type { Cancelable, CancelKey } from './cancel.ts';
 import { clientWants, type RequestHost, Requests } from './request.ts';
 import { askedReasons, settleNote, settleQuery } from './settle.ts';
 
@@ -44,19 +44,24 @@ export type SessionState =
   | 'settling'
   | 'closed';
 
-export interface SessionOptions {
-  id: number;
-  socket: net.Socket;
-  user: string;
-  database: string;
-  key: Buffer;
-  pool: ServerPool;
-  settings: Settings;
-  messageMax: number;
+/** What all sessions have in common. */
+export interface SessionHouse {
   judge: Judge;
   clock: Clock;
   onEnd: (session: Session) => void;
   onBug: (where: string, thrown: unknown) => void;
+}
+
+export interface SessionOptions {
+  id: number;
+  socket: net.Socket;
+  user: string;
+  key: CancelKey;
+  pool: ServerPool;
+  settings: Settings;
+  /** Bytes of the largest message. */
+  messageMax: number;
+  house: SessionHouse;
 }
 
 /** Bytes kept from a client that is ahead of its server, beyond which it is not read. */
@@ -82,8 +87,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
 
   readonly id: number;
   readonly user: string;
-  readonly database: string;
-  readonly key: Buffer;
+  readonly key: CancelKey;
   readonly pool: ServerPool;
   readonly socket: net.Socket;
   /** What this client's session is set to, and what it was at its start, to which RESET leads back. */
@@ -95,7 +99,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
   readonly connectedAt: number;
   changedAt: number;
 
-  readonly #options: SessionOptions;
+  readonly #house: SessionHouse;
   readonly #requests: Requests;
   readonly #reader: FrameReader;
   /** The message that must wait for something before it is handled (again). */
@@ -119,31 +123,49 @@ export class Session implements Waiter, RequestHost, Cancelable {
   #isCancelWanted = false;
 
   constructor(options: SessionOptions) {
-    this.#options = options;
+    this.#house = options.house;
     this.id = options.id;
     this.user = options.user;
-    this.database = options.database;
     this.key = options.key;
     this.pool = options.pool;
     this.socket = options.socket;
     this.settings = options.settings;
     this.#startup = options.settings;
-    this.connectedAt = options.clock.wall();
-    this.changedAt = options.clock.now();
-    this.#requests = new Requests(this, options.judge, options.pool.statements);
+    this.connectedAt = options.house.clock.wall();
+    this.changedAt = options.house.clock.now();
+    this.#requests = new Requests(this, options.house.judge, options.pool.statements);
     this.#reader = new FrameReader(clientWants, options.messageMax);
   }
 
   /** Begins to serve; `rest` is what the client has sent since its login. */
   start(rest: Buffer): void {
-    this.socket
-      .on('data', (chunk: Buffer) => this.#guard('data', () => this.#onData(chunk)))
-      .on('drain', () => this.#guard('drain', () => this.#onDrain()))
-      .on('error', () => {})
-      .on('end', () => this.#guard('end', () => this.#leave()))
-      .on('close', () => this.#guard('close', () => this.#leave()));
-    if (rest.length > 0) this.#guard('data', () => this.#onData(rest));
+    const socket = this.socket as ClientSocket;
+    socket.session = this;
+    socket.on('data', onData).on('drain', onDrain).on('error', onError).on('end', onEnd).on('close', onEnd);
+    if (rest.length > 0) this.receive(rest);
     if (!this.#isPaused) this.socket.resume();
+  }
+
+  /** The client has sent something. */
+  receive(chunk: Buffer): void {
+    this.#guard('data', () => this.#onData(chunk));
+  }
+
+  /** The client reads again. */
+  onDrain(): void {
+    this.#guard('drain', () => {
+      this.server?.resume();
+      this.#pump();
+    });
+  }
+
+  /** The client has gone. */
+  onGone(): void {
+    this.#guard('end', () => this.#leave());
+  }
+
+  get database(): string {
+    return this.pool.database;
   }
 
   get counts() {
@@ -230,7 +252,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     if (this.#isSkipping && message.isStart) return this.#skip(message);
     if (this.server === null) return this.#handleIdle(message);
     if (message.isStart && message.type === ClientMessage.Terminate) return this.#leave();
-    if (message.isStart && this.#workingSince === 0) this.#workingSince = this.#options.clock.now();
+    if (message.isStart && this.#workingSince === 0) this.#workingSince = this.#house.clock.now();
     const handled = this.#requests.handle(message, this.server);
     if (handled === 'again') this.#held = { ...message };
     else if (handled === 'refused') this.#refusePin(message);
@@ -307,7 +329,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
   #attach(server: ServerConnection): void {
     server.holder = this;
     this.server = server;
-    this.#leasedAt = this.#options.clock.now();
+    this.#leasedAt = this.#house.clock.now();
     const sql = settingsDiff(server.settings, this.settings, server.login);
     if (sql === null) return this.#begin(server);
     this.#become('syncing');
@@ -392,7 +414,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
   /** The server owes nothing at the moment. */
   #onQuiet(server: ServerConnection): void {
     const { outstanding } = server;
-    const now = this.#options.clock.now();
+    const now = this.#house.clock.now();
     if (this.#workingSince > 0) {
       this.counts.queryMs += now - this.#workingSince;
       this.#workingSince = 0;
@@ -422,7 +444,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
 
   #giveBack(): void {
     const server = this.server!;
-    this.counts.transactionMs += this.#options.clock.now() - this.#leasedAt;
+    this.counts.transactionMs += this.#house.clock.now() - this.#leasedAt;
     this.server = null;
     this.#become('idle');
     server.uncork();
@@ -471,11 +493,6 @@ export class Session implements Waiter, RequestHost, Cancelable {
             }),
       );
     });
-  }
-
-  #onDrain(): void {
-    this.server?.resume();
-    this.#pump();
   }
 
   /** The message would pin this client, and pool.pinnedMax is reached: nothing of it has been sent. */
@@ -753,12 +770,12 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#uncork();
     if (!this.socket.writableEnded) this.socket.end();
     this.socket.resume(); // What it still sends is read and dropped, so that its end is seen.
-    this.#options.onEnd(this);
+    this.#house.onEnd(this);
   }
 
   #become(state: SessionState): void {
     this.state = state;
-    this.changedAt = this.#options.clock.now();
+    this.changedAt = this.#house.clock.now();
   }
 
   /** A bug ends the session, never the process. */
@@ -766,7 +783,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     try {
       run();
     } catch (thrown) {
-      this.#options.onBug(where, thrown);
+      this.#house.onBug(where, thrown);
       if (this.server !== null) this.server.isDoomed = true;
       try {
         this.#end(fatal(SqlState.InternalError, `internal error in the proxy: ${messageOf(thrown)}`));
@@ -777,6 +794,23 @@ export class Session implements Waiter, RequestHost, Cancelable {
     }
   }
 }
+
+/** Listeners are functions that all sessions share: closures of its own would cost each idle client a quarter KiB. */
+type ClientSocket = net.Socket & { session: Session };
+
+function onData(this: net.Socket, chunk: Buffer): void {
+  (this as ClientSocket).session.receive(chunk);
+}
+
+function onDrain(this: net.Socket): void {
+  (this as ClientSocket).session.onDrain();
+}
+
+function onEnd(this: net.Socket): void {
+  (this as ClientSocket).session.onGone();
+}
+
+function onError(): void {}
 
 function canceled(): Refusal {
   return error(SqlState.QueryCanceled, 'canceling statement due to user request');

@@ -275,7 +275,7 @@ function welcome(): Buffer {
   return Buffer.concat([
     encode.authenticationOk,
     ...Object.entries(parameters).map(([name, value]) => encode.parameterStatus(name, value)),
-    encode.backendKeyData(randomBytes(8)),
+    encode.backendKeyData(randomBytes(8).toString('latin1')),
     encode.readyForQuery(),
   ]);
 }

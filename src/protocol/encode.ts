@@ -70,9 +70,9 @@ export function parameterStatus(name: string, value: string): Buffer {
   return message(ServerMessage.ParameterStatus, Buffer.from(`${name}\0${value}\0`, 'latin1'));
 }
 
-/** A BackendKeyData: process id and secret (4 bytes in protocol 3.0, up to 256 in 3.2). */
-export function backendKeyData(key: Buffer): Buffer {
-  return message(ServerMessage.BackendKeyData, key);
+/** A BackendKeyData: process id and secret (4 bytes in protocol 3.0, up to 256 in 3.2), as Latin-1. */
+export function backendKeyData(key: string): Buffer {
+  return message(ServerMessage.BackendKeyData, Buffer.from(key, 'latin1'));
 }
 
 /** NegotiateProtocolVersion: the newest minor version we speak and the `_pq_.` options that we do not know. */
