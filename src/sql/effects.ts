@@ -166,8 +166,10 @@ function findInStatement(tokens: Tokens, first: number, end: number): void {
     case 'merge':
     case 'with':
     case 'explain':
-    case 'copy':
       findInExpressions(tokens, first, end);
+      break;
+    case 'copy':
+      findInExpressions(tokens, afterName(tokens, first + 1), end);
       break;
     case '':
       // ( SELECT … ) or something that is no statement.
@@ -245,6 +247,14 @@ function findInStatement(tokens: Tokens, first: number, end: number): void {
       mark().needsParser = true;
       findInExpressions(tokens, first, end);
   }
+}
+
+/** Behind the (dotted) name at `at`, if there is one: its columns are no arguments. */
+function afterName(tokens: Tokens, at: number): number {
+  if (tokens.name(at) === '') return at;
+  let next = at + 1;
+  while (tokens.kinds[next] === Token.Dot && next < tokens.count) next += 2;
+  return next;
 }
 
 /** PREPARE: the statement inside runs at each EXECUTE, so whatever it does is believed from the start. */

@@ -80,9 +80,9 @@ export class Parser {
   }
 
   #start(): Worker {
-    // Compiled code loads compiled code; the sources run under a loader that knows TypeScript.
-    const file = import.meta.url.endsWith('.ts') ? './parser-worker.ts' : './parser-worker.js';
-    const worker = new Worker(new URL(file, import.meta.url), {
+    const { code, isText } = workerCode();
+    const worker = new Worker(code, {
+      eval: isText,
       resourceLimits: { stackSizeMb: STACK_MB, maxOldGenerationSizeMb: HEAP_MB },
     });
     worker.unref();
@@ -123,4 +123,11 @@ export class Parser {
     this.#running = null;
     job?.done(syntax);
   }
+}
+
+/** Compiled code runs compiled code; from the sources (tests) the worker first needs a loader that knows TypeScript. */
+function workerCode(): { code: string | URL; isText: boolean } {
+  if (!import.meta.url.endsWith('.ts')) return { code: new URL('./parser-worker.js', import.meta.url), isText: false };
+  const { href } = new URL('./parser-worker.ts', import.meta.url);
+  return { code: `import('tsx/esm/api').then((tsx) => (tsx.register(), import('${href}')))`, isText: true };
 }

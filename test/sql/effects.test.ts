@@ -1,0 +1,103 @@
+/** sql/shape and sql/effects: what tokens alone tell of a statement. */
+import t from 'tap';
+import { type Effects, findEffects } from '../../src/sql/effects.ts';
+import { cut, shapeOf, Tokens } from '../../src/sql/shape.ts';
+
+const tokens = new Tokens();
+
+function find(sql: string) {
+  const bytes = Buffer.from(sql);
+  cut(tokens, bytes, 0, bytes.length);
+  return findEffects(tokens);
+}
+
+function shape(sql: string): string {
+  const bytes = Buffer.from(sql);
+  cut(tokens, bytes, 0, bytes.length);
+  return shapeOf(tokens);
+}
+
+t.test('plain statements are harmless, proved from tokens alone', async (t) => {
+  const plain = [
+    'SELECT 1',
+    'select a.b, count(*), coalesce(x, $1) from t where id in (1,2,3) and name = any($2)',
+    "SELECT 'set_config(''a'',''b'',false)' -- LISTEN x",
+    "SELECT $$ ; LISTEN x $$, E'\\'; LISTEN x --'",
+    'INSERT INTO s.t (a, b) VALUES ($1, $2) ON CONFLICT (a) DO UPDATE SET b = excluded.b RETURNING id',
+    'WITH x AS (SELECT 1 AS a) UPDATE t SET a = x.a FROM x',
+    'DELETE FROM t WHERE a < now() - interval $1',
+    'MERGE INTO t USING s ON (t.a = s.a) WHEN MATCHED THEN DELETE',
+    'BEGIN',
+    'COMMIT; BEGIN ISOLATION LEVEL SERIALIZABLE',
+    'SAVEPOINT a; ROLLBACK TO a',
+    'SET LOCAL statement_timeout = 1; SET TRANSACTION READ ONLY; SET CONSTRAINTS ALL DEFERRED',
+    "SELECT set_config('a.b', $1, true)",
+    'SELECT pg_advisory_xact_lock(1)',
+    'COPY s.t (a, b) FROM STDIN',
+    'SHOW ALL',
+    "NOTIFY c, 'x'",
+    'PREPARE TRANSACTION $1',
+    '',
+    ';;',
+    '/* a /* nested */ LISTEN x */ SELECT 1',
+    'SELECT 1::numeric(10,2), CAST(a AS varchar(3)) FROM f AS t (a)',
+    'DECLARE c CURSOR FOR SELECT 1',
+  ];
+  for (const sql of plain) t.same(find(sql), { effects: null, unknown: [], needsParser: false }, sql);
+});
+
+t.test('effects are found, in any statement of a text and however it is written', async (t) => {
+  const expected: [string, Partial<Effects>][] = [
+    ['SET a = 1', { settings: ['a'] }],
+    ['set session "App.Tenant" to x; select 1', { settings: ['app.tenant'] }],
+    ['SET app.tenant = 7', { settings: ['app.tenant'] }],
+    ["SET TIME ZONE 'UTC'", { settings: ['timezone'] }],
+    ['SET ROLE x', { settings: ['role'] }],
+    ['SET SESSION AUTHORIZATION x', { settings: ['session_authorization', 'role'] }],
+    ['RESET search_path', { resets: ['search_path'] }],
+    ['RESET ALL', { isResetAll: true }],
+    ["SELECT set_config('search_path', '', false)", { settings: ['search_path'] }],
+    ["SELECT pg_catalog.set_config('A', x, y) FROM t", { settings: ['a'] }],
+    ['SELECT "set_config"($1, $2, false)', { pins: ['setting'] }],
+    ['LISTEN x', { isProbed: true }],
+    ['SELECT 1; listen x', { isProbed: true }],
+    ['UNLISTEN *', { isUndoing: true }],
+    ['SELECT pg_try_advisory_lock(1, 2)', { isProbed: true }],
+    ['SELECT pg_advisory_unlock_all()', { isUndoing: true }],
+    ['PREPARE p AS SELECT 1', { isProbed: true }],
+    ['DECLARE c CURSOR WITH HOLD FOR SELECT 1', { isProbed: true }],
+    ["LOAD 'auto_explain'", { pins: ['load'] }],
+    ['DO $$ begin end $$', { pins: ['function'] }],
+    ["SELECT currval('s')", { pins: ['sequence'] }],
+    ['SELECT setseed(0.5)', { pins: ['seed'] }],
+    ["EXPLAIN ANALYZE SELECT pg_advisory_lock(1)", { isProbed: true }],
+    ["COPY (SELECT set_config('a','b',false)) TO STDOUT", { settings: ['a'] }],
+    ['(SELECT pg_advisory_lock(1))', { isProbed: true }],
+    ["UPDATE pg_settings SET setting = 'x' WHERE name = 'y'", { pins: ['setting'] }],
+    ['DISCARD ALL', { isProbed: true }],
+  ];
+  for (const [sql, part] of expected) t.match(find(sql).effects, part, sql);
+});
+
+t.test('names of prepared statements are found with their place', async (t) => {
+  t.match(find('DEALLOCATE PREPARE "a""b"').effects?.reference, { command: 'deallocate', name: 'a"b', start: 19, end: 25 });
+  t.match(find('execute P1(2)').effects?.reference, { command: 'execute', name: 'p1', start: 8, end: 10 });
+  t.equal(find('DEALLOCATE ALL').effects?.reference, null);
+});
+
+t.test('what tokens cannot prove is left to the parser', async (t) => {
+  t.same(find('SELECT my_function(1), s.f(2)').unknown, ['my_function', 's.f']);
+  t.same(find('SELECT "Lower"(x)').unknown, ['Lower']);
+  for (const sql of ['SELECT 1 INTO TEMP x', 'CREATE TEMP TABLE x (a int)', 'ALTER TABLE x ADD y int']) {
+    t.ok(find(sql).needsParser, sql);
+  }
+});
+
+t.test('statements that differ in values only have one shape', async (t) => {
+  t.equal(shape("select a from t where b in (1, 2,3) and c='x'"), shape('SELECT a FROM t WHERE b IN ($1) AND c = E\'y\' /* traceparent */'));
+  t.not(shape('select a from s.t'), shape('select a from r.t'));
+});
+
+t.test('unfinished strings, comments and names end with the text', async (t) => {
+  for (const sql of ["SELECT 'x", 'SELECT "x', 'SELECT $a$ x', '/* x', "E'\\", '$', '1e', '"']) t.doesNotThrow(() => find(sql), sql);
+});
