@@ -7,12 +7,11 @@
  */
 import { fork, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { mkdtempSync, writeFileSync } from 'node:fs';
 import { startEmbeddedPostgres } from '../src/embedded.ts';
 import { int32, message, startup, Version } from '../src/protocol/encode.ts';
 
@@ -26,11 +25,7 @@ const login = startup(Version.v3_0, [
   ['database', 'postgres'],
 ]);
 const zero = Buffer.alloc(2);
-const ask = Buffer.concat([
-  message(0x42, '\0s\0', zero, zero, zero),
-  message(0x45, '\0', int32(0)),
-  message(0x53),
-]);
+const ask = Buffer.concat([message(0x42, '\0s\0', zero, zero, zero), message(0x45, '\0', int32(0)), message(0x53)]);
 const first = Buffer.concat([message(0x50, 's\0SELECT 1\0', zero), ask]);
 
 if (process.argv[2] === 'clients') await beClients(Number(process.argv[3]));
@@ -86,7 +81,13 @@ async function measure(): Promise<void> {
       ops: { port: 0 },
       log: { level: 'warn' },
       auth: { method: 'trust' },
-      databases: { '*': { hosts: [`127.0.0.1:${postgres.port}`], tls: { mode: 'disable' }, pool: { size: SERVERS, queueMax: CLIENTS } } },
+      databases: {
+        '*': {
+          hosts: [`127.0.0.1:${postgres.port}`],
+          tls: { mode: 'disable' },
+          pool: { size: SERVERS, queueMax: CLIENTS },
+        },
+      },
     }),
   );
   const proxy = spawn(process.execPath, ['dist/cli.js', 'serve', '-c', config], { stdio: 'inherit' });
@@ -103,7 +104,9 @@ async function measure(): Promise<void> {
   await postgres.stop();
   const each = (after - before) / CLIENTS;
   console.log(`clients ${CLIENTS}, servers ${SERVERS}, answered ${answered}`);
-  console.log(`resident memory: ${before} KiB without clients, ${after} KiB with idle clients, ${again} KiB after another query each`);
+  console.log(
+    `resident memory: ${before} KiB without clients, ${after} KiB with idle clients, ${again} KiB after another query each`,
+  );
   console.log(`per idle client: ${each.toFixed(2)} KiB (limit ${LIMIT_KIB})`);
   process.exit(answered === CLIENTS && each < LIMIT_KIB ? 0 : 1);
 }
@@ -115,7 +118,9 @@ function rssKib(pid: number): number {
 async function untilListening(port: number): Promise<void> {
   for (let tries = 0; tries < 200; tries++) {
     const socket = net.connect(port, '127.0.0.1');
-    const isOpen = await new Promise<boolean>((resolve) => socket.once('connect', () => resolve(true)).once('error', () => resolve(false)));
+    const isOpen = await new Promise<boolean>((resolve) =>
+      socket.once('connect', () => resolve(true)).once('error', () => resolve(false)),
+    );
     socket.destroy();
     if (isOpen) return;
     await new Promise((resolve) => setTimeout(resolve, 50));

@@ -319,7 +319,7 @@ function greeting(settings: Settings, key: CancelKey): Buffer {
 }
 
 /** Tells a client why it cannot stay. */
-export function refuse(socket: net.Socket, failure: Refusal | ServerLoginError): void {
+function refuse(socket: net.Socket, failure: Refusal | ServerLoginError): void {
   socket.on('error', () => {});
   let bytes: Buffer;
   if (!(failure instanceof ServerLoginError)) bytes = errorResponse(failure);

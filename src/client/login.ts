@@ -131,8 +131,8 @@ class Incoming {
       reader.push(this.#bytes);
       this.#bytes = Buffer.alloc(0);
       const found = reader.next(frame);
-      if (found === 'badLength' || (found === 'frame' && frame.type !== ClientMessage.Password)) return null;
-      if (found === 'frame') {
+      if (found !== 'starved') {
+        if (found !== 'frame' || frame.type !== ClientMessage.Password) return null;
         const body = Buffer.from(frame.source.subarray(frame.start + 5, frame.end));
         this.#bytes = reader.rest();
         return body;

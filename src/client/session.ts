@@ -209,9 +209,11 @@ export class Session implements Waiter, RequestHost, Cancelable {
       }
       const found = this.#reader.next(frame);
       if (found === 'starved') break;
-      if (found === 'badLength') {
+      if (found !== 'frame') {
         this.#end(
-          fatal(SqlState.ProtocolViolation, 'invalid message length', { hint: 'the limit is listen.messageMax' }),
+          found === 'badLength'
+            ? fatal(SqlState.ProtocolViolation, 'invalid message length')
+            : fatal(SqlState.ProgramLimit, 'the message is too large', { hint: 'the limit is listen.messageMax' }),
         );
         return;
       }

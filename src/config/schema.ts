@@ -205,6 +205,7 @@ const database = z
     pool: pool.prefault({}).describe('Server connections of one user.'),
     serversMax: count(1).prefault(100).describe('Server connections per host, over all users and databases on it.'),
   })
+  .refine((value) => value.passwordFile === undefined || value.user !== undefined, 'passwordFile needs user')
   .describe('One database, by the name that clients ask for; "*" stands for every other name.');
 
 export const configSchema = z

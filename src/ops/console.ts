@@ -19,7 +19,7 @@ import type { ServerPool } from '../server/pool.ts';
 import type { Snapshot } from './snapshot.ts';
 import { version } from './version.ts';
 
-export const consoleDatabases: readonly string[] = ['pgbouncer', 'pgweir'];
+const consoleDatabases: readonly string[] = ['pgbouncer', 'pgweir'];
 const COMMAND_MAX = 64 * 1024;
 
 type Value = string | number | null;

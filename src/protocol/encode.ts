@@ -144,7 +144,6 @@ export const RequestCode = { cancel: 80877102, ssl: 80877103, gss: 80877104 } as
 export const sync = message(ClientMessage.Sync);
 export const flush = message(ClientMessage.Flush);
 export const terminate = message(ClientMessage.Terminate);
-export const copyDone = message(ClientMessage.CopyDone);
 
 /** A simple Query. SQL as Latin-1: text that came from the wire keeps its bytes. */
 export function query(sql: string): Buffer {

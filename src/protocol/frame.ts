@@ -40,7 +40,8 @@ export function emptyFrame(): Frame {
 /** How many bytes of a message of this type and size must be seen at once (header included). */
 export type Wants = (type: number, size: number) => number;
 
-export type Cut = 'frame' | 'starved' | 'badLength';
+/** 'badLength': no message has this length. 'tooLong': a message may, but not here. */
+export type Cut = 'frame' | 'starved' | 'badLength' | 'tooLong';
 
 const NOTHING = Buffer.alloc(0);
 
@@ -98,7 +99,8 @@ export class FrameReader {
     if (this.#held !== null) return this.#fill(frame);
     if (available < HEADER) return available === 0 ? this.#starve() : this.#hold(HEADER);
     const length = chunk.readUInt32BE(start + 1);
-    if (length < LENGTH_MIN || length >= this.#sizeMax) return 'badLength';
+    const wrong = this.#wrong(length);
+    if (wrong !== null) return wrong;
     this.#begin(chunk[start]!, length + 1);
     const wanted = Math.min(this.#size, this.#wants(this.#type, this.#size));
     if (available < wanted) return this.#hold(wanted);
@@ -142,7 +144,7 @@ export class FrameReader {
   #fill(frame: Frame): Cut {
     for (;;) {
       const wanted = this.#heldWanted();
-      if (wanted < 0) return 'badLength';
+      if (typeof wanted === 'string') return wanted;
       if (this.#heldSize >= wanted) {
         const held = this.#held!;
         const size = this.#heldSize;
@@ -156,11 +158,17 @@ export class FrameReader {
     }
   }
 
-  /** Bytes of the held message that are needed at once: the header first, then what its type asks for; -1: bad. */
-  #heldWanted(): number {
+  #wrong(length: number): 'badLength' | 'tooLong' | null {
+    if (length < LENGTH_MIN) return 'badLength';
+    return length >= this.#sizeMax ? 'tooLong' : null;
+  }
+
+  /** Bytes of the held message that are needed at once: the header first, then what its type asks for. */
+  #heldWanted(): number | 'badLength' | 'tooLong' {
     if (this.#heldSize < HEADER) return HEADER;
     const length = this.#held!.readUInt32BE(1);
-    if (length < LENGTH_MIN || length >= this.#sizeMax) return -1;
+    const wrong = this.#wrong(length);
+    if (wrong !== null) return wrong;
     this.#begin(this.#held![0]!, length + 1);
     return Math.min(this.#size, this.#wants(this.#type, this.#size));
   }

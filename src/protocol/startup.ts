@@ -6,7 +6,7 @@
 import { RequestCode, Version } from './encode.ts';
 
 /** Longest startup packet, as in Postgres (MAX_STARTUP_PACKET_LENGTH). */
-export const STARTUP_MAX = 10_000;
+const STARTUP_MAX = 10_000;
 const LENGTH_BYTES = 4;
 const PACKET_MIN = 8;
 

@@ -260,7 +260,7 @@ export class ServerConnection implements Link<ServerConnection> {
     for (; found === 'frame' && !this.isClosed; found = this.#reader.next(frame)) this.#onFrame(frame);
     this.#flush();
     if (this.isClosed) return;
-    if (found === 'badLength') {
+    if (found !== 'starved') {
       this.isDoomed = true;
       this.close('the server sent a message of an impossible length');
       return;

@@ -67,7 +67,7 @@ const MESSAGE_MAX = 1024 * 1024;
 const CANCEL_MS = 10_000;
 
 /** Where to connect: a host and port, or the socket of a directory. */
-export function addressOf(host: HostConfig): net.NetConnectOpts {
+function addressOf(host: HostConfig): net.NetConnectOpts {
   return host.host.startsWith('/')
     ? { path: `${host.host}/.s.PGSQL.${host.port}` }
     : { host: host.host, port: host.port, noDelay: true, keepAlive: true };
@@ -102,7 +102,8 @@ class Inbox {
   async read(): Promise<{ type: number; body: Buffer }> {
     for (;;) {
       const found = this.#reader.next(this.#frame);
-      if (found === 'badLength') throw new ServerLoginError('the server sent something that is not Postgres protocol');
+      if (found === 'badLength' || found === 'tooLong')
+        throw new ServerLoginError('the server sent something that is not Postgres protocol');
       const { type, source, start, end } = this.#frame;
       if (found === 'frame') return { type, body: Buffer.from(source.subarray(start + 5, end)) };
       if (this.#error !== null) throw new ServerLoginError(this.#error.message);

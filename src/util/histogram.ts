@@ -4,7 +4,7 @@
  */
 
 /** Upper bounds in seconds: sub-millisecond resolution, and the edges at which people set objectives. */
-export const secondsBounds = [
+const secondsBounds = [
   0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10,
 ] as const;
 

@@ -5,7 +5,14 @@ import t from 'tap';
 import { CancelKeys } from '../../src/client/cancel.ts';
 import { md5Of, Users, verifierOf } from '../../src/client/users.ts';
 import { sslRequest, startup } from '../../src/protocol/encode.ts';
-import { deriveKeys, makeVerifier, mockVerifier, parseVerifier, ScramClient, ScramServer } from '../../src/protocol/scram.ts';
+import {
+  deriveKeys,
+  makeVerifier,
+  mockVerifier,
+  parseVerifier,
+  ScramClient,
+  ScramServer,
+} from '../../src/protocol/scram.ts';
 import { packetSize, parseOptions, readPacket } from '../../src/protocol/startup.ts';
 
 async function exchange(client: ScramClient, server: ScramServer) {
@@ -40,13 +47,21 @@ t.test('keys for another salt are refused with a reason', async (t) => {
 t.test('verifiers are read as Postgres writes them, and nothing else is', async (t) => {
   const text = `SCRAM-SHA-256$4096:${randomBytes(16).toString('base64')}$${randomBytes(32).toString('base64')}:${randomBytes(32).toString('base64')}`;
   t.equal(parseVerifier(text)?.iterations, 4096);
-  for (const bad of ['md5abc', text.replace('4096', '0'), text.replace('4096', '9999999'), `${text}x:`, text.slice(0, -8)]) {
+  for (const bad of [
+    'md5abc',
+    text.replace('4096', '0'),
+    text.replace('4096', '9999999'),
+    `${text}x:`,
+    text.slice(0, -8),
+  ]) {
     t.equal(parseVerifier(bad), null, bad);
   }
 });
 
 t.test('the userlist has PgBouncer’s format', async (t) => {
-  const users = new Users('; comment\n"a" "secret"\n "b""q" "md55f4dcc3b5aa765d61d8327deb882cf99" trailing\n\n"c" ""\n');
+  const users = new Users(
+    '; comment\n"a" "secret"\n "b""q" "md55f4dcc3b5aa765d61d8327deb882cf99" trailing\n\n"c" ""\n',
+  );
   t.equal(users.size, 3);
   t.equal(md5Of(users.get('b"q')!, 'b"q'), 'md55f4dcc3b5aa765d61d8327deb882cf99');
   t.equal(verifierOf(users.get('b"q')!), null);
@@ -78,7 +93,11 @@ t.test('a key cancels its own session and no other', async (t) => {
 });
 
 t.test('startup packets are read as Postgres reads them', async (t) => {
-  const packet = startup(0x30000, [['user', 'u'], ['_pq_.x', '1'], ['options', '-c a=b']]);
+  const packet = startup(0x30000, [
+    ['user', 'u'],
+    ['_pq_.x', '1'],
+    ['options', '-c a=b'],
+  ]);
   t.equal(packetSize(packet), packet.length);
   t.match(readPacket(packet), { kind: 'startup', minor: 0, negotiate: { options: ['_pq_.x'] } });
   t.match(readPacket(startup(0x30009, [['user', 'u']])), { minor: 2, negotiate: { options: [] } });
@@ -103,7 +122,11 @@ t.test('any bytes in place of a startup packet give an answer', async () => {
 });
 
 t.test('options are split as Postgres splits its command line', async (t) => {
-  t.same(parseOptions('-c a=b --c-d=e\\ f  -cg=h\\\\i'), [['a', 'b'], ['c_d', 'e f'], ['g', 'h\\i']]);
+  t.same(parseOptions('-c a=b --c-d=e\\ f  -cg=h\\\\i'), [
+    ['a', 'b'],
+    ['c_d', 'e f'],
+    ['g', 'h\\i'],
+  ]);
   t.same(parseOptions(''), []);
   for (const bad of ['-x', '-c', '-c novalue', 'word']) t.equal(parseOptions(bad), null, bad);
 });

@@ -193,7 +193,10 @@ t.test('every reply finds its owner in any interleaving of requests, errors and 
         const delivery = receive(type, Status.Idle);
         if (delivery !== action) throw new Error(`${String.fromCharCode(type)}: ${delivery}, expected ${action}`);
       };
-      for (const { kind, fails, action, reads } of [...steps, { kind: 'Sync' as const, fails: false, action: 'forward' as const, reads: 1000 }]) {
+      for (const { kind, fails, action, reads } of [
+        ...steps,
+        { kind: 'Sync' as const, fails: false, action: 'forward' as const, reads: 1000 },
+      ]) {
         // Only what never reaches the server is synthesized.
         const isOurs = action === 'synthesize' && (kind === 'Parse' || kind === 'Close');
         const act: Action = isOurs ? 'synthesize' : action === 'synthesize' ? 'forward' : action;

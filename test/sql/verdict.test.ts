@@ -37,21 +37,34 @@ t.test('one shape is parsed once', async (t) => {
   t.equal(parser.counts.parsed, parsed);
 });
 
-t.test('a text on which the parser takes too long costs its shape the judgement, and nobody anything else', async (t) => {
-  // A fake clock whose watchdog barks at once, because no text within the size limit is known to hang this parser.
-  let isImpatient = true;
-  const impatient = new Parser({ ...systemClock, after: (ms, run) => systemClock.after(isImpatient ? 0 : ms, run) });
-  t.teardown(() => impatient.close());
-  const parse = (sql: string) => new Promise((resolve) => impatient.parse(sql, resolve));
-  t.equal(await parse('SELECT slow()'), null);
-  t.equal(impatient.counts.killed, 1);
-  isImpatient = false;
-  t.match(await parse('SELECT quick()'), { isParsed: true, functions: ['quick'] }, 'a new worker takes the next text');
-});
+t.test(
+  'a text on which the parser takes too long costs its shape the judgement, and nobody anything else',
+  async (t) => {
+    // A fake clock whose watchdog barks at once, because no text within the size limit is known to hang this parser.
+    let isImpatient = true;
+    const impatient = new Parser({ ...systemClock, after: (ms, run) => systemClock.after(isImpatient ? 0 : ms, run) });
+    t.teardown(() => impatient.close());
+    const parse = (sql: string) => new Promise((resolve) => impatient.parse(sql, resolve));
+    t.equal(await parse('SELECT slow()'), null);
+    t.equal(impatient.counts.killed, 1);
+    isImpatient = false;
+    t.match(
+      await parse('SELECT quick()'),
+      { isParsed: true, functions: ['quick'] },
+      'a new worker takes the next text',
+    );
+  },
+);
 
 t.test('deep and long texts within the limit get an answer', async (t) => {
-  const depth = (open: string, close: string, times: number) => `SELECT my_function(${open.repeat(times)}1${close.repeat(times)})`;
-  for (const sql of [depth('(', ')', 7000), depth('1+', '', 7000), depth('ARRAY[', ']', 2000), depth('(SELECT ', ')', 1500)]) {
+  const depth = (open: string, close: string, times: number) =>
+    `SELECT my_function(${open.repeat(times)}1${close.repeat(times)})`;
+  for (const sql of [
+    depth('(', ')', 7000),
+    depth('1+', '', 7000),
+    depth('ARRAY[', ']', 2000),
+    depth('(SELECT ', ')', 1500),
+  ]) {
     t.ok(effectsOf(await settled(sql), null)?.pins.length);
   }
   t.equal(effectsOf(await settled('CREATE TABLE weir_b (b int)'), null), null);
@@ -65,7 +78,12 @@ t.test('a text beyond the parser’s limit is opaque, unless tokens prove it har
 t.test('user functions are judged by their bodies', async (t) => {
   const verdicts = judgeFunctions([
     ['public', 'plain', 'sql', 'SELECT lower($1) FROM t WHERE id IN (1, 2)'],
-    ['public', 'loops', 'plpgsql', 'BEGIN FOR i IN 1..3 LOOP PERFORM plain(i); UPDATE t SET a = 1; END LOOP; RETURN NEW; END'],
+    [
+      'public',
+      'loops',
+      'plpgsql',
+      'BEGIN FOR i IN 1..3 LOOP PERFORM plain(i); UPDATE t SET a = 1; END LOOP; RETURN NEW; END',
+    ],
     ['public', 'sets', 'plpgsql', "BEGIN PERFORM set_config('a', 'b', false); END"],
     ['public', 'sets2', 'plpgsql', 'BEGIN SET a = 1; END'],
     ['public', 'dynamic', 'plpgsql', "BEGIN EXECUTE 'SELECT 1'; END"],
@@ -78,7 +96,9 @@ t.test('user functions are judged by their bodies', async (t) => {
     ['a', 'twice', 'sql', 'SELECT 1'],
     ['b', 'twice', 'c', 'symbol'],
   ]);
-  const harmless = [...verdicts].filter(([name, isHarmless]) => isHarmless && !name.includes('.')).map(([name]) => name);
+  const harmless = [...verdicts]
+    .filter(([name, isHarmless]) => isHarmless && !name.includes('.'))
+    .map(([name]) => name);
   t.same(harmless, ['plain', 'loops', 'loop_a', 'loop_b']);
   t.equal(verdicts.get('a.twice'), true);
   t.equal(verdicts.get('twice'), false);

@@ -1,0 +1,1061 @@
+/**
+ * Scenarios of the wire protocol, message by message: each is run straight against Postgres and through the proxy
+ * (transaction mode with one and two servers, some in session mode), and must give the same messages, byte for byte.
+ *
+ * What may differ, and is left out of the comparison: BackendKeyData; where in Postgres' source an error was raised
+ * (fields F, L, R: the proxy may make another message raise it); the text of protocol violations (08P01).
+ */
+import net from 'node:net';
+import t from 'tap';
+import { int32, sslRequest, startup, Version } from '../../src/protocol/encode.ts';
+import { readErrorFields } from '../../src/protocol/messages.ts';
+import { type Message, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
+import { type Proxy, startProxy, until, withPostgres } from '../fixtures/stack.ts';
+
+const { query: Q, parse: P, bind: B, describe: D, close: C, execute: E, copyData, copyDone, copyFail } = send;
+const S = send.sync();
+const H = send.flush();
+
+const postgres = await withPostgres();
+t.after(() => postgres.stop());
+const admin = await RawClient.open(postgres.port);
+await admin.rows(`
+  CREATE TABLE items (id int PRIMARY KEY, name text);
+  CREATE TABLE sink (id int PRIMARY KEY, name text);
+  CREATE TABLE late (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED);
+  CREATE TABLE shape (id int, value int);
+  CREATE SCHEMA other; CREATE TABLE other.shape (id int, value text);
+  CREATE TABLE counters (n int)`);
+
+async function reset(): Promise<void> {
+  await admin.rows('SET lock_timeout = 5000');
+  await admin.rows(`
+    TRUNCATE items, sink, late, shape, other.shape;
+    INSERT INTO items SELECT n, 'name ' || n FROM generate_series(1, 5) n;
+    INSERT INTO shape VALUES (1, 10);
+    INSERT INTO other.shape VALUES (1, 'other');
+    DROP TABLE IF EXISTS made, counters;
+    CREATE TABLE counters (n int);
+    INSERT INTO counters VALUES (1)`);
+  const [type] = await admin.rows(
+    `SELECT format_type(atttypid, -1) FROM pg_attribute WHERE attrelid = 'public.shape'::regclass AND attname = 'value'`,
+  );
+  if (type![0] !== 'integer') await admin.rows('ALTER TABLE shape ALTER COLUMN value TYPE int USING value::int');
+}
+
+/** One of the two things that are compared: Postgres itself, or the proxy. */
+interface Side {
+  open(parameters?: Record<string, string>, version?: number): Promise<RawClient>;
+  /** Lets other clients use every server; all servers must be free. Nothing happens on Postgres itself. */
+  disturb(): Promise<void>;
+  /** Takes the server that was used last, if there is another one; gives a function that gives it back. */
+  elsewhere(): Promise<() => Promise<void>>;
+}
+
+/** A side that ends all its clients at the end. */
+function makeSide(port: number, servers: number): { side: Side; end: () => Promise<void> } {
+  const clients: RawClient[] = [];
+  const open = async (parameters = {}, version: number = Version.v3_0) => {
+    const client = await RawClient.open(port, parameters, version);
+    clients.push(client);
+    return client;
+  };
+  const disturb = async () => {
+    const others = await Promise.all(Array.from({ length: servers }, () => open()));
+    for (const other of others)
+      await other.ask([Q('BEGIN'), P('', `SELECT 'theirs'`), P('s', `SELECT 'theirs', 2`), B('', 's'), E(''), S], 2);
+    for (const other of others) await other.rows('COMMIT');
+    for (const other of others) await other.ask([P('', `SELECT 'theirs'`), S]);
+    for (const other of others) other.write(send.terminate());
+    for (const other of others) await other.closed();
+  };
+  const elsewhere = async () => {
+    if (servers < 2) return async () => {};
+    const other = await open();
+    await other.rows('BEGIN');
+    return async () => {
+      await other.rows('COMMIT');
+    };
+  };
+  const end = async () => {
+    for (const client of clients) client.end();
+    await until(() => clients.every(({ isClosed }) => isClosed), 'clients to end');
+  };
+  return { side: { open, disturb, elsewhere }, end };
+}
+
+/** Messages as lines of text, without what may differ. */
+function show(messages: readonly Message[]): string[] {
+  return messages.map(({ type, body }) => {
+    if (type !== 'E' && type !== 'N') return `${type} ${JSON.stringify(body.toString('latin1'))}`;
+    const fields = [...readErrorFields(body)].filter(([code]) => !'FLR'.includes(code));
+    const isViolation = fields.some(([code, value]) => code === 'C' && value === '08P01');
+    return `${type} ${JSON.stringify(isViolation ? '08P01' : fields)}`;
+  });
+}
+
+type Json = { [key: string]: unknown };
+type Run = (side: Side) => Promise<Message[]>;
+
+/**
+ * Compares both sides. `expected` are the types of the messages that `run` is to get from Postgres, so that a scenario
+ * cannot come to nothing on both sides.
+ */
+function scenario(name: string, expected: string, run: Run, pool: Json = {}, isSession = false): void {
+  t.test(name, async (t) => {
+    await reset();
+    const direct = makeSide(postgres.port, 0);
+    const messages = await run(direct.side).finally(direct.end);
+    const wanted = show(messages);
+    t.equal(types(messages), expected, 'Postgres itself');
+    const modes: [string, Json, number][] = [
+      ['one server', { size: 1 }, 1],
+      ['two servers', { size: 2 }, 2],
+    ];
+    if (isSession) modes.push(['session mode', { size: 4, mode: 'session' }, 0]);
+    for (const [mode, keys, servers] of modes) {
+      await reset();
+      const proxy = await startProxy(postgres.port, { pool: { pinnedMax: '100%', ...keys, ...pool } });
+      const proxied = makeSide(proxy.port, servers);
+      try {
+        t.same(show(await run(proxied.side)), wanted, mode);
+      } catch (thrown) {
+        t.fail(`${mode}: ${thrown}`);
+      } finally {
+        await proxied.end();
+        t.equal(proxy.bugs(), 0, 'bugs');
+        await proxy.stop();
+      }
+    }
+  });
+}
+
+/** A scenario of one client that sends `parts` at once, and gets `count` ReadyForQuery. */
+function exchange(name: string, expected: string, parts: Buffer[], pool: Json = {}, isSession = false): void {
+  const count = [...expected].filter((type) => type === 'Z').length;
+  scenario(name, expected, async (side) => (await side.open()).ask(parts, count), pool, isSession);
+}
+
+/** Several exchanges of one client, one after the other; between them other clients use every server. */
+function exchanges(name: string, expected: string[], groups: Buffer[][], pool: Json = {}, isSession = false): void {
+  scenario(
+    name,
+    expected.join(''),
+    async (side) => {
+      const client = await side.open();
+      const messages: Message[] = [];
+      for (const [index, parts] of groups.entries()) {
+        const count = [...expected[index]!].filter((type) => type === 'Z').length;
+        messages.push(...(await client.ask(parts, count)));
+        if (messages.at(-1)?.body[0] === 0x49 && !isSession) await side.disturb();
+      }
+      return messages;
+    },
+    pool,
+    isSession,
+  );
+}
+
+const SELECT = 'SELECT id, name FROM items WHERE id = $1 ORDER BY id';
+const ALL = 'SELECT id FROM items ORDER BY id';
+
+// --- Pipelines --------------------------------------------------------------------------------------------------
+
+exchange(
+  'a pipeline of many statements is answered in order',
+  '12DCZ'.repeat(30),
+  Array.from({ length: 30 }, (_, n) => [P('', SELECT), B('', '', [`${1 + (n % 5)}`]), E(''), S]).flat(),
+  {},
+  true,
+);
+
+exchange(
+  'a pipeline of named statements is answered in order',
+  '1tT2DCZ2DC3Z12DCZ',
+  [
+    ...[P('a', SELECT), D('S', 'a'), B('', 'a', ['1']), E(''), S],
+    ...[B('', 'a', ['2']), E(''), C('S', 'a'), S],
+    ...[P('a', ALL + ' LIMIT 1'), B('', 'a'), E(''), S],
+  ],
+);
+
+exchange('an error discards the rest up to Sync', '12DC1EZ12DCZ', [
+  ...[P('', 'SELECT 1'), B('', ''), E(''), P('', 'SELECT 1/0 AS bad'), B('', ''), E('')],
+  ...[P('x', 'SELECT 3'), B('', 'x'), D('P', ''), E(''), C('S', 'x'), H, S],
+  ...[P('', 'SELECT 4'), B('', ''), E(''), S],
+]);
+
+exchange('what a discarded pipeline would have prepared does not exist', 'EZEZ1Z', [
+  ...[B('', 'unknown'), P('x', 'SELECT 3'), S],
+  ...[B('', 'x'), S],
+  ...[P('x', 'SELECT 5'), S],
+]);
+
+exchange('a Close that is discarded leaves the statement', '1ZEZ2DCZ', [
+  ...[P('x', 'SELECT 3'), S],
+  ...[B('', 'unknown'), C('S', 'x'), S],
+  ...[B('', 'x'), E(''), S],
+]);
+
+exchange('several Syncs in flight are answered each', 'ZZZ12DCZZEZZ', [
+  ...[S, S, S],
+  ...[P('', 'SELECT 1'), B('', ''), E(''), S, S],
+  ...[B('', 'unknown'), S, S],
+]);
+
+exchange('replies that the proxy makes itself keep their place', '1Z2DC1332DC331Z', [
+  ...[P('a', 'SELECT 1'), S],
+  ...[B('', 'a'), E(''), P('b', 'SELECT 1'), C('S', 'nothing'), C('P', 'nothing'), B('', 'b'), E('')],
+  ...[C('S', 'a'), C('S', 'b'), P('a', 'SELECT 1'), S],
+]);
+
+scenario('replies that the proxy makes itself come with Flush, too', '1312DC31', async (side) => {
+  const client = await side.open();
+  const messages = await client.ask([P('a', 'SELECT 1'), C('S', 'a'), S]);
+  messages.pop();
+  client.write(P('a', 'SELECT 1'), H);
+  messages.push(...(await client.until('1')));
+  client.write(B('', 'a'), E(''), H);
+  messages.push(...(await client.until('C')));
+  client.write(C('S', 'a'), P('b', 'SELECT 1'), H);
+  messages.push(...(await client.until('1')));
+  await client.ask(S);
+  return messages;
+});
+
+scenario('an error before Flush is told without Sync, and everything after it is discarded', 'EZ12DCZ', async (side) => {
+  const client = await side.open();
+  client.write(B('', 'unknown'), H);
+  const messages = await client.until('E');
+  client.write(P('', 'SELECT 1'), H, Q('SELECT 2'), H);
+  messages.push(...(await client.ask(S)));
+  messages.push(...(await client.ask([P('', 'SELECT 3'), B('', ''), E(''), S])));
+  return messages;
+});
+
+t.test('a server is kept from Flush until Sync', async (t) => {
+  await reset();
+  const proxy = await startProxy(postgres.port, { pool: { size: 1 } });
+  t.after(() => proxy.stop());
+  const [a, b] = [await RawClient.open(proxy.port), await RawClient.open(proxy.port)];
+  a.write(P('', `INSERT INTO sink VALUES (1, 'x')`), B('', ''), E(''), H);
+  t.equal(types(await a.until('C')), '12C');
+  b.write(Q('SELECT count(*) FROM sink'));
+  await until(() => proxy.app.snapshot().pools[0]!.waiters.size === 1, 'the other client to wait');
+  t.equal(types(b.messages), '');
+  t.equal(types(await a.ask(S)), 'Z');
+  t.equal((await b.until('Z'))[1]!.body.toString('latin1').at(-1), '1');
+  a.end();
+  b.end();
+});
+
+t.test('a client that leaves an unfinished batch behind has committed nothing', async (t) => {
+  await reset();
+  const proxy = await startProxy(postgres.port, { pool: { size: 1 } });
+  t.after(() => proxy.stop());
+  for (const leave of ['end', 'terminate'] as const) {
+    const client = await RawClient.open(proxy.port);
+    client.write(P('', `INSERT INTO sink VALUES (1, 'x')`), B('', ''), E(''), H);
+    t.equal(types(await client.until('C')), '12C');
+    if (leave === 'end') client.end();
+    else client.write(send.terminate());
+    const other = await RawClient.open(proxy.port);
+    t.same(await other.rows('SELECT count(*) FROM sink'), [['0']], leave);
+    other.end();
+  }
+});
+
+t.test('what was sent before Terminate is run to its end', async (t) => {
+  await reset();
+  const proxy = await startProxy(postgres.port, { pool: { size: 1 } });
+  t.after(() => proxy.stop());
+  for (const [port, id] of [
+    [postgres.port, 1],
+    [proxy.port, 2],
+  ] as const) {
+    const client = await RawClient.open(port);
+    client.write(Q(`SELECT pg_sleep(0.2); INSERT INTO sink VALUES (${id}, 'x')`), send.terminate());
+    t.equal(types(await client.closed()), 'TDCCZ', port === proxy.port ? 'proxy' : 'direct');
+  }
+  t.same(await admin.rows('SELECT id FROM sink ORDER BY id'), [['1'], ['2']]);
+});
+
+exchange('a simple Query in a failed batch is discarded', 'EZTDCZ', [
+  ...[B('', 'unknown'), Q('SELECT 1'), S],
+  Q('SELECT 2'),
+]);
+
+exchange('a simple Query in a good batch ends it', '12CTDCZTDCZ', [
+  ...[P('', `INSERT INTO sink VALUES (1, 'x')`), B('', ''), E(''), Q('SELECT 1')],
+  Q('SELECT * FROM sink'),
+]);
+
+exchange('a simple Query that fails in a good batch keeps what the batch did', '12CEZTCZ', [
+  ...[P('', `INSERT INTO sink VALUES (1, 'x')`), B('', ''), E(''), Q('SELECT 1/0')],
+  Q('SELECT * FROM sink'),
+]);
+
+exchange('an implicit transaction spans everything up to Sync', '12C12C1EZTDCZ', [
+  ...[P('', `INSERT INTO sink VALUES (1, 'x')`), B('', ''), E('')],
+  ...[P('', `INSERT INTO sink VALUES (2, 'x')`), B('', ''), E('')],
+  ...[P('', 'SELECT 1/0 AS bad'), B('', ''), E(''), S],
+  Q('SELECT count(*) FROM sink'),
+]);
+
+exchange('BEGIN and COMMIT in one pipeline', '12CZ12CZ12CZ12C12C12CZTDCZ', [
+  ...[P('', 'BEGIN'), B('', ''), E(''), S],
+  ...[P('', `INSERT INTO sink VALUES (1, 'x')`), B('', ''), E(''), S],
+  ...[P('', 'COMMIT'), B('', ''), E(''), S],
+  ...[P('', 'BEGIN'), B('', ''), E(''), P('', 'DELETE FROM sink'), B('', ''), E('')],
+  ...[P('', 'ROLLBACK'), B('', ''), E(''), S],
+  Q('SELECT count(*) FROM sink'),
+]);
+
+// --- Portals ----------------------------------------------------------------------------------------------------
+
+exchange('portals are suspended after the rows asked for', '122DDsDDsTDsDCEZ', [
+  ...[P('', ALL), B('p', ''), B('q', ''), E('p', 2), E('p', 2), D('P', 'q'), E('q', 1), E('p', 0), E('unknown'), S],
+]);
+
+exchanges(
+  'named portals live as long as their transaction',
+  ['CZ', '12DDsZ', 'DsTZ', '3EZ', 'CZ', 'EZ'],
+  [
+    [Q('BEGIN')],
+    [P('a', ALL), B('p', 'a'), E('p', 2), S],
+    [E('p', 1), D('P', 'p'), S],
+    [C('P', 'p'), E('p'), S],
+    [Q('ROLLBACK')],
+    [E('p'), S],
+  ],
+);
+
+exchange('the unnamed portal survives Sync in a transaction, and a simple Query drops it', 'CZ12DsZDsZTDCZEZCZ', [
+  Q('BEGIN'),
+  ...[P('', ALL), B('', ''), E('', 1), S],
+  ...[E('', 1), S],
+  Q('SELECT 1'),
+  ...[E('', 1), S],
+  Q('ROLLBACK'),
+]);
+
+scenario('RESET in a transaction leaves the unnamed portal alone', 'CZ12DsZ12CZDsZCZ', async (side) => {
+  const client = await side.open({ options: '-c work_mem=7MB' });
+  const messages = await client.ask(Q('BEGIN'));
+  messages.push(...(await client.ask([P('', ALL), B('', ''), E('', 1), S])));
+  messages.push(...(await client.ask([P('r', 'RESET work_mem'), B('p', 'r'), E('p'), S])));
+  messages.push(...(await client.ask([E('', 1), S])));
+  messages.push(...(await client.ask(Q('ROLLBACK'))));
+  return messages;
+});
+
+exchange('a portal name that is in use is refused', 'CZ12EZCZ', [
+  Q('BEGIN'),
+  ...[P('', ALL), B('p', ''), B('p', ''), S],
+  Q('ROLLBACK'),
+]);
+
+exchanges(
+  'an unknown portal is an error, outside and inside a transaction',
+  ['EZ', 'EZ', '3Z', 'CZ', 'EZ', 'EZ', 'CZ'],
+  [[E('x'), S], [D('P', 'x'), S], [C('P', 'x'), S], [Q('BEGIN')], [E('x'), S], [Q('SELECT 1')], [Q('ROLLBACK')]],
+);
+
+scenario('closing a statement leaves its portal, closing a portal leaves its statement', '123DC12DC32DCZ', async (side) =>
+  (await side.open()).ask([
+    ...[P('x', 'SELECT 1'), B('x', 'x'), C('S', 'x'), E('x')],
+    ...[P('y', 'SELECT 2'), B('y', 'y'), E('y'), C('P', 'y'), B('y', 'y'), E('y'), S],
+  ]),
+);
+
+// --- Describe, Close, names -------------------------------------------------------------------------------------
+
+exchanges(
+  'Describe of statements and portals, with rows and without',
+  ['11Z', 'tTZ', 'tnZ', '2T2nZ', 'EZ'],
+  [
+    [P('rows', SELECT), P('none', 'DELETE FROM sink WHERE id = $1'), S],
+    [D('S', 'rows'), S],
+    [D('S', 'none'), S],
+    [B('p', 'rows', ['1']), D('P', 'p'), B('q', 'none', ['1']), D('P', 'q'), S],
+    [D('S', 'unknown'), D('S', 'rows'), S],
+  ],
+  {},
+  true,
+);
+
+exchanges(
+  'Close of what does not exist succeeds',
+  ['33Z', 'CZ', '33Z', 'EZ', '33Z', 'CZ'],
+  [
+    [C('S', 'x'), C('P', 'x'), S],
+    [Q('BEGIN')],
+    [C('S', 'x'), C('P', 'x'), S],
+    [Q('SELECT 1/0')],
+    [C('S', 'x'), C('P', 'x'), S],
+    [Q('COMMIT')],
+  ],
+);
+
+exchanges(
+  'a statement name that is in use is refused, and fails its transaction',
+  ['1Z', 'EZ', '2DCZ', 'CZ', 'EZ', 'EZ', 'CZ', '2DCZ', '31Z', '2DCZ'],
+  [
+    [P('x', 'SELECT 1'), S],
+    [P('x', 'SELECT 2'), S],
+    [B('', 'x'), E(''), S],
+    [Q('BEGIN')],
+    [P('x', 'SELECT 1'), S],
+    [B('', 'x'), E(''), S],
+    [Q('ROLLBACK')],
+    [B('', 'x'), E(''), S],
+    [C('S', 'x'), P('x', 'SELECT 2'), S],
+    [B('', 'x'), E(''), S],
+  ],
+  {},
+  true,
+);
+
+exchanges(
+  'an unknown statement is refused, and fails its transaction',
+  ['EZ', 'EZ', 'CZ', 'EZ', 'EZ', 'CZ', 'EZ'],
+  [
+    [B('', 'x'), E(''), S],
+    [D('S', 'x'), S],
+    [Q('BEGIN')],
+    [B('', 'x'), S],
+    [Q('SELECT 1')],
+    [Q('COMMIT')],
+    [B('', ''), S],
+  ],
+  {},
+  true,
+);
+
+exchanges(
+  'a Parse that failed leaves no statement',
+  ['EZ', 'EZ', '3Z', '1Z', '2DCZ', 'EZ', '3Z', 'EZ'],
+  [
+    [P('x', 'SELEKT 1'), S],
+    [B('', 'x'), S],
+    [C('S', 'x'), S],
+    [P('x', 'SELECT 1'), S],
+    [B('', 'x'), E(''), S],
+    [P('y', 'SELECT * FROM nowhere'), S],
+    [C('S', 'y'), S],
+    [P('y', 'SELECT * FROM nowhere'), S],
+  ],
+);
+
+exchanges(
+  'a Parse that failed once succeeds when its table exists',
+  ['EZ', 'CZ', '1Z', '2CZ'],
+  [
+    [P('x', 'SELECT * FROM made'), S],
+    [Q('CREATE TABLE made (id int)')],
+    [P('x', 'SELECT * FROM made'), S],
+    [B('', 'x'), E(''), S],
+  ],
+);
+
+exchanges(
+  'statements that differ only in their parameter types are two',
+  ['1tTZ', '1tTZ', '2DCZ', '2DCZ', '1tTZ'],
+  [
+    [P('number', 'SELECT $1 AS v', [23]), D('S', 'number'), S],
+    [P('text', 'SELECT $1 AS v', [25]), D('S', 'text'), S],
+    [B('', 'number', ['7']), E(''), S],
+    [B('', 'text', ['7']), E(''), S],
+    [P('none', 'SELECT $1 AS v'), D('S', 'none'), S],
+  ],
+);
+
+scenario('a statement of the same text in another search_path is another statement', '1Z1ZtTZ2DCZtTZ2DCZ', async (side) => {
+  const one = await side.open();
+  const two = await side.open({ options: '-c search_path=other' });
+  const messages: Message[] = [];
+  for (const client of [one, two]) messages.push(...(await client.ask([P('s', 'SELECT value FROM shape'), S])));
+  for (const client of [one, two]) {
+    messages.push(...(await client.ask([D('S', 's'), S])));
+    messages.push(...(await client.ask([B('', 's'), E(''), S])));
+  }
+  return messages;
+});
+
+// --- The unnamed statement --------------------------------------------------------------------------------------
+
+exchanges(
+  'the unnamed statement is there in later Sync groups',
+  ['1tTZ', '2DCZ', 'tTZ', '2DCZ', '3Z', 'EZ'],
+  [
+    [P('', SELECT), D('S', ''), S],
+    [B('', '', ['1']), E(''), S],
+    [D('S', ''), S],
+    [B('', '', ['2']), E(''), S],
+    [C('S', ''), S],
+    [B('', '', ['3']), E(''), S],
+  ],
+  {},
+  true,
+);
+
+exchanges('a simple Query drops the unnamed statement', ['1Z', 'TDCZ', 'EZ'], [
+  [P('', 'SELECT 1'), S],
+  [Q('SELECT 2')],
+  [B('', ''), E(''), S],
+]);
+
+exchanges('an empty simple Query drops the unnamed statement', ['1Z', 'IZ', 'EZ'], [
+  [P('', 'SELECT 1'), S],
+  [Q('')],
+  [B('', ''), E(''), S],
+]);
+
+exchanges(
+  'what is discarded does not touch the unnamed statement',
+  ['1Z', 'EZ', '2DCZ', 'EZ', '2DCZ', 'EZ', '2DCZ'],
+  [
+    [P('', 'SELECT 1'), S],
+    [B('', 'unknown'), P('', 'SELECT 2'), S],
+    [B('', ''), E(''), S],
+    [B('', 'unknown'), C('S', ''), S],
+    [B('', ''), E(''), S],
+    [B('', 'unknown'), Q('SELECT 3'), S],
+    [B('', ''), E(''), S],
+  ],
+);
+
+exchanges('a failed Parse of the unnamed statement drops the old one', ['1Z', 'EZ', 'EZ'], [
+  [P('', 'SELECT 1'), S],
+  [P('', 'SELEKT 1'), S],
+  [B('', ''), E(''), S],
+]);
+
+exchanges('an unnamed SET can be run again', ['1Z', '2CZ', '2CZ', 'TDCZ'], [
+  [P('', `SET work_mem = '5MB'`), S],
+  [B('', ''), E(''), S],
+  [B('', ''), E(''), S],
+  [Q('SHOW work_mem')],
+]);
+
+scenario('the unnamed statement outlives the settings of another client', '1Z2DCZ2DCZ', async (side) => {
+  const client = await side.open();
+  const other = await side.open({ options: '-c work_mem=9MB' });
+  await other.ask([P('named', 'SELECT 9'), S]);
+  const messages = await client.ask([P('', 'SELECT 1'), S]);
+  for (let turn = 0; turn < 2; turn++) {
+    await other.ask([B('', 'named'), E(''), S]);
+    messages.push(...(await client.ask([B('', ''), E(''), S])));
+  }
+  return messages;
+});
+
+scenario('the unnamed statement follows its client into a transaction on another server', '11Z2C2DCZtTZCZ', async (side) => {
+  const client = await side.open();
+  const messages = await client.ask([P('begin', 'BEGIN'), P('', SELECT), S]);
+  const release = await side.elsewhere();
+  messages.push(...(await client.ask([B('', 'begin'), E(''), B('', '', ['1']), E(''), S])));
+  messages.push(...(await client.ask([D('S', ''), S])));
+  messages.push(...(await client.ask(Q('ROLLBACK'))));
+  await release();
+  return messages;
+});
+
+// --- DEALLOCATE, DISCARD, EXECUTE -------------------------------------------------------------------------------
+
+for (const [how, all] of [
+  ['by a simple Query', [Q('DEALLOCATE ALL')]],
+  ['by an extended query', [P('', 'DEALLOCATE ALL'), B('', ''), E(''), S]],
+  ['between other statements', [Q('SELECT 1; DEALLOCATE ALL; SELECT 2')]],
+  ['by DISCARD ALL', [Q('DISCARD ALL')]],
+] as const) {
+  const expected = { 'by an extended query': '12CZ', 'between other statements': 'TDCCTDCZ' }[how as string] ?? 'CZ';
+  exchanges(
+    `DEALLOCATE ALL ${how} leaves no statement, and names can be used again`,
+    ['1Z1Z', expected, 'EZ', '1Z', '2DCZ', 'EZ'],
+    [
+      [P('x', 'SELECT 1'), S, P('y', 'SELECT 2'), S],
+      [...all],
+      [B('', 'x'), E(''), S],
+      [P('x', 'SELECT 1'), S],
+      [B('', 'x'), E(''), S],
+      [B('', 'y'), E(''), S],
+    ],
+    {},
+    true,
+  );
+}
+
+exchanges('statements prepared right behind DEALLOCATE ALL in a pipeline stay', ['1Z', 'CZ12DC1Z', '2DC2DCEZ', '33Z'], [
+  [P('x', 'SELECT 1'), S],
+  [Q('DEALLOCATE ALL'), P('x', 'SELECT 1'), B('', 'x'), E(''), P('y', 'SELECT 2'), S],
+  [B('', 'x'), E(''), B('', 'y'), E(''), P('y', 'SELECT 3'), S],
+  [C('S', 'x'), C('S', 'y'), S],
+]);
+
+exchanges('statements prepared behind DEALLOCATE ALL in the same batch stay', ['1Z', '12C12DC1Z', '2DC2DCEZ', '33Z'], [
+  [P('x', 'SELECT 1'), S],
+  [P('', 'DEALLOCATE ALL'), B('', ''), E(''), P('x', 'SELECT 1'), B('', 'x'), E(''), P('y', 'SELECT 2'), S],
+  [B('', 'x'), E(''), B('', 'y'), E(''), P('y', 'SELECT 3'), S],
+  [C('S', 'x'), C('S', 'y'), S],
+]);
+
+exchanges('a name of the pipeline that DEALLOCATE ALL has freed can be used again', ['11Z', 'CZ12DCEZ', '1Z', '2DCZ'], [
+  [P('x', 'SELECT 1'), P('y', 'SELECT 2'), S],
+  [Q('DEALLOCATE ALL'), P('z', 'SELECT 1'), B('', 'z'), E(''), B('', 'y'), S],
+  [P('x', 'SELECT 1'), S],
+  [B('', 'x'), E(''), S],
+]);
+
+exchanges(
+  'DEALLOCATE of one statement by SQL',
+  ['11Z', 'CZ', 'EZ', '2DCZ', '12CZ', 'EZ', 'EZ', '1Z', '2DCZ'],
+  [
+    [P('x', 'SELECT 1'), P('y', 'SELECT 2'), S],
+    [Q('DEALLOCATE x')],
+    [B('', 'x'), E(''), S],
+    [B('', 'y'), E(''), S],
+    [P('', 'DEALLOCATE PREPARE y'), B('', ''), E(''), S],
+    [B('', 'y'), E(''), S],
+    [Q('DEALLOCATE y')],
+    [P('y', 'SELECT 2'), S],
+    [B('', 'y'), E(''), S],
+  ],
+  {},
+  true,
+);
+
+exchanges(
+  'DEALLOCATE of several statements in one Query',
+  ['11Z', 'CCZ', 'EZ', 'EZ'],
+  [
+    [P('x', 'SELECT 1'), P('y', 'SELECT 2'), S],
+    [Q('DEALLOCATE x; DEALLOCATE y')],
+    [B('', 'x'), S],
+    [B('', 'y'), S],
+  ],
+);
+
+scenario('DEALLOCATE is not undone by a later error, and others keep the statement', '1Z1ZCEZEZ2DCZ1Z2DCZ2DCZ', async (side) => {
+  const [one, two] = [await side.open(), await side.open()];
+  const messages: Message[] = [];
+  for (const client of [one, two]) messages.push(...(await client.ask([P('x', 'SELECT 1'), S])));
+  messages.push(...(await one.ask(Q('DEALLOCATE x; SELECT 1/0'))));
+  messages.push(...(await one.ask([B('', 'x'), E(''), S])));
+  messages.push(...(await two.ask([B('', 'x'), E(''), S])));
+  messages.push(...(await one.ask([P('x', 'SELECT 1'), S])));
+  for (const client of [one, two]) messages.push(...(await client.ask([B('', 'x'), E(''), S])));
+  return messages;
+});
+
+exchanges(
+  'EXECUTE by SQL of a statement of the protocol',
+  ['1Z', 'TDCZ', '1Z', '2DCZ', '1Z2DCZ', 'EZ'],
+  [
+    [P('x', 'SELECT $1::int + 1'), S],
+    [Q('EXECUTE x(1)')],
+    [P('', 'EXECUTE x(2)'), S],
+    [B('', ''), E(''), S],
+    [P('named', 'EXECUTE x(3)'), S, B('', 'named'), E(''), S],
+    [Q('EXECUTE unknown')],
+  ],
+);
+
+scenario('EXECUTE by SQL in a failed transaction is an error that ends with ReadyForQuery', '1ZCZEZEZEZCZ', async (side) => {
+  const client = await side.open();
+  const messages = await client.ask([P('x', 'SELECT 1'), S]);
+  const release = await side.elsewhere();
+  messages.push(...(await client.ask(Q('BEGIN'))));
+  messages.push(...(await client.ask(Q('SELECT 1/0'))));
+  messages.push(...(await client.ask(Q('EXECUTE x'))));
+  messages.push(...(await client.ask([B('', 'x'), E(''), S])));
+  messages.push(...(await client.ask(Q('ROLLBACK'))));
+  await release();
+  return messages;
+});
+
+// --- Changed plans ----------------------------------------------------------------------------------------------
+
+for (const place of ['on the same server', 'on another server'] as const) {
+  scenario(
+    `a plan whose result has changed is 0A000 ${place}, and the statement can be made anew`,
+    '1Z2DCZCZEZEZ31Z2DCZ',
+    async (side) => {
+      const client = await side.open();
+      const messages = await client.ask([P('x', 'SELECT value FROM shape'), S]);
+      messages.push(...(await client.ask([B('', 'x'), E(''), S])));
+      messages.push(...(await client.ask(Q('ALTER TABLE shape ALTER COLUMN value TYPE text'))));
+      const release = place === 'on another server' ? await side.elsewhere() : async () => {};
+      for (let turn = 0; turn < 2; turn++) messages.push(...(await client.ask([B('', 'x'), E(''), S])));
+      messages.push(...(await client.ask([C('S', 'x'), P('x', 'SELECT value FROM shape'), S])));
+      messages.push(...(await client.ask([B('', 'x'), E(''), S])));
+      await release();
+      return messages;
+    },
+  );
+}
+
+scenario('who prepares after the change never sees 0A000', '1Z2DCZCZ1Z2DCZ31Z2DCZ', async (side) => {
+  const [one, two] = [await side.open(), await side.open()];
+  const messages = await one.ask([P('x', 'SELECT value FROM shape'), S]);
+  messages.push(...(await one.ask([B('', 'x'), E(''), S])));
+  messages.push(...(await one.ask(Q('ALTER TABLE shape ALTER COLUMN value TYPE text'))));
+  messages.push(...(await two.ask([P('x', 'SELECT value FROM shape'), S])));
+  messages.push(...(await two.ask([B('', 'x'), E(''), S])));
+  messages.push(...(await one.ask([C('S', 'x'), P('x', 'SELECT value FROM shape'), S])));
+  messages.push(...(await one.ask([B('', 'x'), E(''), S])));
+  return messages;
+});
+
+scenario('a table made anew with the same columns changes no plan', '1Z2DCZCCCZ2DCZ2DCZ', async (side) => {
+  const client = await side.open();
+  const messages = await client.ask([P('x', 'SELECT n FROM counters'), S]);
+  messages.push(...(await client.ask([B('', 'x'), E(''), S])));
+  messages.push(
+    ...(await client.ask(Q('DROP TABLE counters; CREATE TABLE counters (n int); INSERT INTO counters VALUES (2)'))),
+  );
+  const release = await side.elsewhere();
+  messages.push(...(await client.ask([B('', 'x'), E(''), S])));
+  await release();
+  messages.push(...(await client.ask([B('', 'x'), E(''), S])));
+  return messages;
+});
+
+scenario('temporary tables of one name serve a statement of one text', 'CZ1Z2CZCZ1Z2CZ', async (side) => {
+  const messages: Message[] = [];
+  for (const client of [await side.open(), await side.open()]) {
+    messages.push(...(await client.ask(Q('CREATE TEMP TABLE mine (id int)'))));
+    messages.push(...(await client.ask([P('x', 'SELECT id FROM mine'), S])));
+    messages.push(...(await client.ask([B('', 'x'), E(''), S])));
+  }
+  return messages;
+}, { size: 2 });
+
+// --- Eviction ---------------------------------------------------------------------------------------------------
+
+for (const preparedMax of [1, 2, 3]) {
+  const names = ['a', 'b', 'c', 'd', 'e'];
+  exchange(
+    `five statements in a pipeline, with room for ${preparedMax} on a server`,
+    '1'.repeat(5) + 'Z' + '2DC'.repeat(10) + 'Z' + '2DC2DCE' + 'Z' + '2DC2DC2DCZ' + '3'.repeat(5) + 'EZ',
+    [
+      ...[...names.map((name) => P(name, `SELECT '${name}'`)), S],
+      ...[...names, ...names].flatMap((name) => [B('', name), E('')]),
+      S,
+      ...[B('', 'a'), E(''), B('', 'b'), E(''), B('', 'unknown'), ...names.flatMap((name) => [B('', name), E('')]), S],
+      ...[B('', 'c'), E(''), B('', 'd'), E(''), B('', 'a'), E(''), S],
+      ...[...names.map((name) => C('S', name)), B('', 'a'), S],
+    ],
+    { preparedMax },
+  );
+
+  exchanges(
+    `statements made in a pipeline that fails, with room for ${preparedMax} on a server`,
+    ['111Z', '11EZ', '2DC2DC2DC2DC2DCEZ', '1EZ', '2DCZ', 'EZ', '1Z', '2DCZ2DCZ2DCZ'],
+    [
+      [P('a', `SELECT 'a'`), P('b', `SELECT 'b'`), P('c', `SELECT 'c'`), S],
+      [P('d', `SELECT 'd'`), P('e', `SELECT 'e'`), P('f', 'SELEKT'), P('g', `SELECT 'g'`), C('S', 'a'), S],
+      [...['a', 'b', 'c', 'd', 'e'].flatMap((name) => [B('', name), E('')]), B('', 'f'), S],
+      [P('f', `SELECT 'f'`), P('a', `SELECT 'again'`), P('h', 'SELECT 8'), S],
+      [B('', 'f'), E(''), S],
+      [B('', 'h'), E(''), S],
+      [P('h', 'SELECT 8'), S],
+      ['h', 'a', 'f'].flatMap((name) => [B('', name), E(''), S]),
+    ],
+    { preparedMax },
+  );
+
+  exchange(
+    `a portal outlives the eviction of its statement, with room for ${preparedMax} on a server`,
+    '1112222DCDCDCZ',
+    [
+      ...[P('a', `SELECT 'a'`), P('b', `SELECT 'b'`), P('c', `SELECT 'c'`)],
+      ...[B('p', 'a'), B('q', 'b'), B('r', 'c'), B('s', 'a'), E('q'), E('p'), E('s'), S],
+    ],
+    { preparedMax },
+  );
+}
+
+// --- COPY -------------------------------------------------------------------------------------------------------
+
+const COPY_IN = 'COPY sink FROM STDIN';
+const COPY_OUT = 'COPY (SELECT id, name FROM items ORDER BY id) TO STDOUT';
+const COUNT = Q('SELECT count(*) FROM sink');
+
+exchange('COPY out, simple and extended', 'HdddddcCZ12HdddddcCZ12HdddddcC12DCZ', [
+  Q(COPY_OUT),
+  ...[P('', COPY_OUT), B('', ''), E(''), S],
+  ...[P('', COPY_OUT), B('', ''), E(''), P('', 'SELECT 1'), B('', ''), E(''), S],
+]);
+
+exchange('COPY out that fails midway', 'HddEZTDCZ12HddEZTDCZ', [
+  Q('COPY (SELECT 6 / (3 - n) FROM generate_series(1, 5) n) TO STDOUT'),
+  Q('SELECT 1'),
+  ...[P('', 'COPY (SELECT 6 / (3 - n) FROM generate_series(1, 5) n) TO STDOUT'), B('', ''), E('')],
+  ...[P('', 'SELECT 1'), S],
+  Q('SELECT 1'),
+]);
+
+exchange('COPY in by a simple Query, followed by others in the same pipeline', 'GCZTDCZ1Z2DCZ', [
+  ...[Q(COPY_IN), copyData('1\ta\n2\t'), copyData('b\n'), copyDone()],
+  COUNT,
+  ...[P('x', 'SELECT 1'), S, B('', 'x'), E(''), S],
+], {}, true);
+
+exchange('COPY in by an extended query, followed by others in the same pipeline', '12GCZTDCZ', [
+  ...[P('', COPY_IN), B('', ''), E(''), copyData('1\ta\n'), copyDone(), S],
+  COUNT,
+], {}, true);
+
+exchange('Sync and Flush during COPY in are ignored', '12GCZTDCZGCZTDCZ', [
+  ...[P('', COPY_IN), B('', ''), E(''), S, copyData('1\ta\n'), H, copyData('2\tb\n'), S, copyDone(), S],
+  COUNT,
+  ...[Q(COPY_IN), S, H, copyData('3\tc\n'), S, copyDone()],
+  COUNT,
+]);
+
+scenario('Sync and Flush during COPY in are ignored, one by one', '12GCZTDCZ', async (side) => {
+  const client = await side.open();
+  client.write(P('', COPY_IN), B('', ''), E(''), S);
+  const messages = await client.until('G');
+  for (const part of [S, copyData('1\ta\n'), H, copyData('2\tb\n'), S, copyDone(), S]) client.write(part);
+  messages.push(...(await client.until('Z')));
+  messages.push(...(await client.ask(COUNT)));
+  return messages;
+});
+
+exchange('COPY in by a simple Query that fails midway: late data are ignored', 'GEZTDCZGEZTDCZ', [
+  ...[Q(COPY_IN), copyData('1\ta\n'), copyData('bad\n'), copyData('2\tb\n'), copyData('3\tc\n'), copyDone()],
+  COUNT,
+  ...[Q(COPY_IN), copyData('bad\n'), copyData('2\tb\n'), copyFail('enough')],
+  COUNT,
+]);
+
+exchange('COPY in by an extended query that fails midway: all is discarded up to Sync', '12GEZTDCZ12GEZTDCZ', [
+  ...[P('', COPY_IN), B('', ''), E(''), copyData('1\ta\n'), copyData('bad\n'), copyData('2\tb\n'), copyDone()],
+  ...[P('', 'SELECT 1'), B('', ''), E(''), S],
+  COUNT,
+  ...[P('', COPY_IN), B('', ''), E(''), copyData('bad\n'), copyData('2\tb\n'), copyFail('enough'), S],
+  COUNT,
+]);
+
+exchange('CopyFail ends COPY in with an error', 'GEZTDCZ12GEZTDCZ', [
+  ...[Q(COPY_IN), copyData('1\ta\n'), copyFail('enough')],
+  COUNT,
+  ...[P('', COPY_IN), B('', ''), E(''), copyData('1\ta\n'), copyFail('enough'), P('', 'SELECT 1'), S],
+  COUNT,
+]);
+
+exchange('COPY messages outside of COPY are ignored', 'ZTDCZ12DCZ', [
+  ...[copyData('1\ta\n'), copyDone(), copyFail('no'), S],
+  Q('SELECT 1'),
+  ...[P('', 'SELECT 1'), copyData('x'), B('', ''), copyDone(), E(''), copyFail('no'), S],
+]);
+
+exchange('COPY in within a transaction, then an error', 'CZGCZGEZEZCZTDCZ', [
+  Q('BEGIN'),
+  ...[Q(COPY_IN), copyData('1\ta\n'), copyDone()],
+  ...[Q(COPY_IN), copyData('bad\n'), copyDone()],
+  Q('SELECT 1'),
+  Q('ROLLBACK'),
+  COUNT,
+]);
+
+exchange('COPY in between other statements of one Query', 'TDCGCTDCZ', [
+  ...[Q(`SELECT 1; ${COPY_IN}; SELECT count(*) FROM sink`), copyData('1\ta\n'), copyDone()],
+]);
+
+exchange('two COPY in of one Query, of which the second fails', 'GCGEZTDCZ', [
+  ...[Q(`${COPY_IN}; ${COPY_IN}; SELECT 1`), copyData('1\ta\n'), copyDone(), copyData('bad\n'), copyDone()],
+  COUNT,
+]);
+
+exchange('a Sync in the middle of data, then an error: the session lives on', '12GEZTDCZ1Z2DC3Z1Z', [
+  ...[P('', COPY_IN), B('', ''), E(''), copyData('1\ta\n'), S, copyData('bad\n'), copyDone(), S],
+  COUNT,
+  ...[P('x', 'SELECT 1'), S],
+  ...[B('', 'x'), E(''), C('S', 'x'), S],
+  ...[P('x', 'SELECT 1'), S],
+]);
+
+exchange('a Query in the middle of COPY in is a violation that ends the COPY', 'GEZTDCZTDCZ', [
+  ...[Q(COPY_IN), copyData('1\ta\n'), Q('SELECT 1')],
+  COUNT,
+  Q('SELECT 2'),
+]);
+
+exchanges(
+  'after a violation of COPY in the server serves everybody again',
+  ['GEZ', 'TDCZ', '1Z', '2DCZ'],
+  [
+    [Q(COPY_IN), copyData('1\ta\n'), Q('SELECT 1')],
+    [COUNT],
+    [P('x', 'SELECT 1'), S],
+    [B('', 'x'), E(''), S],
+  ],
+);
+
+for (const [what, violation] of [
+  ['Close of a statement', C('S', 'x')],
+  ['Parse of a known statement', P('x2', 'SELECT 1')],
+] as const) {
+  exchange(`${what} in the middle of COPY in is a violation that ends the COPY`, '11Z12GEZTDCZGEZTDCZ', [
+    ...[P('x', 'SELECT 1'), P('x1', 'SELECT 1'), S],
+    ...[P('', COPY_IN), B('', ''), E(''), copyData('1\ta\n'), violation, S],
+    COUNT,
+    ...[Q(COPY_IN), copyData('1\ta\n'), violation],
+    COUNT,
+  ]);
+}
+
+exchange('COPY in that fails before its data: they are ignored', 'EZTDCZEZTDCZ', [
+  ...[Q('COPY nowhere FROM STDIN'), copyData('1\n'), copyDone()],
+  COUNT,
+  ...[P('', 'COPY nowhere FROM STDIN'), B('', ''), E(''), copyData('1\n'), copyDone(), S],
+  COUNT,
+]);
+
+// --- Other messages ---------------------------------------------------------------------------------------------
+
+const INT4PL = 177;
+
+exchange('Function Call, its error, and its place in a pipeline', 'VZEZVZ12DCVZEZTDCZ', [
+  ...[send.functionCall(INT4PL, ['1', '2'])],
+  ...[send.functionCall(INT4PL, ['2147483647', '2'])],
+  ...[send.functionCall(INT4PL, ['3', '4'])],
+  ...[P('', 'SELECT 1'), B('', ''), E(''), send.functionCall(INT4PL, ['5', '6'])],
+  ...[B('', 'unknown'), send.functionCall(INT4PL, ['7', '8']), S],
+  Q('SELECT 1'),
+], {}, true);
+
+exchange('Function Call in a failed transaction', 'CZEZEZCZVZ', [
+  ...[Q('BEGIN'), Q('SELECT 1/0'), send.functionCall(INT4PL, ['1', '2']), Q('ROLLBACK')],
+  send.functionCall(INT4PL, ['1', '2']),
+]);
+
+exchange('empty queries, simple and extended', 'IZIZIZ12nIZ1Z2IZ', [
+  ...[Q(''), Q(' '), Q(' ; -- nothing')],
+  ...[P('', ''), B('', ''), D('P', ''), E(''), S],
+  ...[P('empty', ';'), S, B('', 'empty'), E(''), S],
+]);
+
+exchange('several statements in one Query, with an error in the middle', 'CTDCEZTDCZCCEZEZCTDCCZTDCZ', [
+  Q(`INSERT INTO sink VALUES (1, 'x'); SELECT 1; SELECT 1/0; SELECT 2`),
+  COUNT,
+  Q(`BEGIN; INSERT INTO sink VALUES (1, 'x'); SELECT 1/0; SELECT 2`),
+  Q('SELECT 3'),
+  Q(`ROLLBACK; SELECT 4; INSERT INTO sink VALUES (2, 'y')`),
+  COUNT,
+]);
+
+exchange('notices reach the client in their place', 'NCZ12NCZNCZCZCZ12CZ', [
+  Q(`DO $$ BEGIN RAISE NOTICE 'hello'; END $$`),
+  ...[P('', `DO $$ BEGIN RAISE WARNING 'extended'; END $$`), B('', ''), E(''), S],
+  Q('COMMIT'),
+  Q('SET client_min_messages = error'),
+  Q('COMMIT'),
+  ...[P('', `DO $$ BEGIN RAISE WARNING 'unheard'; END $$`), B('', ''), E(''), S],
+]);
+
+exchanges(
+  'changed parameters are reported in their place, and taken back by ROLLBACK',
+  ['CSZ', 'CZ', 'CSZ', 'CSZ', '12CSZ', 'CSZ', 'TDCZ'],
+  [
+    [Q(`SET application_name = 'one'`)],
+    [Q('BEGIN')],
+    [Q(`SET application_name = 'two'`)],
+    [Q('ROLLBACK')],
+    [P('', `SET DateStyle = 'German'`), B('', ''), E(''), S],
+    [Q('RESET DateStyle')],
+    [Q('SHOW application_name')],
+  ],
+);
+
+exchanges(
+  'in a failed transaction everything but its end is refused',
+  ['11Z', 'CZ', 'EZ', 'EZ', 'EZ', 'EZ', 'EZ', 'EZ', '2CZ', '2DCZ', 'EZ'],
+  [
+    [P('x', 'SELECT 1'), P('rollback', 'ROLLBACK'), S],
+    [Q('BEGIN')],
+    [Q('SELECT 1/0')],
+    [Q('SELECT 1')],
+    [B('', 'x'), E(''), S],
+    [P('y', 'SELECT 1'), S],
+    [D('S', 'x'), S],
+    [P('x', 'SELECT 1'), S],
+    [B('', 'rollback'), E(''), S],
+    [B('', 'x'), E(''), S],
+    [B('', 'y'), E(''), S],
+  ],
+  {},
+  true,
+);
+
+scenario('a known statement on a server that lacks it, in a failed transaction', '11ZCZEZEZEZ12CZ2DCZ', async (side) => {
+  const client = await side.open();
+  const messages = await client.ask([P('x', 'SELECT 1'), P('unused', 'SELECT 2'), S]);
+  const release = await side.elsewhere();
+  messages.push(...(await client.ask(Q('BEGIN'))));
+  messages.push(...(await client.ask(Q('SELECT 1/0'))));
+  messages.push(...(await client.ask([B('', 'x'), E(''), S])));
+  messages.push(...(await client.ask([D('S', 'unused'), E(''), S])));
+  messages.push(...(await client.ask([P('', 'ROLLBACK'), B('', ''), E(''), S])));
+  messages.push(...(await client.ask([B('', 'x'), E(''), S])));
+  await release();
+  return messages;
+});
+
+scenario('a prepared ROLLBACK ends a failed transaction on a server that lacks it', '1ZCZEZ2CZ', async (side) => {
+  const client = await side.open();
+  const messages = await client.ask([P('rollback', 'ROLLBACK'), S]);
+  const release = await side.elsewhere();
+  messages.push(...(await client.ask(Q('BEGIN'))));
+  messages.push(...(await client.ask(Q('SELECT 1/0'))));
+  messages.push(...(await client.ask([B('', 'rollback'), E(''), S])));
+  await release();
+  return messages;
+});
+
+exchange('a deferred constraint fails at COMMIT, or at Sync', 'CZCZCZEZ12C12CEZTDCZCEZ', [
+  ...[Q('BEGIN'), Q('INSERT INTO late VALUES (1)'), Q('INSERT INTO late VALUES (1)'), Q('COMMIT')],
+  ...[P('', 'INSERT INTO late VALUES (1)'), B('', ''), E(''), P('', 'INSERT INTO late VALUES (1)'), B('', ''), E(''), S],
+  Q('SELECT count(*) FROM late'),
+  Q('INSERT INTO late VALUES (1); INSERT INTO late VALUES (1)'),
+]);
+
+exchange('a savepoint brings a failed transaction back', 'CZCZEZCZTDCZCZ', [
+  ...[Q('BEGIN'), Q('SAVEPOINT s'), Q('SELECT 1/0'), Q('ROLLBACK TO s'), Q('SELECT 1'), Q('COMMIT')],
+]);
+
+exchange('commands that cannot run in a transaction, in a pipeline and in a Query of several', 'EZ12DC1Z12DC12EZ', [
+  Q('VACUUM sink; SELECT 1'),
+  ...[P('', 'SELECT 1'), B('', ''), E(''), P('x', 'SELECT 1'), S],
+  ...[P('', 'SELECT 1'), B('', ''), E(''), P('', 'VACUUM sink'), B('', ''), E(''), S],
+]);
+
+// --- Large messages ---------------------------------------------------------------------------------------------
+
+const HUGE = 'x'.repeat(1_100_000);
+
+exchange('texts too large to keep: Query, Parse, Close and Parse again', 'TDCZ12DCZ3Z12DCZ', [
+  Q(`SELECT length('${HUGE}')`),
+  ...[P('huge', `SELECT length('${HUGE}')`), B('', 'huge'), E(''), S],
+  ...[C('S', 'huge'), S],
+  ...[P('huge', `SELECT length('${HUGE}') + 1`), B('', 'huge'), E(''), S],
+]);
+
+exchange('large parameters and rows', '12DCZ', [
+  ...[P('', 'SELECT $1::text'), B('', '', [HUGE]), E(''), S],
+]);
+
+// --- Protocol violations ----------------------------------------------------------------------------------------
+
+exchange('malformed extended messages are errors that Sync ends', '1ZEZEZEZ2DCZ', [
+  ...[P('x', 'SELECT 1'), S],
+  ...[Buffer.from([0x44, 0, 0, 0, 6, 0x58, 0]), S],
+  ...[Buffer.from([0x43, 0, 0, 0, 6, 0x58, 0]), S],
+  ...[Buffer.from([0x42, 0, 0, 0, 8, 0, 0x78, 0, 0]), S],
+  ...[B('', 'x'), E(''), S],
+]);
+
+exchange('an unknown message type ends the connection', 'TDCZE', [Q('SELECT 1'), Buffer.from([0x79, 0, 0, 0, 4])]);
