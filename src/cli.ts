@@ -24,8 +24,9 @@ program
   .option('--embedded', 'stand in front of an embedded, throw-away Postgres')
   .option('--data <dir>', 'with --embedded: keep the data here')
   .option('--port <number>', 'with --embedded: the port to listen on', '6432')
-  .action(async (options: { config?: string; embedded?: boolean; data?: string; port: string }) => {
-    if (options.embedded) await serveEmbedded(options.data ?? null, options.port);
+  .option('--ops-port <number>', 'with --embedded: the HTTP port', '9432')
+  .action(async (options: { config?: string; embedded?: boolean; data?: string; port: string; opsPort: string }) => {
+    if (options.embedded) await serveEmbedded(options.data ?? null, Number(options.port), Number(options.opsPort));
     else if (options.config !== undefined) await serve(options.config);
     else {
       console.error(
@@ -63,7 +64,7 @@ async function serve(file: string): Promise<void> {
   await run(orExit(reload()), reload, path);
 }
 
-async function serveEmbedded(dataDir: string | null, port: string): Promise<void> {
+async function serveEmbedded(dataDir: string | null, port: number, opsPort: number): Promise<void> {
   const { startEmbeddedPostgres } = await import('./embedded.ts');
   const postgres = await startEmbeddedPostgres({ dataDir: dataDir === null ? null : resolve(dataDir) }).catch(
     (thrown: unknown) => {
@@ -72,8 +73,8 @@ async function serveEmbedded(dataDir: string | null, port: string): Promise<void
     },
   );
   const text = JSON.stringify({
-    listen: { port: Number(port) },
-    ops: { port: Number(port) === 0 ? 0 : 9432 },
+    listen: { port },
+    ops: { port: opsPort },
     log: { format: process.stdout.isTTY ? 'text' : 'json' },
     auth: { method: 'trust' },
     databases: { '*': { hosts: [`127.0.0.1:${postgres.port}`], tls: { mode: 'disable' } } },

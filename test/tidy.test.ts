@@ -77,7 +77,7 @@ t.test('metrics have names and help as Prometheus wants them', async (t) => {
   for (const { name, help, type } of metrics) {
     t.match(name, /^pgweir_[a-z_]+$/);
     t.equal(name.endsWith('_total'), type === 'counter', name);
-    t.match(help, /^[A-Za-z].*\.$/, name);
+    t.match(help, /^\w.*\.$/, name);
   }
   t.equal(new Set([...metrics, ...histograms].map(({ name }) => name)).size, metrics.length + histograms.length);
 });
