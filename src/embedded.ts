@@ -47,6 +47,8 @@ export interface EmbeddedOptions {
   binDir?: string | null;
   /** Lines for pg_hba.conf in place of trust for everybody. */
   hba?: string | null;
+  /** Files to write into a new data directory, readable by the database only. */
+  files?: Record<string, string>;
 }
 
 const USER = 'postgres';
@@ -143,6 +145,10 @@ export async function startEmbeddedPostgres(options: EmbeddedOptions): Promise<E
   if (!existsSync(join(dataDir, 'PG_VERSION'))) {
     await succeed(run('initdb', ['-D', dataDir, '-U', USER, '-A', 'trust', '-E', 'UTF8', '--no-locale', '--no-sync']));
     if (options.hba != null) writeFileSync(join(dataDir, 'pg_hba.conf'), options.hba);
+    for (const [name, text] of Object.entries(options.files ?? {})) {
+      writeFileSync(join(dataDir, name), text, { mode: 0o600 });
+      if (owner !== null) chownSync(join(dataDir, name), owner.uid, owner.gid);
+    }
   }
   const port = options.port || (await freePort());
   const settings = {

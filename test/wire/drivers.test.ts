@@ -53,6 +53,13 @@ async function failure(promise: PromiseLike<unknown>): Promise<{ code?: string; 
 
 // --- node-postgres ------------------------------------------------------------------------------------------------
 
+/** A client that leaves at the latest when `t` ends. */
+async function join(t: Test, port: number, options: pg.ClientConfig = {}): Promise<pg.Client> {
+  const client = await connect(port, options);
+  t.teardown(() => client.end());
+  return client;
+}
+
 function pgPool(t: Test, proxy: Pgweir): pg.Pool {
   const pool = new pg.Pool({
     host: '127.0.0.1',
@@ -90,7 +97,7 @@ inEachMode('node-postgres: named statements of many clients share few servers', 
 });
 
 inEachMode('node-postgres: one name means another text for each client', async (t, proxy) => {
-  const clients = await together(CLIENTS, () => connect(proxy.port));
+  const clients = await together(CLIENTS, () => join(t, proxy.port));
   for (let turn = 0; turn < 5; turn++) {
     const rows = await together(CLIENTS, async (index) => {
       const result = await clients[index]!.query({
@@ -140,8 +147,8 @@ inEachMode('node-postgres: transactions and savepoints keep the sum of all accou
 });
 
 inEachMode('node-postgres: errors are those of Postgres, and the client works on', async (t, proxy) => {
-  const direct = await connect(postgres.port);
-  const client = await connect(proxy.port);
+  const direct = await join(t, postgres.port);
+  const client = await join(t, proxy.port);
   const bad: pg.QueryConfig[] = [
     { text: 'SELEC 1' },
     { text: 'SELECT $1::int', values: ['x'] },
@@ -168,7 +175,7 @@ inEachMode('node-postgres: errors are those of Postgres, and the client works on
 
 inEachMode('node-postgres: a changed table fails its prepared statement with what Postgres says', async (t, proxy) => {
   const story = async (port: number) => {
-    const [client, other] = [await connect(port), await connect(port)];
+    const [client, other] = [await join(t, port), await join(t, port)];
     await other.query('DROP TABLE IF EXISTS changing');
     await other.query('CREATE TABLE changing AS SELECT 1 AS a');
     const query = { name: 'all', text: 'SELECT * FROM changing' };
@@ -185,7 +192,7 @@ inEachMode('node-postgres: a changed table fails its prepared statement with wha
 
 inEachMode('node-postgres: cursors read in portions, in a transaction and without one', async (t, proxy) => {
   const sums = await together(CLIENTS, async (index) => {
-    const client = await connect(proxy.port);
+    const client = await join(t, proxy.port);
     const read = async () => {
       const cursor = client.query(new Cursor('SELECT g + $1::int AS n FROM generate_series(1, 1000) g', [index]));
       let total = 0;
@@ -214,7 +221,7 @@ inEachMode('node-postgres: cursors read in portions, in a transaction and withou
 
 inEachMode('node-postgres: query streams give every row, and can be given up', async (t, proxy) => {
   const counts = await together(CLIENTS, async (index) => {
-    const client = await connect(proxy.port);
+    const client = await join(t, proxy.port);
     const stream = client.query(
       new QueryStream(`SELECT g, repeat('x', 200) AS x FROM generate_series(1, $1::int) g`, [3000 + index]),
     );
@@ -244,7 +251,7 @@ inEachMode('node-postgres: a large value goes there and back', async (t, proxy) 
 
 inEachMode('node-postgres: each client keeps its settings', async (t, proxy) => {
   await together(CLIENTS, async (index) => {
-    const client = await connect(proxy.port, {
+    const client = await join(t, proxy.port, {
       application_name: `app ${index}`,
       statement_timeout: 60_001 + index,
       options: `-c work_mem=${64 + index}MB -c geqo=off`,
@@ -275,7 +282,7 @@ inEachMode('node-postgres: each client keeps its settings', async (t, proxy) => 
 
 inEachMode('node-postgres: a statement timeout ends the statement, not the client', async (t, proxy) => {
   await together(4, async () => {
-    const client = await connect(proxy.port, { statement_timeout: 50 });
+    const client = await join(t, proxy.port, { statement_timeout: 50 });
     t.equal((await failure(client.query('SELECT pg_sleep(20)'))).code, '57014');
     t.same((await client.query('SELECT 1 AS n')).rows, [{ n: 1 }]);
     await client.end();
@@ -283,7 +290,7 @@ inEachMode('node-postgres: a statement timeout ends the statement, not the clien
 });
 
 inEachMode('node-postgres: a listener hears what others notify, and survives their traffic', async (t, proxy) => {
-  const [listener, ...speakers] = await together(5, () => connect(proxy.port));
+  const [listener, ...speakers] = await together(5, () => join(t, proxy.port));
   const heard: string[] = [];
   listener!.on('notification', ({ channel, payload }) => heard.push(`${channel} ${payload}`));
   await listener!.query('LISTEN news');
@@ -438,7 +445,7 @@ inEachMode('postgres.js: COPY in and out', async (t, proxy) => {
 
 inEachMode('postgres.js: cancel stops the query', async (t, proxy) => {
   const sql = postgresJs(t, proxy.port, 1);
-  const direct = await connect(postgres.port);
+  const direct = await join(t, postgres.port);
   for (let turn = 0; turn < 3; turn++) {
     const query = sql`SELECT pg_sleep(31), ${turn}::int`;
     const ending = failure(query);
@@ -458,7 +465,7 @@ inEachMode('postgres.js: cancel stops the query', async (t, proxy) => {
 inEachMode('postgres.js: a prepared statement whose table has changed heals by itself', async (t, proxy) => {
   const story = async (port: number) => {
     const sql = postgresJs(t, port, 1);
-    const other = await connect(port);
+    const other = await join(t, port);
     await other.query('DROP TABLE IF EXISTS changing');
     await other.query('CREATE TABLE changing AS SELECT 1 AS a');
     const read = () => sql`SELECT * FROM changing`.then((rows) => [...rows]);
@@ -475,8 +482,8 @@ t.test('postgres.js: it heals, too, when another server than before meets the ch
   const proxy = await startProxy(postgres.port, { pool: { size: 2 } });
   t.teardown(() => proxy.stop());
   const sql = postgresJs(t, proxy.port, 1);
-  const direct = await connect(postgres.port);
-  const blockers = await together(2, () => connect(proxy.port));
+  const direct = await join(t, postgres.port);
+  const blockers = await together(2, () => join(t, proxy.port));
   await direct.query('DROP TABLE IF EXISTS changing');
   await direct.query('CREATE TABLE changing AS SELECT 1 AS a');
   const read = () => sql`SELECT changing.*, pg_backend_pid() AS pid FROM changing`.then((rows) => rows[0]!);

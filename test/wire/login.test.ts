@@ -1,0 +1,151 @@
+/** Logins on both sides: methods, pass-through, password files, TLS, and what a client is told when it cannot stay. */
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t from 'tap';
+import { RawClient, sqlstates } from '../fixtures/raw.ts';
+import { connect, startProxy, temporaryFile, until, withPostgres } from '../fixtures/stack.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'pgweir-login-'));
+const path = (name: string) => join(folder, name);
+const openssl = (...args: string[]) => execFileSync('openssl', args, { cwd: folder, stdio: 'ignore' });
+openssl('req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-keyout', 'ca.key', '-out', 'ca.pem', '-subj', '/CN=ca');
+for (const [name, subject] of [['server', '/CN=localhost'], ['client', '/CN=plain']] as const) {
+  openssl('req', '-newkey', 'rsa:2048', '-nodes', '-keyout', `${name}.key`, '-out', `${name}.csr`, '-subj', subject);
+  writeFileSync(path('ext'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\n');
+  openssl('x509', '-req', '-in', `${name}.csr`, '-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-days', '2', '-extfile', 'ext', '-out', `${name}.pem`);
+}
+
+const postgres = await withPostgres({
+  hba: 'host all postgres 127.0.0.1/32 trust\nhost all md5user 127.0.0.1/32 md5\nhost all all 127.0.0.1/32 scram-sha-256\n',
+});
+const admin = await connect(postgres.port);
+await admin.query(`
+  CREATE ROLE plain LOGIN PASSWORD 'plain password';
+  CREATE ROLE verified LOGIN PASSWORD 'verified password';
+  SET password_encryption = md5;
+  CREATE ROLE md5user LOGIN PASSWORD 'md5 password'`);
+const { rows: stored } = await admin.query<{ name: string; secret: string }>('SELECT rolname AS name, rolpassword AS secret FROM pg_authid WHERE rolpassword IS NOT NULL');
+const secrets = new Map(stored.map(({ name, secret }) => [name, secret]));
+const userlist = temporaryFile('userlist.txt', `"plain" "plain password"\n"verified" "${secrets.get('verified')}"\n"md5user" "${secrets.get('md5user')}"\n"stale" "${secrets.get('verified')}"\n`);
+
+t.teardown(async () => {
+  await admin.end();
+  await postgres.stop();
+  userlist.remove();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+for (const method of ['scram-sha-256', 'md5'] as const) {
+  t.test(`method ${method}: the right password is let in, any other is not, and unknown users look the same`, async (t) => {
+    const proxy = await startProxy(postgres.port, { top: { auth: { method, users: userlist.path } } });
+    t.teardown(() => proxy.stop());
+    const logIn = async (user: string, password: string) => {
+      const client = await connect(proxy.port, { user, password });
+      const { rows } = await client.query('SELECT current_user AS me');
+      await client.end();
+      return rows;
+    };
+    t.same(await logIn('plain', 'plain password'), [{ me: 'plain' }]);
+    t.same(await logIn('verified', 'verified password'), [{ me: 'verified' }], 'SCRAM pass-through');
+    if (method === 'md5') t.same(await logIn('md5user', 'md5 password'), [{ me: 'md5user' }]);
+    for (const user of ['plain', 'verified', 'nobody']) {
+      await t.rejects(logIn(user, 'wrong'), { code: '28P01', message: `password authentication failed for user "${user}"` });
+    }
+    t.equal(proxy.bugs(), 0);
+  });
+}
+
+t.test('trust with a userlist lets only its users in', async (t) => {
+  const proxy = await startProxy(postgres.port, { top: { auth: { method: 'trust', users: userlist.path } } });
+  t.teardown(() => proxy.stop());
+  await t.rejects(connect(proxy.port, { user: 'stranger' }), { code: '28000' });
+  const client = await connect(proxy.port, { user: 'plain' });
+  t.same((await client.query('SELECT 1 AS one')).rows, [{ one: 1 }]);
+  await client.end();
+});
+
+t.test('a verifier that differs from the server’s is told so, and hurts nobody else', async (t) => {
+  await admin.query(`CREATE ROLE stale LOGIN PASSWORD 'verified password'`);
+  const proxy = await startProxy(postgres.port, { top: { auth: { method: 'scram-sha-256', users: userlist.path }, listen: { loginTimeout: '2s' } } });
+  t.teardown(() => proxy.stop());
+  await t.rejects(connect(proxy.port, { user: 'stale', password: 'verified password' }), { code: /57P03|28000/ });
+  const client = await connect(proxy.port, { user: 'verified', password: 'verified password' });
+  await client.end();
+});
+
+t.test('a forced user logs in with its password file, which is read again when the password has changed', async (t) => {
+  const file = temporaryFile('password', 'old password\n');
+  t.teardown(file.remove);
+  await admin.query(`CREATE ROLE forced LOGIN PASSWORD 'old password'`);
+  const proxy = await startProxy(postgres.port, { database: { user: 'forced', passwordFile: file.path }, pool: { size: 2 } });
+  t.teardown(() => proxy.stop());
+  const client = await connect(proxy.port, { user: 'anyone' });
+  t.same((await client.query('SELECT current_user AS me')).rows, [{ me: 'forced' }]);
+  await admin.query(`ALTER ROLE forced PASSWORD 'new password'`);
+  writeFileSync(file.path, 'new password');
+  await admin.query(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'forced'`);
+  await until(() => proxy.app.snapshot().pools[0]!.serverCount === 0, 'the lost server to be noticed');
+  t.same((await client.query('SELECT current_user AS me')).rows, [{ me: 'forced' }]);
+  await client.end();
+});
+
+t.test('a database that does not exist is said by the server, one that no key names by the proxy', async (t) => {
+  const proxy = await startProxy(postgres.port);
+  t.teardown(() => proxy.stop());
+  await t.rejects(connect(proxy.port, { database: 'nonesuch' }), { code: '3D000', message: 'database "nonesuch" does not exist' });
+  const named = await startProxy(postgres.port, { top: { databases: { app: { hosts: [`127.0.0.1:${postgres.port}`], dbname: 'postgres' } } } });
+  t.teardown(() => named.stop());
+  await t.rejects(connect(named.port, { database: 'other' }), { code: '3D000' });
+  const client = await connect(named.port, { database: 'app' });
+  t.same((await client.query('SELECT current_database() AS name')).rows, [{ name: 'postgres' }]);
+  await client.end();
+});
+
+t.test('TLS towards clients, with and without a certificate of theirs', async (t) => {
+  const tls = { cert: path('server.pem'), key: path('server.key'), ca: path('ca.pem') };
+  const ca = readFileSync(path('ca.pem'), 'utf8');
+  const proxy = await startProxy(postgres.port, { top: { listen: { tls: { mode: 'require', ...tls } } } });
+  t.teardown(() => proxy.stop());
+  await t.rejects(connect(proxy.port), { code: '28000', message: 'TLS is required' });
+  const client = await connect(proxy.port, { ssl: { ca, host: 'localhost' } });
+  t.same((await client.query('SELECT repeat($1, 300000) AS long', ['x'])).rows, [{ long: 'x'.repeat(300_000) }]);
+  await client.end();
+  const strict = await startProxy(postgres.port, { top: { listen: { tls: { mode: 'verify-full', ...tls } } } });
+  t.teardown(() => strict.stop());
+  await t.rejects(connect(strict.port, { ssl: { ca, host: 'localhost' } }));
+  const own = { cert: readFileSync(path('client.pem'), 'utf8'), key: readFileSync(path('client.key'), 'utf8') };
+  await t.rejects(connect(strict.port, { ssl: { ca, host: 'localhost', ...own } }), { code: '28000' }, 'a certificate for another user');
+  t.equal(proxy.bugs() + strict.bugs(), 0);
+});
+
+t.test('bytes stuffed in before the TLS handshake are refused', async (t) => {
+  const proxy = await startProxy(postgres.port, { top: { listen: { tls: { mode: 'prefer', cert: path('server.pem'), key: path('server.key') } } } });
+  t.teardown(() => proxy.stop());
+  const client = new RawClient(proxy.port);
+  client.write(Buffer.from([0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f]), Buffer.from('stuffed'));
+  t.same(sqlstates(await client.closed()), ['08P01']);
+});
+
+t.test('TLS towards the server: required, verified, and refused when it is not there', async (t) => {
+  const secure = await withPostgres({
+    hba: 'hostssl all all 127.0.0.1/32 trust\nhost all plainly 127.0.0.1/32 trust\n',
+    files: { 'server.crt': readFileSync(path('server.pem'), 'utf8'), 'server.key': readFileSync(path('server.key'), 'utf8') },
+    settings: { ssl: 'on' },
+  });
+  t.teardown(() => secure.stop());
+  for (const mode of ['prefer', 'require', 'verify-ca', 'verify-full']) {
+    const proxy = await startProxy(secure.port, { database: { hosts: [`localhost:${secure.port}`], tls: { mode, ca: path('ca.pem') } } });
+    const client = await connect(proxy.port);
+    t.same((await client.query('SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()')).rows, [{ ssl: true }], mode);
+    await client.end();
+    await proxy.stop();
+  }
+  const untrusting = await startProxy(secure.port, { database: { tls: { mode: 'verify-ca' } }, top: { listen: { loginTimeout: '1s' } } });
+  t.teardown(() => untrusting.stop());
+  await t.rejects(connect(untrusting.port), { code: '57P03' });
+  const plain = await startProxy(postgres.port, { database: { tls: { mode: 'require' } }, top: { listen: { loginTimeout: '1s' } } });
+  t.teardown(() => plain.stop());
+  await t.rejects(connect(plain.port), { code: '57P03', detail: /does not offer TLS/ });
+});
