@@ -2,7 +2,8 @@
  * Accepts clients: limits their number, runs their login (client/login) and makes each a Session, a replication
  * connection or a console. Called by app, which says which pool a client belongs to.
  *
- * Invariant: a socket counts against `clientsMax` from accept to close, whatever becomes of it in between.
+ * Invariants: at most `clientsMax` clients are logged in; sockets that are not logged in are bounded too, in number and
+ * by `loginTimeout` in time.
  */
 import { chmodSync, existsSync, unlinkSync } from 'node:fs';
 import net from 'node:net';
@@ -54,6 +55,8 @@ export interface ClientCounts {
 /** Node's socket buffer: two large reads may be under way to a client before its server is not read. */
 const HIGH_WATER_MARK = 128 * 1024;
 const BACKLOG = 1024;
+/** Sockets beyond clientsMax that may be open for cancel requests and refusals. */
+const CANCELS_MAX = 256;
 const TICK_MS = 250;
 const KEEPALIVE_MS = 60_000;
 
@@ -83,6 +86,11 @@ export class Listener {
 
   get loggingIn(): number {
     return this.#loggingIn.size;
+  }
+
+  /** Clients that have logged in. */
+  get clients(): number {
+    return this.sessions.size + this.#replications.size;
   }
 
   get replications(): number {
@@ -123,15 +131,10 @@ export class Listener {
     this.open++;
     socket.on('close', this.#onSocketClosed);
     const context = this.#context();
-    if (this.open > context.listen.clientsMax) {
+    // Beyond clientsMax a socket may still bring a cancel request; so many of them at once are an attack.
+    if (this.open > context.listen.clientsMax + CANCELS_MAX) {
       this.counts.refused++;
-      return refuse(
-        socket,
-        fatal(SqlState.TooManyConnections, 'sorry, too many clients already', {
-          detail: `${context.listen.clientsMax} clients are connected to this proxy`,
-          hint: 'raise listen.clientsMax, or connect later',
-        }),
-      );
+      return void socket.destroy();
     }
     socket.setKeepAlive(true, KEEPALIVE_MS);
     this.#loggingIn.add(socket);
@@ -144,13 +147,18 @@ export class Listener {
 
   async #logIn(socket: net.Socket, context: ListenerContext): Promise<void> {
     const cancelTimer = context.clock.after(context.listen.loginTimeout, () => socket.destroy());
-    const outcome = await logInClient(socket, { ...context, keys: this.keys });
+    const outcome = await logInClient(socket, {
+      ...context,
+      keys: this.keys,
+      isFull: () => this.clients >= context.listen.clientsMax,
+    });
     cancelTimer();
     this.#loggingIn.delete(socket);
     if (outcome.kind === 'done') return;
     if (outcome.kind === 'refused') {
-      this.counts.loginFailures++;
       const { sqlstate, message } = outcome.refusal;
+      if (sqlstate === SqlState.TooManyConnections) this.counts.refused++;
+      else this.counts.loginFailures++;
       context.onEvent('login refused', { sqlstate, reason: message, address: socket.remoteAddress });
       return refuse(outcome.socket, outcome.refusal);
     }

@@ -28,6 +28,8 @@ export interface LoginContext {
   auth: AuthConfig;
   users: Users;
   keys: CancelKeys;
+  /** No more clients; cancel requests are welcome all the same. */
+  isFull: () => boolean;
   /** TLS towards clients, or null. */
   secureContext: tls.SecureContext | null;
 }
@@ -67,6 +69,8 @@ class Gone extends Error {}
 /** Reads from the socket on demand; the socket is paused otherwise. */
 class Incoming {
   socket: net.Socket;
+  /** Why the client's certificate is no good, when one is asked for. */
+  certificateError: string | null = null;
   #bytes: Buffer = Buffer.alloc(0);
   #wake: (() => void) | null = null;
   #isGone = false;
@@ -163,6 +167,9 @@ class Incoming {
       secured.once('close', () => reject(new Gone()));
     });
     secured.removeAllListeners('error').removeAllListeners('close');
+    // Only tls.Server judges certificates by itself; the handle knows what the handshake found.
+    const { ssl } = secured as unknown as { ssl: { verifyError(): Error | null | undefined } };
+    this.certificateError = mode.startsWith('verify-') ? (ssl.verifyError()?.message ?? null) : null;
     this.socket = secured;
     this.#bytes = Buffer.alloc(0);
     this.#listen();
@@ -202,6 +209,14 @@ async function run(incoming: Incoming, context: LoginContext): Promise<LoginOutc
     default:
       packet satisfies never;
   }
+  if (context.isFull()) {
+    return refused(
+      fatal(SqlState.TooManyConnections, 'sorry, too many clients already', {
+        detail: `${context.listen.clientsMax} clients are connected to this proxy`,
+        hint: 'raise listen.clientsMax, or connect later',
+      }),
+    );
+  }
   const client = identify(incoming.socket, packet);
   if ('sqlstate' in client) return refused(client);
   const { mode } = context.listen.tls;
@@ -210,6 +225,11 @@ async function run(incoming: Incoming, context: LoginContext): Promise<LoginOutc
   // Asking for the address would keep it in the socket for good; a Unix socket has none, and needs no TLS.
   if (isRequired && !isTls && incoming.socket.remoteAddress !== undefined) {
     return refused(fatal(SqlState.InvalidAuthorization, 'TLS is required', { hint: 'connect with sslmode=require' }));
+  }
+  if (incoming.certificateError !== null) {
+    return refused(
+      fatal(SqlState.InvalidAuthorization, `the client certificate was not accepted: ${incoming.certificateError}`),
+    );
   }
   if (mode === 'verify-full' && isTls && commonName(incoming.socket as tls.TLSSocket) !== client.user) {
     return refused(fatal(SqlState.InvalidAuthorization, `the client certificate is not for user "${client.user}"`));

@@ -34,10 +34,16 @@ export class Replication implements Cancelable {
   /** Opens the server and joins the two; throws ServerLoginError when that fails. */
   static async open(options: ReplicationOptions): Promise<Replication> {
     const replication = new Replication(options);
+    const { socket: client } = options;
+    client.on('error', () => {});
     const { socket: server, reported, key, rest } = await openServer(options.target, options.secret, options.connectMs);
     replication.#server = server;
+    if (client.destroyed) {
+      server.on('error', () => {}).end(encode.terminate);
+      options.onEnd();
+      return replication;
+    }
     replication.#serverKey = key;
-    const { socket: client } = options;
     client.cork();
     client.write(encode.authenticationOk);
     for (const [name, value] of reported) client.write(encode.parameterStatus(name, value));

@@ -15,10 +15,11 @@ import * as encode from '../protocol/encode.ts';
 import type { Frame } from '../protocol/frame.ts';
 import { ClientMessage, readErrorFields, ServerMessage, Status, stringEnd } from '../protocol/messages.ts';
 import type { Note, RequestKind } from '../protocol/outstanding.ts';
+import { error, SqlState } from '../protocol/sqlstate.ts';
 import type { Owner, ServerConnection } from '../server/connection.ts';
 import type { PoolCounts } from '../server/pool.ts';
-import type { Statement, StatementBook } from '../server/statements.ts';
-import { type Effects, pinning, probing, type Reference } from '../sql/effects.ts';
+import { isOurs, type Statement, type StatementBook } from '../server/statements.ts';
+import { type Effects, pinning, type Reference } from '../sql/effects.ts';
 import { harmless, type Judge, TEXT_BYTES_MAX, type Verdict } from '../sql/verdict.ts';
 
 /** What requests need of the session that they belong to. */
@@ -26,8 +27,12 @@ export interface RequestHost extends Owner {
   readonly counts: PoolCounts;
   /** A statement with this verdict ran to its end, or failed. */
   onRan(verdict: Verdict, isOk: boolean): void;
-  /** May a statement begin that is likely to pin its client? Always, once a transaction or a pin is under way. */
-  mayPin(): boolean;
+  /** Nothing has been sent to the server in this lease, and no pin keeps it. */
+  readonly isFresh: boolean;
+  /** The settings that decide which tables a statement's names mean. */
+  readonly planSettings: string;
+  /** May this statement run? Not when it would pin its client, too many are pinned, and nothing is under way yet. */
+  mayRun(verdict: Verdict): boolean;
   /** The server is asked for something first; the present frame is to be handled again after `unblock`. */
   block(): void;
   unblock(): void;
@@ -47,7 +52,8 @@ const SMALL_MAX = 10_000;
 /** The names at the start of a Bind must end within this many bytes. */
 const BIND_NAMES_MAX = 4096;
 const FUNCTION_OID_END = HEADER + 4;
-const FIRST_USER_OID = 16_384;
+/** Prepared statements that one client may have. */
+const NAMES_MAX = 10_000;
 /** Server-side functions of large objects, which drivers call by FunctionCall: no effect beyond the transaction. */
 const largeObjectFunctions = new Set([
   715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172, 3457, 3458, 3459, 3460,
@@ -96,6 +102,11 @@ export class Requests {
   #last: Verdict = harmless;
   /** The client has gone: what is taken back now is nobody's. */
   #isEnded = false;
+  /** A simple Query waits for the statement that it names; its Parse failed, and the Query will not run. */
+  #isBringing = false;
+  #isQueryAbandoned = false;
+  /** Names whose Parse has not been answered: DEALLOCATE ALL does not reach what was sent after it. */
+  #fresh: Set<string> | null = null;
   /** The rest of the message that is passing goes to the server. */
   #isStreaming = false;
 
@@ -151,9 +162,7 @@ export class Requests {
 
   /** The client's prepared statements are gone (DEALLOCATE ALL, DISCARD ALL). */
   forgetNames(): void {
-    if (this.#names === null) return;
-    for (const statement of this.#names.values()) this.#statements.unuse(statement);
-    this.#names = null;
+    for (const [name, statement] of this.#names ?? []) if (!this.#fresh?.has(name)) this.#undefine(name, statement);
   }
 
   /**
@@ -175,8 +184,8 @@ export class Requests {
       return true;
     }
     if (!isParse || known !== undefined) return false;
-    const statement = this.#statements.find(source.subarray(nameEnd + 1, end), (body) => this.#judgeBody(body));
-    if (!statement.isVerified || isPinning(statement.verdict)) return false;
+    const statement = this.#find(source.subarray(nameEnd + 1, end));
+    if (!statement.isVerified || !isHarmless(statement.verdict)) return false;
     this.#host.counts.clientParses++;
     this.#define(name, statement);
     this.#host.deliver(encode.parseComplete);
@@ -185,6 +194,7 @@ export class Requests {
 
   /** The client has gone. */
   close(): void {
+    this.#fresh = null;
     this.forgetNames();
     this.#isEnded = true;
   }
@@ -220,7 +230,7 @@ export class Requests {
   }
 
   #ran(verdict: Verdict): Note | null {
-    if (verdict.effects === null && verdict.shape === null) return null;
+    if (isHarmless(verdict)) return null;
     return {
       done: () => this.#host.onRan(verdict, true),
       dropped: () => this.#host.onRan(verdict, false),
@@ -232,9 +242,11 @@ export class Requests {
   #onQuery(frame: Frame, server: ServerConnection): Handled {
     const { source, start, end } = frame;
     const verdict = this.#judge.judge(source, start + HEADER, frame.isEnd ? end - 1 : start + frame.size);
-    if (isPinning(verdict) && !this.#host.mayPin()) return 'refused';
+    if (!this.#host.mayRun(verdict)) return 'refused';
     const reference = this.#referenced(verdict.effects);
-    if (reference !== null && !this.#prepare(reference.statement, server)) return 'again';
+    if (reference !== null && !this.#bringForQuery(reference, server)) return 'again';
+    if (this.#isQueryAbandoned) return this.#endAbandonedQuery(server);
+    this.#hideSequences(verdict, server);
     this.#host.counts.queries++;
     this.#last = verdict;
     // A simple Query drops the unnamed statement and the unnamed portal ("Simple Query").
@@ -247,6 +259,42 @@ export class Requests {
     if (server.outstanding.push('Query', this.#host, 'forward', null, note))
       server.send(encode.message(ClientMessage.Query, text));
     return 'done';
+  }
+
+  /** currval and lastval at the start of a lease would show what another client has left: let them answer 55000. */
+  #hideSequences({ effects }: Verdict, server: ServerConnection): void {
+    if (!effects?.pins.includes('sequence') || !this.#host.isFresh) return;
+    server.ask('DISCARD SEQUENCES', this.#host, null);
+  }
+
+  /** Makes sure that the server has what EXECUTE or DEALLOCATE in a simple Query names. False: it was asked for it. */
+  #bringForQuery({ effects, statement }: Referenced, server: ServerConnection): boolean {
+    if (effects.reference!.command === 'execute') {
+      const isPresent = this.#prepare(statement, server);
+      if (!isPresent) this.#isBringing = true;
+      else if (this.#isBringing) {
+        this.#isBringing = false;
+        this.#isQueryAbandoned = server.outstanding.isDiscarding;
+      }
+      return isPresent;
+    }
+    // Whatever its text, DEALLOCATE of it succeeds: any statement of this name will do.
+    if (!server.statements.has(statement)) server.ask(`PREPARE "${statement.name}" AS SELECT 1`, this.#host, null);
+    return true;
+  }
+
+  /** The statement could not be parsed: its error stands for the Query's, which still owes a ReadyForQuery. */
+  #endAbandonedQuery(server: ServerConnection): Handled {
+    this.#isQueryAbandoned = false;
+    if (server.outstanding.push('Sync', this.#host, 'forward', null, null)) server.send(encode.sync);
+    return 'done';
+  }
+
+  /** Gives the server any statement of this name, for a DEALLOCATE in the extended protocol. */
+  #bringDummy(statement: Statement, server: ServerConnection): void {
+    if (server.statements.has(statement)) return;
+    const body = Buffer.from('SELECT 1\0\0\0');
+    this.#inject('Parse', encode.parse(statement.name, body), server, { errorIsForward: true });
   }
 
   /** The statement of the protocol level that a text like `DEALLOCATE x` means, if it is one. */
@@ -283,15 +331,19 @@ export class Requests {
     if (name === '') return this.#onParseUnnamed(frame, nameEnd + 1, server);
     const known = this.#names?.get(name);
     if (known !== undefined) return this.#onParseAgain(name, known, source.subarray(nameEnd + 1, end), server);
-    const statement = this.#statements.find(source.subarray(nameEnd + 1, end), (body) => this.#judgeBody(body));
-    if (isPinning(statement.verdict) && !this.#host.mayPin()) return 'refused';
+    const statement = this.#find(source.subarray(nameEnd + 1, end));
+    if (!this.#host.mayRun(statement.verdict)) return 'refused';
+    if ((this.#names?.size ?? 0) >= NAMES_MAX) return this.#refuseName(server);
     this.#define(name, statement);
+    this.#fresh ??= new Set();
+    this.#fresh.add(name);
     const undo = () => this.#undefine(name, statement);
     const { outstanding } = server;
     if (server.statements.has(statement)) {
       if (outstanding.isStatusCertain && outstanding.status !== Status.Failed) {
         server.statements.touch(statement);
-        outstanding.push('Parse', this.#host, 'synthesize', encode.parseComplete, { dropped: undo });
+        const note = { done: () => void this.#fresh?.delete(name), dropped: undo };
+        outstanding.push('Parse', this.#host, 'synthesize', encode.parseComplete, note);
         return 'done';
       }
       // Whether this Parse would succeed depends on what is still running: have the server do it for real.
@@ -303,6 +355,8 @@ export class Requests {
     const note: Note = {
       done: () => {
         statement.isVerified = true;
+        server.statements.settle(statement);
+        this.#fresh?.delete(name);
       },
       dropped: () => {
         server.statements.remove(statement);
@@ -319,6 +373,10 @@ export class Requests {
     );
   }
 
+  #find(body: Buffer): Statement {
+    return this.#statements.find(body, this.#host.planSettings, (text) => this.#judgeBody(text));
+  }
+
   #judgeBody(body: Buffer): Verdict {
     const textEnd = stringEnd(body, 0, body.length);
     return this.#judge.judge(body, 0, textEnd === -1 ? body.length : textEnd);
@@ -332,8 +390,10 @@ export class Requests {
   }
 
   #undefine(name: string, statement: Statement): void {
+    this.#fresh?.delete(name);
     if (this.#names?.get(name) !== statement) return;
     this.#names.delete(name);
+    if (this.#names.size === 0) this.#names = null;
     this.#statements.unuse(statement);
   }
 
@@ -341,13 +401,15 @@ export class Requests {
     const { source, end } = frame;
     let body: Buffer = Buffer.from(source.subarray(bodyStart, end));
     let verdict = this.#judgeBody(body);
-    if (isPinning(verdict) && !this.#host.mayPin()) return 'refused';
+    if (!this.#host.mayRun(verdict)) return 'refused';
     const reference = this.#referenced(verdict.effects);
     if (reference !== null) {
-      if (!this.#prepare(reference.statement, server)) return 'again';
+      if (reference.effects.reference!.command === 'deallocate') this.#bringDummy(reference.statement, server);
+      else if (!this.#prepare(reference.statement, server)) return 'again';
       body = rename(body, reference.effects.reference!, reference.statement.name);
       if (reference.effects.reference!.command === 'execute') verdict = reference.statement.verdict;
     }
+    this.#hideSequences(verdict, server);
     const id = ++lastUnnamedId;
     this.#unnamed = { id, body, verdict, reference };
     server.unnamedId = id;
@@ -372,6 +434,19 @@ export class Requests {
     return 'done';
   }
 
+  /** No more names for this client: the server is made to raise an error, which is then ours. */
+  #refuseName(server: ServerConnection): Handled {
+    const known = this.#names!.values().next().value!;
+    if (!this.#prepare(known, server)) return 'again';
+    const refusal = error(SqlState.ConfigurationLimit, `a session may have ${NAMES_MAX} prepared statements`, {
+      hint: 'close what is no longer needed',
+    });
+    const note = { replaceError: () => encode.errorResponse(refusal) };
+    if (server.outstanding.push('Parse', this.#host, 'forward', null, note))
+      server.send(encode.parse(known.name, known.body));
+    return 'done';
+  }
+
   /** A text too large to keep: it streams to the server under the client's own name, and the session is opaque. */
   #onHugeParse(frame: Frame, server: ServerConnection): Handled {
     this.#host.onRan(this.#judge.judge(frame.source, frame.start, frame.start + frame.size), true);
@@ -384,7 +459,10 @@ export class Requests {
   #closeOn(server: ServerConnection, statement: Statement): void {
     server.statements.remove(statement);
     this.#inject('Close', encode.aboutStatement(ClientMessage.Close, statement.name), server, {
-      dropped: () => server.statements.add(statement),
+      dropped: () => {
+        server.statements.add(statement);
+        server.statements.settle(statement);
+      },
     });
   }
 
@@ -408,6 +486,7 @@ export class Requests {
     this.#host.counts.serverParses++;
     this.#inject('Parse', encode.parse(statement.name, statement.body), server, {
       errorIsForward: true,
+      done: () => server.statements.settle(statement),
       dropped: () => server.statements.remove(statement),
     });
     const description: { bytes: Buffer | null } = { bytes: null };
@@ -417,12 +496,8 @@ export class Requests {
         if (type === ServerMessage.RowDescription || type === ServerMessage.NoData) description.bytes = bytes;
       },
       done: () => {
-        if (statement.description === null) statement.description = description.bytes;
-        else if (description.bytes !== null && !statement.description.equals(description.bytes)) {
-          // The frame that waits will find a statement that the server does not have, see #changed.
-          this.#statements.forget(statement);
-          this.#changed = statement;
-        }
+        statement.isVerified = true;
+        if (!this.#isAsDescribed(statement, description.bytes)) server.statements.markChanged(statement);
         this.#host.unblock();
       },
       dropped: () => this.#host.unblock(),
@@ -433,8 +508,15 @@ export class Requests {
     return false;
   }
 
-  /** A statement whose result has changed its shape since clients were told of it. */
-  #changed: Statement | null = null;
+  /** Remembers what a server says that the rows look like; false: it is not what another has said before. */
+  #isAsDescribed(statement: Statement, bytes: Buffer | null): boolean {
+    if (bytes === null) return true;
+    const description = rowShape(bytes);
+    statement.description ??= description;
+    if (statement.description.equals(description)) return true;
+    this.#statements.forget(statement);
+    return false;
+  }
 
   // --- Bind, Describe, Close, Execute ---------------------------------------------------------------------------
 
@@ -456,17 +538,16 @@ export class Requests {
       return this.#pass('Bind', frame, server, null);
     }
     const statement = this.#names?.get(source.toString('latin1', portalEnd + 1, nameEnd));
-    if (statement === undefined) return this.#pass('Bind', frame, server, null); // The server answers 26000.
-    if (isPinning(statement.verdict) && !this.#host.mayPin()) return 'refused';
+    if (statement === undefined) return this.#passUnknown('Bind', portal, frame, portalEnd + 1, nameEnd, server);
+    if (!this.#host.mayRun(statement.verdict)) return 'refused';
+    this.#hideSequences(statement.verdict, server);
     if (!this.#prepare(statement, server)) return 'again';
     this.#setPortal(portal, statement.verdict);
-    const isChanged = this.#changed === statement;
-    this.#changed = null;
+    const isChanged = server.statements.isChanged(statement);
+    // A name that no server has makes the server raise an error, so that its transaction fails as it should.
     const name = isChanged ? `${statement.name}_changed` : statement.name;
     const rest = start + frame.size - (nameEnd + 1);
-    const note: Note = isChanged
-      ? { replaceError: planChanged, dropped: () => server.statements.remove(statement) }
-      : this.#planNote(statement);
+    const note: Note = isChanged ? { replaceError: planChanged } : this.#planNote(statement, server);
     return this.#passWith(
       'Bind',
       header(ClientMessage.Bind, `${portal}\0${name}`, rest),
@@ -478,9 +559,11 @@ export class Requests {
   }
 
   /** Watches for a plan that became invalid: then the statement is forgotten, so that the next Parse is real. */
-  #planNote(statement: Statement): Note {
+  #planNote(statement: Statement, server: ServerConnection): Note {
     return {
       replaceError: (bytes) => {
+        // Somebody has closed it behind our back: the next one to need it parses it again.
+        if (bytes.includes('C26000\0') && bytes.includes(statement.name)) server.statements.remove(statement);
         if (bytes.includes('C0A000\0') && bytes.includes('RRevalidateCachedQuery\0')) {
           this.#statements.forget(statement);
         }
@@ -494,11 +577,32 @@ export class Requests {
     return statement.name;
   }
 
+  /** A statement that the client does not have: the server answers 26000, also when the name is one of ours. */
+  #passUnknown(
+    kind: 'Bind' | 'Describe',
+    portal: string | null,
+    frame: Frame,
+    nameStart: number,
+    nameEnd: number,
+    server: ServerConnection,
+  ): Handled {
+    const name = frame.source.toString('latin1', nameStart, nameEnd);
+    if (!isOurs(name)) return this.#pass(kind, frame, server, null);
+    const other = `${name}?`;
+    const note = { replaceError: (bytes: Buffer) => withName(bytes, other, name) };
+    const rest = frame.start + frame.size - (nameEnd + 1);
+    const head =
+      portal === null
+        ? header(ClientMessage.Describe, `S${other}`, rest)
+        : header(ClientMessage.Bind, `${portal}\0${other}`, rest);
+    return this.#passWith(kind, head, frame, nameEnd + 1, server, note);
+  }
+
   #setPortal(portal: string, verdict: Verdict): void {
     if (portal === '') {
       this.#portal = verdict;
       this.#portalReference = null;
-    } else if (verdict.effects !== null || verdict.shape !== null) {
+    } else if (!isHarmless(verdict)) {
       this.#portals ??= new Map();
       this.#portals.set(portal, verdict);
     } else this.#portals?.delete(portal);
@@ -534,13 +638,13 @@ export class Requests {
     }
     const statement = this.#names?.get(name);
     if (kind === 'Close') return this.#close(name, statement ?? null, server);
-    if (statement === undefined) return this.#pass(kind, frame, server, null);
+    if (statement === undefined) return this.#passUnknown('Describe', null, frame, start + HEADER + 1, nameEnd, server);
     if (!this.#prepare(statement, server)) return 'again';
-    this.#changed = null; // Whoever asks for the description gets the new one.
     const note: Note = { replaceError: (bytes) => withName(bytes, statement.name, name) };
     if (statement.description === null) {
       note.message = (type, bytes) => {
-        if (type === ServerMessage.RowDescription || type === ServerMessage.NoData) statement.description ??= bytes;
+        if (type === ServerMessage.RowDescription || type === ServerMessage.NoData)
+          statement.description ??= rowShape(bytes);
       };
     }
     const bytes = encode.aboutStatement(ClientMessage.Describe, statement.name);
@@ -576,17 +680,31 @@ export class Requests {
     this.#host.counts.queries++;
     const oid = frame.end - frame.start >= FUNCTION_OID_END ? frame.source.readUInt32BE(frame.start + HEADER) : 0;
     if (largeObjectFunctions.has(oid)) return this.#pass('FunctionCall', frame, server, null);
-    return this.#pass('FunctionCall', frame, server, this.#ran(oid < FIRST_USER_OID ? builtinCall : userCall));
+    return this.#pass('FunctionCall', frame, server, this.#ran(functionCall));
   }
 }
 
-/** A built-in function by its oid may be one that takes an advisory lock. */
-const builtinCall: Verdict = { ...harmless, effects: probing };
-const userCall: Verdict = { ...harmless, effects: pinning('function') };
+/** What a function does that is called by its oid is not known. */
+const functionCall: Verdict = { ...harmless, effects: pinning('function') };
 
-/** Is it already clear from the tokens that this keeps something on the server beyond its transaction? */
-function isPinning({ effects }: Verdict): boolean {
-  return effects !== null && (effects.isProbed || effects.pins.length > 0);
+function isHarmless({ effects, shape }: Verdict): boolean {
+  return effects === null && shape === null;
+}
+
+/**
+ * What of a RowDescription a plan must not change: names and types. Table oid and column number of each field may
+ * differ (a table that was made anew), so they are blanked.
+ */
+function rowShape(bytes: Buffer): Buffer {
+  if (bytes[0] !== ServerMessage.RowDescription) return bytes;
+  const shape = Buffer.from(bytes);
+  let at = HEADER + 2;
+  for (let left = bytes.readUInt16BE(HEADER); left > 0; left--) {
+    const nameEnd = bytes.indexOf(0, at);
+    shape.fill(0, nameEnd + 1, nameEnd + 7);
+    at = nameEnd + 19; // table 4, column 2, type 4, size 2, modifier 4, format 2
+  }
+  return shape;
 }
 
 /** Header and first strings of a message whose last `rest` bytes follow from elsewhere. */

@@ -17,7 +17,8 @@
 import type net from 'node:net';
 import * as encode from '../protocol/encode.ts';
 import { emptyFrame, type Frame, FrameReader } from '../protocol/frame.ts';
-import { ClientMessage, readErrorFields, Status } from '../protocol/messages.ts';
+import { ClientMessage, readErrorFields, ServerMessage, Status } from '../protocol/messages.ts';
+import type { Note } from '../protocol/outstanding.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import type { ServerPool, Waiter } from '../server/pool.ts';
@@ -70,6 +71,8 @@ const INPUT_MAX = 128 * 1024;
 const OUTPUT_MAX = 256 * 1024;
 /** Entries that a server may owe before the client is not read. */
 const OUTSTANDING_MAX = 4096;
+/** How long a client that does not read its last answer keeps its socket. */
+const LINGER_MS = 5_000;
 /** How long a statement has to answer a cancel request of `pool.queryMax` before its server is closed. */
 const CANCEL_MS = 5_000;
 /** Encodings in whose multi-byte characters a quote or backslash byte may hide. */
@@ -111,6 +114,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
   #isCorked = false;
   #isPaused = false;
   #pins: Set<PinReason> | null = null;
+  /** It has been pinned since its lease began. */
+  #wasPinned = false;
   #touched: Set<string> | null = null;
   #resets: Set<string> | null = null;
   #isProbeWanted = false;
@@ -254,8 +259,9 @@ export class Session implements Waiter, RequestHost, Cancelable {
     if (this.#isSkipping && message.isStart) return this.#skip(message);
     if (this.server === null) return this.#handleIdle(message);
     if (message.isStart && message.type === ClientMessage.Terminate) return this.#leave();
-    if (message.isStart && this.#workingSince === 0) this.#workingSince = this.#house.clock.now();
-    const handled = this.#requests.handle(message, this.server);
+    const { server } = this;
+    const handled = this.#requests.handle(message, server);
+    if (this.#workingSince === 0 && server.outstanding.size > 0) this.#workingSince = this.#house.clock.now();
     if (handled === 'again') this.#held = { ...message };
     else if (handled === 'refused') this.#refusePin(message);
     else if (handled !== 'done') this.#end(fatal(SqlState.ProtocolViolation, handled.bad));
@@ -289,8 +295,10 @@ export class Session implements Waiter, RequestHost, Cancelable {
     }
     this.#held = { ...message };
     this.#become('waiting');
-    const server = this.pool.lease(this);
-    if (server !== null) this.#attach(server);
+    const leased = this.pool.lease(this);
+    if (leased === null) return;
+    if ('sqlstate' in leased) this.#refuse(leased);
+    else this.#attach(leased);
   }
 
   #skip(message: Frame): void {
@@ -334,26 +342,39 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#leasedAt = this.#house.clock.now();
     const sql = settingsDiff(server.settings, this.settings, server.login);
     if (sql === null) return this.#begin(server);
+    const isReset = sql.startsWith('RESET');
     this.#become('syncing');
     const wants = this.settings.custom;
     let failure: Buffer | null = null;
-    server.outstanding.push('Query', this, 'swallow', null, {
+    server.ask(sql, this, {
       message: (type, bytes) => {
-        if (type === 0x45) failure ??= bytes;
+        if (type === ServerMessage.ErrorResponse) failure ??= bytes;
       },
       done: () => {
         server.settings = this.pool.book.intern(server.settings.reported, wants);
         this.#begin(server);
       },
-      dropped: () => this.#onSyncFailed(failure),
+      dropped: () => this.#onSyncFailed(failure, isReset),
     });
-    server.send(encode.query(sql));
   }
 
-  /** The server would not take the settings that the client asked for: as at a login, that is the end. */
-  #onSyncFailed(failure: Buffer | null): void {
-    if (this.server === null) return; // Lost meanwhile.
-    this.server.isDoomed = true;
+  /**
+   * The server would not take the settings that the client asked for: as at a login, that is the end. If it was to give
+   * up somebody else's first, that may be the reason: then another server is tried.
+   */
+  #onSyncFailed(failure: Buffer | null, isReset: boolean): void {
+    const { server } = this;
+    if (server === null) return; // Lost meanwhile.
+    server.isDoomed = true;
+    if (isReset) {
+      this.server = null;
+      server.holder = null;
+      this.#become('waiting');
+      server.close('its settings could not be changed');
+      const leased = this.pool.lease(this);
+      if (leased === null) return;
+      return 'sqlstate' in leased ? this.#refuse(leased) : this.#attach(leased);
+    }
     const fields = failure === null ? new Map<string, string>() : new Map(readErrorFields(failure.subarray(5)));
     fields.set('S', 'FATAL').set('V', 'FATAL');
     this.#endWith(encode.errorFields(fields));
@@ -364,13 +385,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#adopt(server);
     this.#become('active');
     server.cork();
-    const { reported } = this.settings;
-    if (
-      reported.get('standard_conforming_strings') === 'off' ||
-      unsafeEncodings.has(reported.get('client_encoding') ?? '')
-    ) {
-      this.#pin('encoding');
-    }
+    this.#checkEncoding();
     if (this.pool.config.mode === 'session') this.#pin('session');
     if (this.#isCancelWanted) {
       this.#isCancelWanted = false;
@@ -450,7 +465,10 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.server = null;
     this.#become('idle');
     server.uncork();
-    this.pool.giveBack(server);
+    if (!this.#wasPinned) return this.pool.giveBack(server);
+    // After a pin nothing of the session may be left, whatever it was.
+    this.#wasPinned = false;
+    this.pool.recover(server, true);
   }
 
   onWritable(): void {
@@ -459,6 +477,18 @@ export class Session implements Waiter, RequestHost, Cancelable {
 
   onParameter(name: string, value: string): void {
     this.settings = this.pool.book.withReported(this.settings, name, value);
+    this.#checkEncoding();
+  }
+
+  /** Texts that cannot be read reliably may have any effect. */
+  #checkEncoding(): void {
+    const { reported } = this.settings;
+    if (
+      reported.get('standard_conforming_strings') === 'off' ||
+      unsafeEncodings.has(reported.get('client_encoding') ?? '')
+    ) {
+      this.#pin('encoding');
+    }
   }
 
   onTag(tag: string): void {
@@ -499,8 +529,9 @@ export class Session implements Waiter, RequestHost, Cancelable {
 
   /** The message would pin this client, and pool.pinnedMax is reached: nothing of it has been sent. */
   #refusePin(message: Frame): void {
+    const held = { ...message }; // The frame is shared by all sessions, and giving back may run another one.
     this.#giveBack();
-    this.#held = { ...message };
+    this.#held = held;
     this.#refuse(
       this.pool.refuse(
         'pinned',
@@ -509,10 +540,26 @@ export class Session implements Waiter, RequestHost, Cancelable {
     );
   }
 
-  mayPin(): boolean {
-    const { outstanding } = this.server!;
-    const isFresh = outstanding.isFree && this.#pins === null;
-    return !isFresh || this.pool.pinned < this.pool.pinnedMax;
+  get isFresh(): boolean {
+    return (
+      this.server!.isFree &&
+      this.#pins === null &&
+      this.#pendingVerdicts === 0 &&
+      this.#touched === null &&
+      !this.#isProbeWanted
+    );
+  }
+
+  mayRun(verdict: Verdict): boolean {
+    if (verdict.effects === null && verdict.shape === null) return true;
+    const effects = verdict.shape?.state === 'known' ? effectsOf(verdict, this.pool.catalog) : verdict.effects;
+    if (effects === null || !(effects.isProbed || effects.pins.length > 0)) return true;
+    return !this.isFresh || this.pool.pinned < this.pool.pinnedMax;
+  }
+
+  get planSettings(): string {
+    const { reported, custom } = this.settings;
+    return `\n${reported.get('search_path') ?? custom.get('search_path') ?? ''}\n${custom.get('role') ?? ''}`;
   }
 
   // --- Effects and pins -----------------------------------------------------------------------------------------
@@ -542,8 +589,10 @@ export class Session implements Waiter, RequestHost, Cancelable {
     if (this.state === 'closed') return;
     const effects = effectsOf(verdict, this.pool.catalog);
     if (effects === null) return;
-    // A statement that failed has been undone, but for what Postgres does not undo: locks and SQL-level statements.
-    this.#absorb(isOk || effects.pins.length === 0 ? effects : { ...effects, pins: [], isProbed: true });
+    // What has failed may have been committed in part, or not be undone by rollback; but what no parser takes, no
+    // server has run.
+    const isRejected = !isOk && verdict.shape?.isUnparsed === true;
+    if (!isRejected) this.#absorb(effects);
   }
 
   #absorb(effects: Effects): void {
@@ -553,7 +602,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
       for (const name of [...this.settings.custom.keys(), ...this.#startup.custom.keys()]) this.#reset(name);
       for (const name of this.#startup.reported.keys()) this.#reset(name);
     }
-    if (effects.isProbed || (effects.isUndoing && this.#pins !== null)) this.#isProbeWanted = true;
+    if (effects.isProbed || effects.isChecked || (effects.isUndoing && this.#pins !== null)) this.#isProbeWanted = true;
     for (const reason of effects.pins) this.#pin(reason);
   }
 
@@ -576,6 +625,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
       // Mode session is asked for, not suffered: it does not count against pinnedMax.
       if (this.pool.config.mode !== 'session') this.pool.pinned++;
       this.#pins = new Set();
+      this.#wasPinned = true;
     }
     this.counts.pins[reason]++;
     this.#pins.add(reason);
@@ -610,10 +660,12 @@ export class Session implements Waiter, RequestHost, Cancelable {
     if (sql === null) return this.#onQuiet(server);
     this.#ask(server, sql, {
       done: () => {
+        if (this.server === null) return;
         this.#adopt(server);
         this.#become('active');
       },
       dropped: () => {
+        if (this.server === null) return;
         this.#become('active');
         this.#pin('setting');
       },
@@ -644,10 +696,9 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#ask(server, settleQuery(names, isProbed), note);
   }
 
-  #ask(server: ServerConnection, sql: string, note: { done?(): void; dropped?(): void }): void {
+  #ask(server: ServerConnection, sql: string, note: Note): void {
     this.#become('settling');
-    server.outstanding.push('Query', this, 'swallow', null, note);
-    server.send(encode.query(sql));
+    server.ask(sql, this, note);
   }
 
   // --- Cancel, time, end ----------------------------------------------------------------------------------------
@@ -749,7 +800,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
       this.#touched !== null ||
       this.#isProbeWanted ||
       this.#pendingVerdicts > 0 ||
-      this.state === 'settling';
+      this.#wasPinned ||
+      (server?.outstanding.size ?? 0) > 0; // What has not been answered may yet have an effect.
     const isSpent =
       isMidMessage ||
       this.state === 'syncing' ||
@@ -772,6 +824,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#uncork();
     if (!this.socket.writableEnded) this.socket.end();
     this.socket.resume(); // What it still sends is read and dropped, so that its end is seen.
+    this.socket.setTimeout(LINGER_MS, destroySocket);
     this.#house.onEnd(this);
   }
 
@@ -813,6 +866,10 @@ function onEnd(this: net.Socket): void {
 }
 
 function onError(): void {}
+
+function destroySocket(this: net.Socket): void {
+  this.destroy();
+}
 
 function canceled(): Refusal {
   return error(SqlState.QueryCanceled, 'canceling statement due to user request');

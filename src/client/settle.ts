@@ -20,7 +20,7 @@ const questions: readonly (readonly [PinReason, string])[] = [
   ],
   [
     'temp',
-    'SELECT count(*) FROM pg_catalog.pg_class WHERE relnamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()',
+    `SELECT count(*) FROM pg_catalog.pg_depend WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()`,
   ],
   ['prepare', 'SELECT count(*) FROM pg_catalog.pg_prepared_statements WHERE from_sql'],
   ['hold', 'SELECT count(*) FROM pg_catalog.pg_cursors WHERE is_holdable'],

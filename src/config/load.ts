@@ -15,6 +15,8 @@ type Path = readonly PropertyKey[];
 type Environment = Readonly<Record<string, string | undefined>>;
 
 const PREFIX = 'PGWEIR_';
+/** What Kubernetes puts into the environment of every pod beside a Service that is named pgweir. */
+const SERVICE_LINKS = /^PGWEIR_(SERVICE_HOST|SERVICE_PORT.*|PORT|PORT_\d+_.*)$/;
 
 /** Loads the file at `file`; relative paths inside it are left as they are. */
 export function loadConfig(file: string, environment: Environment): Loaded {
@@ -29,6 +31,15 @@ export function loadConfig(file: string, environment: Environment): Loaded {
 
 /** Like `loadConfig`, for text; `file` is only its name in messages. */
 export function parseConfig(text: string, file: string, environment: Environment): Loaded {
+  try {
+    return parse(text, file, environment);
+  } catch (thrown) {
+    // An alias without its anchor, a value where a map should be: what yaml finds out only when asked for the value.
+    return { ok: false, problems: [`${file}:1:1: ${messageOf(thrown)}`] };
+  }
+}
+
+function parse(text: string, file: string, environment: Environment): Loaded {
   const lines = new LineCounter();
   const document = parseDocument(text, { lineCounter: lines, prettyErrors: false });
   const at = (offset: number, path: Path, message: string) => {
@@ -66,8 +77,10 @@ function explain(issue: unknown): [Path, string][] {
   if (code === 'unrecognized_keys') return keys!.map((key) => [[...path, key], 'unknown key']);
   if (code === 'invalid_union') {
     // Of the alternatives, explain the one that got furthest.
-    const deepest = errors!.flat().reduce((a, b) => (b.path.length > a.path.length ? b : a));
-    return explain({ ...deepest, path: [...path, ...deepest.path] });
+    const depth = (issues: Issue[]) =>
+      Math.max(...issues.map((each) => each.path.length + (each.keys === undefined ? 0 : 1)));
+    const furthest = errors!.reduce((a, b) => (depth(b) > depth(a) ? b : a));
+    return furthest.flatMap((each) => explain({ ...each, path: [...path, ...each.path] }));
   }
   return [[path, message]];
 }
@@ -121,7 +134,7 @@ function plain(text: string): Json {
 /** Applies `PGWEIR_A__B=value` to the key a.b; words inside a key may be joined by one underscore. */
 function override(value: JsonObject, environment: Environment, complain: (message: string) => void): void {
   for (const [name, text] of Object.entries(environment)) {
-    if (!name.startsWith(PREFIX) || text === undefined) continue;
+    if (!name.startsWith(PREFIX) || text === undefined || SERVICE_LINKS.test(name)) continue;
     const path = pathOf(name, value);
     if (path === null) {
       complain(`environment:1:1: ${name}: no key of the configuration has this name`);

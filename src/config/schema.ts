@@ -74,7 +74,7 @@ const listen = z
       .nullable()
       .prefault(null)
       .describe('Also listen on a Unix socket in this directory, as unix_socket_directories of Postgres.'),
-    clientsMax: count(1).prefault(5000).describe('Most clients at a time; one more gets FATAL 53300.'),
+    clientsMax: count(1).max(200_000).prefault(5000).describe('Most clients at a time; one more gets FATAL 53300.'),
     loginTimeout: duration().prefault('15s').describe('Longest time from connecting to being logged in.'),
     messageMax: size().prefault('64MiB').describe('Largest single message of a client; a larger one gets FATAL 54000.'),
     tls: listenTls.prefault({}).describe('TLS towards clients.'),

@@ -86,7 +86,7 @@ export class Outstanding<Owner> {
   #hasLooseSync = false;
   /** Replies can no longer be told apart: pass everything to the holder, then close the server. */
   isLost = false;
-  #ending: 'stays' | 'done' | 'failed' = 'stays';
+  #ending: Ending | 'warned' = 'stays';
   #type = 0;
 
   /** `emit` is called, in order, with each reply of our own when its turn comes. */
@@ -180,6 +180,7 @@ export class Outstanding<Owner> {
     this.#type = type;
     this.#ending = 'stays';
     const head = this.head;
+    if (type === ServerMessage.NotificationResponse) return 'holder';
     if (isAsynchronous(type)) return head !== null && head.action === 'swallow' ? 'swallow' : 'holder';
     if (head === null || this.isLost) {
       if (type !== ServerMessage.ErrorResponse) this.isLost = true;
@@ -197,10 +198,7 @@ export class Outstanding<Owner> {
 
   #beginError(head: Entry<Owner>): Delivery {
     if (this.isCopyIn && this.#hasLooseSync) this.isLost = true;
-    if (endsWithReady(head.kind)) head.note?.dropped?.();
-    else this.#ending = 'failed';
-    if (head.kind === 'Query' || head.kind === 'FunctionCall' || head.kind === 'Sync')
-      head.note = withoutDone(head.note);
+    this.#ending = endsWithReady(head.kind) ? 'warned' : 'failed';
     return head.action === 'forward' || head.note?.errorIsForward === true ? 'forward' : 'swallow';
   }
 
@@ -218,11 +216,19 @@ export class Outstanding<Owner> {
       default:
     }
     if (this.#ending === 'stays' || this.isLost) return;
+    if (this.#ending === 'warned') return this.#warn(this.head!);
     const head = this.#shift();
     if (this.#ending === 'done') head.note?.done?.();
     else this.#dropUntilSync(head);
     this.#ending = 'stays';
     this.#advance();
+  }
+
+  /** A request that ends with ReadyForQuery has failed; what is left of it is to end. */
+  #warn(head: Entry<Owner>): void {
+    const { note } = head;
+    head.note = withoutEnd(note);
+    note?.dropped?.();
   }
 
   /** Gives every entry of `owner` the action 'swallow': it has left, its replies are nobody's. Notes stay in force. */
@@ -307,19 +313,18 @@ export class Outstanding<Owner> {
 }
 
 function isAsynchronous(type: number): boolean {
-  return (
-    type === ServerMessage.NoticeResponse ||
-    type === ServerMessage.ParameterStatus ||
-    type === ServerMessage.NotificationResponse
-  );
+  return type === ServerMessage.NoticeResponse || type === ServerMessage.ParameterStatus;
 }
 
 function endsWithReady(kind: RequestKind): boolean {
   return kind === 'Sync' || kind === 'Query' || kind === 'FunctionCall';
 }
 
-/** After an error a request that ends with ReadyForQuery has been told of it; what is left is to let it end. */
-function withoutDone(note: Note | null): Note | null {
+/** How a reply moves the request at the head: it stays, is done, or has failed (or the reply does not fit). */
+type Ending = 'stays' | 'done' | 'failed';
+
+/** What is left of a note that has been told of the end. */
+function withoutEnd(note: Note | null): Note | null {
   if (note === null) return null;
   const rest: Note = {};
   if (note.message !== undefined) rest.message = note.message.bind(note);
@@ -329,7 +334,7 @@ function withoutDone(note: Note | null): Note | null {
 }
 
 /** How a reply of `type`, not an error, moves a request of `kind`: it stays at the head, is done, or does not fit. */
-function ending(kind: RequestKind, type: number): 'stays' | 'done' | 'failed' {
+function ending(kind: RequestKind, type: number): Ending {
   switch (kind) {
     case 'Query':
     case 'FunctionCall':
@@ -355,7 +360,7 @@ function ending(kind: RequestKind, type: number): 'stays' | 'done' | 'failed' {
   }
 }
 
-function endingOfExecute(type: number): 'stays' | 'done' | 'failed' {
+function endingOfExecute(type: number): Ending {
   switch (type) {
     case ServerMessage.DataRow:
     case ServerMessage.CopyData:

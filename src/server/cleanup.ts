@@ -94,8 +94,7 @@ export class Cleanup implements Owner {
         this.#hasFailed = true;
       },
     };
-    this.#server.outstanding.push('Query', this, 'swallow', null, note);
-    this.#server.send(encode.query(sql));
+    this.#server.ask(sql, this, note);
   }
 
   #finish(isClean: boolean): void {

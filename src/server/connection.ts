@@ -9,10 +9,10 @@
  * `statements` (what it has prepared); nothing here knows of pools or policies.
  */
 import type net from 'node:net';
-import { terminate } from '../protocol/encode.ts';
+import { query, terminate } from '../protocol/encode.ts';
 import { emptyFrame, type Frame, FrameReader } from '../protocol/frame.ts';
 import { readErrorFields, readParameter, ServerMessage, Status } from '../protocol/messages.ts';
-import { Outstanding } from '../protocol/outstanding.ts';
+import { type Note, Outstanding } from '../protocol/outstanding.ts';
 import type { Chain, Link } from '../util/chain.ts';
 import { type LoggedIn, type ServerTarget, sendCancel } from './login.ts';
 import type { Settings, SettingsBook } from './settings.ts';
@@ -184,6 +184,12 @@ export class ServerConnection implements Link<ServerConnection> {
     this.#socket.uncork();
   }
 
+  /** Runs a simple query of the proxy's own; its replies are not delivered. */
+  ask(sql: string, owner: Owner, note: Note | null): void {
+    this.unnamedId = 0; // A simple Query drops the unnamed statement.
+    if (this.outstanding.push('Query', owner, 'swallow', null, note)) this.send(query(sql));
+  }
+
   /** Sends bytes of the proxy's own. */
   send(bytes: Buffer): void {
     this.#flushOut();
@@ -220,6 +226,7 @@ export class ServerConnection implements Link<ServerConnection> {
 
   /** Asks the server to cancel what it is running, if it is still `holder` who wants that when the request leaves. */
   cancel(holder: Owner): void {
+    if (this.#cancels > 0) return; // The one that is on its way cancels whatever runs when it leaves.
     this.#cancels++;
     sendCancel(
       this.target,

@@ -147,12 +147,13 @@ export async function openServer(target: ServerTarget, secret: Secret, limitMs: 
   }
 }
 
-function connect(host: HostConfig): Promise<net.Socket> {
+function connect(host: HostConfig, limitMs = 0): Promise<net.Socket> {
   return new Promise((resolve, reject) => {
     const socket = net.connect(addressOf(host));
+    socket.setTimeout(limitMs, () => socket.destroy(new Error(`no connection within ${limitMs} ms`)));
     socket.once('error', reject);
     socket.once('connect', () => {
-      socket.off('error', reject);
+      socket.off('error', reject).setTimeout(0).removeAllListeners('timeout');
       resolve(socket);
     });
   });
@@ -300,7 +301,7 @@ function needsSecret(user: string, what: string): ServerLoginError {
  */
 export function sendCancel(target: ServerTarget, key: Buffer, isStillWanted: () => boolean, done: () => void): void {
   const run = async () => {
-    const plain = await connect(target.host);
+    const plain = await connect(target.host, CANCEL_MS);
     plain.setTimeout(CANCEL_MS, () => plain.destroy());
     // TLS as the connection itself, so that the key crosses the network no more readable than anything else.
     const socket = await secure(plain, target).catch((thrown: unknown) => {

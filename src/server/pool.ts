@@ -12,6 +12,7 @@
  * time; only a free server (server/connection) changes its holder, unless through a Cleanup.
  */
 import type { PoolConfig } from '../config/schema.ts';
+import { terminate } from '../protocol/encode.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { Catalog } from '../sql/catalog.ts';
 import type { PinReason } from '../sql/effects.ts';
@@ -192,11 +193,17 @@ export class ServerPool implements Tenant {
 
   /** Nobody uses it: it can be forgotten. */
   get isUnused(): boolean {
-    return this.clients === 0 && this.serverCount === 0 && this.waiters.size === 0;
+    return (
+      this.clients === 0 &&
+      this.serverCount === 0 &&
+      this.waiters.size === 0 &&
+      this.#learners.length === 0 &&
+      this.#cancelRetry === null
+    );
   }
 
-  /** Gives a free server at once, or null: then `waiter` will be called. A refusal is a call of `onRefused`. */
-  lease(waiter: Waiter): ServerConnection | null {
+  /** Gives a free server, or a refusal, at once; null: `waiter` will be called. */
+  lease(waiter: Waiter): ServerConnection | Refusal | null {
     waiter.waitingSince = this.#clock.now();
     const server = this.isPaused || this.waiters.size > 0 ? null : this.#takeIdle(waiter.settings);
     if (server !== null) {
@@ -204,16 +211,14 @@ export class ServerPool implements Tenant {
       return server;
     }
     const refusal = this.#refuseAtOnce();
-    if (refusal !== null) waiter.onRefused(refusal);
-    else {
-      this.waiters.push(waiter);
-      this.#grow();
-    }
+    if (refusal !== null) return refusal;
+    this.waiters.push(waiter);
+    this.#grow();
     return null;
   }
 
   #refuseAtOnce(): Refusal | null {
-    if (this.#failure !== null && this.#clock.now() - this.#failedAt < PERMANENT_MS && this.serverCount === 0) {
+    if (this.#failure?.isPermanent && this.#clock.now() - this.#failedAt < PERMANENT_MS && this.serverCount === 0) {
       return this.#refuseConnect(this.#failure);
     }
     if (this.waiters.size >= this.config.queueMax) {
@@ -232,6 +237,7 @@ export class ServerPool implements Tenant {
   giveBack(server: ServerConnection): void {
     server.holder = null;
     server.changedAt = this.#clock.now();
+    server.resume(); // Its last holder may have stopped it.
     if (server.chain !== null) (server.chain as Chain<ServerConnection>).remove(server);
     if (this.#isSpent(server)) {
       server.close('closed by the pool');
@@ -433,12 +439,18 @@ export class ServerPool implements Tenant {
     this.connecting++;
     this.counts.connects++;
     const host = this.#host;
+    const target = this.#target;
     try {
-      const loggedIn = await this.#open();
+      const loggedIn = await this.#open(target);
       this.connecting--;
+      if (target !== this.#target || this.#isClosed) {
+        loggedIn.socket.on('error', () => {}).end(terminate);
+        host.release();
+        return this.#grow();
+      }
       const server = new ServerConnection(loggedIn, {
         id: nextServerId++,
-        target: this.#target,
+        target,
         now: this.#clock.now(),
         lifetimeMs: this.config.lifetimeMax * (1 - Math.random() * LIFETIME_JITTER),
         preparedMax: this.config.preparedMax,
@@ -454,13 +466,13 @@ export class ServerPool implements Tenant {
     }
   }
 
-  async #open() {
+  async #open(target: ServerTarget) {
     try {
-      return await openServer(this.#target, await this.#secret(false), this.config.connectMax);
+      return await openServer(target, await this.#secret(false), this.config.connectMax);
     } catch (thrown) {
       // The password may have been changed: read it again, once.
       if (!(thrown instanceof ServerLoginError) || thrown.sqlstate !== SqlState.InvalidPassword) throw thrown;
-      return openServer(this.#target, await this.#secret(true), this.config.connectMax);
+      return openServer(target, await this.#secret(true), this.config.connectMax);
     }
   }
 

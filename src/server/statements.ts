@@ -16,6 +16,11 @@ const UNUSED_MAX = 10_000;
 const PREFIX = 'pgweir_';
 let nextId = 1;
 
+/** Could this be a name that a Statement has on servers? */
+export function isOurs(name: string): boolean {
+  return name.startsWith(PREFIX);
+}
+
 export class Statement {
   /** Its name on every server. */
   readonly name: string;
@@ -47,10 +52,13 @@ export class StatementBook {
     sizeCalculation: (s) => s.body.length + 1,
   });
 
-  /** The Statement for the body of a Parse message; `judge` is asked only when the text is new. */
-  find(body: Buffer, judge: (body: Buffer) => Verdict): Statement {
+  /**
+   * The Statement for the body of a Parse message, in a session with the given plan settings (what decides which
+   * tables its names mean); `judge` is asked only when the text is new.
+   */
+  find(body: Buffer, planSettings: string, judge: (body: Buffer) => Verdict): Statement {
     // Latin-1 keeps bytes apart. The key is as long as the text, but shared by everybody who uses it.
-    const key = body.toString('latin1');
+    const key = body.toString('latin1') + planSettings;
     const known = this.#used.get(key) ?? this.#unused.get(key);
     if (known !== undefined) return known;
     const statement = new Statement(nextId++, key, Buffer.from(body), judge(body));
@@ -88,7 +96,8 @@ export class StatementBook {
 /** What one server has, in the order of use. */
 export class ServerStatements {
   readonly #max: number;
-  readonly #present = new Map<Statement, true>();
+  /** 'pending': its Parse is not answered. 'changed': its rows no longer have the shape that clients were told of. */
+  readonly #present = new Map<Statement, 'pending' | 'ready' | 'changed'>();
 
   constructor(max: number) {
     this.#max = max;
@@ -105,20 +114,39 @@ export class ServerStatements {
   /** Marks `statement` as used just now. */
   touch(statement: Statement): void {
     // The youngest entry of a Map is its last; most statements are used again and again, so do nothing when alone.
-    if (this.#present.size > 1 && this.#present.delete(statement)) this.#present.set(statement, true);
+    const state = this.#present.get(statement);
+    if (this.#present.size > 1 && state !== undefined) {
+      this.#present.delete(statement);
+      this.#present.set(statement, state);
+    }
   }
 
+  /** Its Parse has been sent. */
   add(statement: Statement): void {
-    this.#present.set(statement, true);
+    this.#present.set(statement, 'pending');
+  }
+
+  /** Its Parse has been answered. */
+  settle(statement: Statement): void {
+    if (this.#present.has(statement)) this.#present.set(statement, 'ready');
+  }
+
+  /** Its rows have another shape here than clients were told. */
+  markChanged(statement: Statement): void {
+    this.#present.set(statement, 'changed');
+  }
+
+  isChanged(statement: Statement): boolean {
+    return this.#present.get(statement) === 'changed';
   }
 
   remove(statement: Statement): void {
     this.#present.delete(statement);
   }
 
-  /** The server dropped them all (DEALLOCATE ALL, DISCARD ALL). */
+  /** The server dropped all that it had (DEALLOCATE ALL, DISCARD ALL); what was sent after that comes later. */
   clear(): void {
-    this.#present.clear();
+    for (const [statement, state] of this.#present) if (state !== 'pending') this.#present.delete(statement);
   }
 
   /** The statement to close before another can be added, or null while there is room. */

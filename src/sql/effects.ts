@@ -64,6 +64,8 @@ export interface Effects {
   isResetAll: boolean;
   /** May have made something that can be asked for: a channel, lock, temporary table, SQL statement, held cursor. */
   isProbed: boolean;
+  /** Should have made nothing of the kind, but may have: asked for all the same. */
+  isChecked: boolean;
   /** May have undone such a thing. */
   isUndoing: boolean;
   pins: readonly PinReason[];
@@ -82,6 +84,7 @@ interface Draft {
   resets: string[];
   isResetAll: boolean;
   isProbed: boolean;
+  isChecked: boolean;
   isUndoing: boolean;
   pins: PinReason[];
   reference: Reference | null;
@@ -97,6 +100,7 @@ const blank = (): Draft => ({
   resets: [],
   isResetAll: false,
   isProbed: false,
+  isChecked: false,
   isUndoing: false,
   pins: [],
   reference: null,
@@ -120,6 +124,7 @@ export function findEffects(tokens: Tokens): Findings {
   const { unknown, needsParser, isEmpty: _, ...effects } = draft;
   const isHarmless =
     !effects.isProbed &&
+    !effects.isChecked &&
     !effects.isUndoing &&
     !effects.isResetAll &&
     effects.reference === null &&
@@ -135,6 +140,7 @@ export function mergeEffects(a: Effects | null, b: Effects | null): Effects | nu
     resets: [...new Set([...a.resets, ...b.resets])],
     isResetAll: a.isResetAll || b.isResetAll,
     isProbed: a.isProbed || b.isProbed,
+    isChecked: a.isChecked || b.isChecked,
     isUndoing: a.isUndoing || b.isUndoing,
     pins: [...new Set([...a.pins, ...b.pins])],
     reference: a.reference ?? b.reference,
@@ -143,7 +149,16 @@ export function mergeEffects(a: Effects | null, b: Effects | null): Effects | nu
 
 /** Effects that consist of pins only. */
 export function pinning(...pins: PinReason[]): Effects {
-  return { settings: [], resets: [], isResetAll: false, isProbed: false, isUndoing: false, pins, reference: null };
+  return {
+    settings: [],
+    resets: [],
+    isResetAll: false,
+    isProbed: false,
+    isChecked: false,
+    isUndoing: false,
+    pins,
+    reference: null,
+  };
 }
 
 /** Effects that consist of something that the server can be asked for. */
@@ -165,8 +180,11 @@ function findInStatement(tokens: Tokens, first: number, end: number): void {
     case 'delete':
     case 'merge':
     case 'with':
+      findInExpressions(tokens, first, end);
+      break;
     case 'explain':
       findInExpressions(tokens, first, end);
+      for (let at = first + 1; at < end; at++) if (tokens.is(at, 'execute')) findReference('execute', tokens, at + 1);
       break;
     case 'copy':
       findInExpressions(tokens, afterName(tokens, first + 1), end);
@@ -243,8 +261,10 @@ function findInStatement(tokens: Tokens, first: number, end: number): void {
       findInExpressions(tokens, first + 2, end);
       break;
     default:
-      // CREATE, ALTER, REFRESH, IMPORT and whatever else: the parser knows.
+      // CREATE, ALTER, REFRESH, IMPORT and whatever else: the parser knows. What is made in a schema that search_path
+      // names may be temporary without saying so.
       mark().needsParser = true;
+      if (tokens.is(first, 'create')) mark().isChecked = true;
       findInExpressions(tokens, first, end);
   }
 }
@@ -286,9 +306,12 @@ const characteristics = [
   'default_transaction_deferrable',
 ];
 const identity = ['session_authorization', 'role'];
+/** Settings that end with their transaction, however they are set. */
+const transactional = new Set(['transaction_isolation', 'transaction_read_only', 'transaction_deferrable']);
 
 function findInSet(tokens: Tokens, from: number, end: number): void {
   let at = from;
+  if (tokens.kinds[at + 1] === Token.Dot && at + 1 < end) return touch(settingName(tokens, at)); // session.x, local.x, …
   if (tokens.is(at, 'local')) return; // Ends with the transaction.
   if (tokens.is(at, 'session')) {
     if (tokens.is(at + 1, 'characteristics')) return void mark().settings.push(...characteristics);
@@ -307,11 +330,16 @@ function findInSet(tokens: Tokens, from: number, end: number): void {
       return void mark().settings.push('client_encoding');
     case 'xml':
       return void mark().settings.push('xmloption');
-    case 'seed':
-      return void mark().pins.push('seed');
     default:
-      if (at < end) mark().settings.push(settingName(tokens, at));
+      if (at < end) touch(settingName(tokens, at));
   }
+}
+
+/** A setting may have been given a value for the session. */
+function touch(name: string): void {
+  if (transactional.has(name)) return;
+  if (name === 'seed') mark().pins.push('seed');
+  else mark().settings.push(name);
 }
 
 function findInReset(tokens: Tokens, at: number): void {
@@ -337,6 +365,9 @@ function findInExpressions(tokens: Tokens, first: number, end: number): void {
       case Token.Open:
         if (at > first) findCall(tokens, at, first);
         break;
+      case Token.Quoted:
+        if (tokens.name(at) === 'pg_settings') findSettingsView(tokens, at, first);
+        break;
       case Token.Word: {
         const size = tokens.ends[at]! - tokens.starts[at]!;
         if (size >= 4 && size <= 11) findWord(tokens, at, first);
@@ -358,8 +389,16 @@ function findWord(tokens: Tokens, at: number, first: number): void {
     if ((byte | 0x20) !== 0x70) return; // p…
     const name = tokens.name(at);
     if (name === 'pg_temp') mark().isProbed = true;
-    else if (name === 'pg_settings' && tokens.is(first, 'update')) mark().pins.push('setting');
+    else if (name === 'pg_settings') findSettingsView(tokens, at, first);
   }
+}
+
+/** UPDATE of the view pg_settings sets what its rows say. */
+function findSettingsView(tokens: Tokens, at: number, first: number): void {
+  let before = at - 1;
+  if (before > first && tokens.kinds[before] === Token.Dot) before -= 2;
+  if (tokens.is(before, 'only')) before--;
+  if (tokens.is(before, 'update')) mark().pins.push('setting');
 }
 
 /** The token at `open` is a parenthesis: what stands before it? */
@@ -430,7 +469,7 @@ function findFunction(tokens: Tokens, name: string, open: number): void {
 function findSetConfig(tokens: Tokens, open: number): void {
   const name = tokens.literal(open + 1);
   if (isLocal(tokens, open)) return;
-  if (name !== null && tokens.kinds[open + 2] === Token.Comma) mark().settings.push(name.toLowerCase());
+  if (name !== null && tokens.kinds[open + 2] === Token.Comma) touch(name.toLowerCase());
   else mark().pins.push('setting');
 }
 

@@ -29,9 +29,12 @@ const LOADING_MS = 10_000;
 const STACK_MB = 4;
 const HEAP_MB = 128;
 
+/** `isFinal`: the same text would give the same again. */
+type Done = (syntax: Syntax | null, isFinal: boolean) => void;
+
 interface Job {
   sql: string;
-  done: (syntax: Syntax | null) => void;
+  done: Done;
 }
 
 export class Parser {
@@ -50,10 +53,10 @@ export class Parser {
   }
 
   /** Calls `done` later with what was found, or with null when the text could not be judged. Never throws. */
-  parse(sql: string, done: (syntax: Syntax | null) => void): void {
+  parse(sql: string, done: Done): void {
     if (this.#isClosed || sql.length > SQL_BYTES_MAX || this.#waiting.length >= QUEUE_MAX) {
       this.counts.refused++;
-      queueMicrotask(() => done(null));
+      queueMicrotask(() => done(null, sql.length > SQL_BYTES_MAX));
       return;
     }
     this.#waiting.push({ sql, done });
@@ -65,7 +68,7 @@ export class Parser {
     this.#isClosed = true;
     const worker = this.#worker;
     this.#end(null);
-    for (const job of this.#waiting.splice(0)) job.done(null);
+    for (const job of this.#waiting.splice(0)) job.done(null, false);
     await worker?.terminate();
   }
 
@@ -76,7 +79,9 @@ export class Parser {
     this.#running = job;
     this.#worker ??= this.#start();
     this.#worker.postMessage({ id: 1, sql: job.sql });
-    this.#cancelWatchdog = this.#clock.after(this.#isLoaded ? WATCHDOG_MS : LOADING_MS, () => this.#kill());
+    // When it was this thread that was slow, the answer is already there: let it in first.
+    const bark = () => setImmediate(() => this.#running === job && this.#kill());
+    this.#cancelWatchdog = this.#clock.after(this.#isLoaded ? WATCHDOG_MS : LOADING_MS, bark);
   }
 
   #start(): Worker {
@@ -111,7 +116,7 @@ export class Parser {
     const job = this.#running;
     this.#running = null;
     this.#cancelWatchdog?.();
-    job?.done(syntax);
+    job?.done(syntax, true);
     this.#next();
   }
 
@@ -121,7 +126,7 @@ export class Parser {
     this.#cancelWatchdog?.();
     const job = this.#running;
     this.#running = null;
-    job?.done(syntax);
+    job?.done(syntax, !this.#isClosed);
   }
 }
 

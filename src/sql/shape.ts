@@ -161,7 +161,7 @@ function cutWord(tokens: Tokens, source: Buffer, from: number, end: number): num
     (prefix === 0x65 || prefix === 0x62 || prefix === 0x78 || prefix === 0x6e)
   ) {
     // E'…', B'…', X'…', N'…'
-    const stringEnds = quotedEnd(source, at, end, QUOTE, prefix === 0x65);
+    const stringEnds = stringEnd(source, at, end, prefix === 0x65);
     tokens.add(Token.String, from, stringEnds);
     return stringEnds;
   }
@@ -170,7 +170,8 @@ function cutWord(tokens: Tokens, source: Buffer, from: number, end: number): num
     const quote = source[at + 1];
     if (quote === QUOTE || quote === DOUBLE_QUOTE) {
       const stringEnds = quotedEnd(source, at + 1, end, quote, false);
-      tokens.add(quote === QUOTE ? Token.String : Token.Quoted, quote === QUOTE ? from : at + 1, stringEnds);
+      // An escaped name is left as it stands, escapes and all: it equals no name that anybody looks for.
+      tokens.add(quote === QUOTE ? Token.String : Token.Quoted, from, stringEnds);
       return stringEnds;
     }
   }
@@ -184,7 +185,7 @@ function cutSymbol(tokens: Tokens, source: Buffer, from: number, end: number): n
   let at = from + 1;
   switch (byte) {
     case QUOTE:
-      at = quotedEnd(source, from, end, QUOTE, false);
+      at = stringEnd(source, from, end, false);
       tokens.add(Token.String, from, at);
       return at;
     case DOUBLE_QUOTE:
@@ -241,6 +242,27 @@ function cutDollar(tokens: Tokens, source: Buffer, from: number, end: number): n
   const stringEnds = closing === -1 || closing + tag.length > end ? end : closing + tag.length;
   tokens.add(Token.String, from, stringEnds);
   return stringEnds;
+}
+
+/**
+ * The end of the string constant whose quote is at `from`. A constant goes on in the next one when nothing but white
+ * space with a line break (and line comments) stands between them; it keeps its escapes ("String Constants").
+ */
+function stringEnd(source: Buffer, from: number, end: number, hasEscapes: boolean): number {
+  let at = quotedEnd(source, from, end, QUOTE, hasEscapes);
+  for (;;) {
+    let next = at;
+    let hasBreak = false;
+    while (next < end) {
+      const byte = source[next]!;
+      if (byte === 0x0a || byte === 0x0d) hasBreak = true;
+      if (classes[byte] === SPACE) next++;
+      else if (byte === DASH && source[next + 1] === DASH) next = lineEnd(source, next, end);
+      else break;
+    }
+    if (!hasBreak || next >= end || source[next] !== QUOTE) return at;
+    at = quotedEnd(source, next, end, QUOTE, hasEscapes);
+  }
 }
 
 /** The end of what the quote at `from` opens; a doubled quote stands for itself. */

@@ -61,7 +61,7 @@ export class Judge {
       verdict = {
         ...verdict,
         effects,
-        shape: end - start > SQL_BYTES_MAX ? null : this.#judgeShape(source, start, end),
+        shape: end - start > SQL_BYTES_MAX ? null : this.#judgeShape(source, start, end, effects !== null),
       };
       if (verdict.shape === null) verdict.effects = mergeEffects(effects, pinning('opaque'));
     } else if (effects !== null) {
@@ -72,13 +72,16 @@ export class Judge {
     return verdict;
   }
 
-  #judgeShape(source: Buffer, start: number, end: number): ShapeVerdict {
+  #judgeShape(source: Buffer, start: number, end: number, hasEffects: boolean): ShapeVerdict {
     const key = shapeOf(this.#tokens);
     const known = this.#shapes.get(key);
     if (known !== undefined) return known;
     const verdict: ShapeVerdict = { state: 'pending', functions: [], effects: null, isUnparsed: false, waiting: [] };
     this.#shapes.set(key, verdict);
-    this.#parser.parse(source.toString('utf8', start, end), (syntax) => settle(verdict, syntax));
+    this.#parser.parse(source.toString('utf8', start, end), (syntax, isFinal) => {
+      if (!isFinal) this.#shapes.delete(key); // Not the text's fault: the next one may try again.
+      settle(verdict, syntax, hasEffects);
+    });
     return verdict;
   }
 }
@@ -92,13 +95,16 @@ function moveReference(effects: Effects, start: number): void {
   };
 }
 
-function settle(verdict: ShapeVerdict, syntax: Syntax | null): void {
+/** `hasEffects`: the tokens have found what the text does; otherwise even a known name was written so that they could not. */
+function settle(verdict: ShapeVerdict, syntax: Syntax | null, hasEffects: boolean): void {
   verdict.state = 'known';
   if (syntax === null) verdict.effects = pinning('opaque');
   else {
     verdict.isUnparsed = !syntax.isParsed;
     // What has an effect of its own was found by the tokens; what is left may be a user function.
-    verdict.functions = syntax.functions.filter((name) => !harmlessFunctions.has(name) && !isKnownEffect(name));
+    verdict.functions = syntax.functions.filter(
+      (name) => !harmlessFunctions.has(name) && !(hasEffects && isKnownEffect(name)),
+    );
     if (syntax.isTemporary) verdict.effects = probing;
     if (syntax.isOpaque) verdict.effects = mergeEffects(verdict.effects, pinning('function'));
   }

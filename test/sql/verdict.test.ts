@@ -18,8 +18,11 @@ async function settled(sql: string): Promise<Verdict> {
 }
 
 t.test('the parser tells functions from what only looks like one', async (t) => {
-  t.equal(effectsOf(await settled('CREATE TABLE weir_a (b int PRIMARY KEY)'), null), null);
-  t.equal(effectsOf(await settled('CREATE INDEX i ON weir_a (b)'), null), null);
+  for (const sql of ['CREATE TABLE weir_a (b int PRIMARY KEY)', 'CREATE INDEX i ON weir_a (b)']) {
+    t.match(effectsOf(await settled(sql), null), { pins: [], isProbed: false, isChecked: true }, sql);
+  }
+  t.equal(effectsOf(await settled('ALTER TABLE weir_a ADD c varchar(10) DEFAULT lower(now()::text)'), null), null);
+  t.match(effectsOf(await settled(String.raw`SELECT U&"set\005fconfig"('a', 'b', false)`), null), { pins: ['function'] });
   t.match(effectsOf(await settled('SELECT my_function(1)'), null), { pins: ['function'] });
   t.match(effectsOf(await settled('CALL p(1)'), null), { pins: ['function'] });
   t.match(effectsOf(await settled('SELECT 1 AS a INTO TEMP x'), null), { isProbed: true });
@@ -67,7 +70,7 @@ t.test('deep and long texts within the limit get an answer', async (t) => {
   ]) {
     t.ok(effectsOf(await settled(sql), null)?.pins.length);
   }
-  t.equal(effectsOf(await settled('CREATE TABLE weir_b (b int)'), null), null);
+  t.equal(effectsOf(await settled('ALTER TABLE weir_b ADD b int'), null), null);
 });
 
 t.test('a text beyond the parser’s limit is opaque, unless tokens prove it harmless', async (t) => {

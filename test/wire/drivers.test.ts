@@ -302,6 +302,21 @@ inEachMode('node-postgres: a listener hears what others notify, and survives the
   await Promise.all([listener!, ...speakers].map((client) => client.end()));
 });
 
+t.test('node-postgres: clients that listen at once do not pin more servers than pinnedMax', async (t) => {
+  const proxy = await startProxy(postgres.port, { pool: { size: 4, pinnedMax: '50%' } });
+  t.teardown(() => proxy.stop());
+  const clients = await together(4, () => join(t, proxy.port));
+  const outcomes = await together(4, (index) =>
+    clients[index]!.query('LISTEN news').then(
+      () => 'listens',
+      (error) => error.code,
+    ),
+  );
+  t.same(outcomes.sort(), ['53000', '53000', 'listens', 'listens']);
+  const other = await join(t, proxy.port);
+  t.same((await other.query('SELECT 1 AS n')).rows, [{ n: 1 }], 'a server is left for those who do not listen');
+});
+
 // --- postgres.js --------------------------------------------------------------------------------------------------
 
 function postgresJs(t: Test, port: number, max = CLIENTS, options: postgresjs.Options<Record<string, never>> = {}) {

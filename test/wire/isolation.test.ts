@@ -466,11 +466,20 @@ for (const [title, sql] of [
   ['an escaped name', String.raw`SELECT set_config(E'statement\x5ftimeout', '77s', false)`],
   ['a dollar-quoted name', `SELECT set_config($$statement_timeout$$, '77s', false)`],
   ['a computed name', `SELECT set_config('statement' || '_timeout', '77s', false)`],
-  ['a string that goes on in the next line', `SELECT E'a'\n'\\'', set_config('statement_timeout', '77s', false), E'b'\n'\\''`],
+  [
+    'a string that goes on in the next line',
+    `SELECT E'a'\n'\\'', set_config('statement_timeout', '77s', false), E'b'\n'\\''`,
+  ],
   ['pg_settings', `UPDATE pg_settings SET setting = '77s' WHERE name = 'statement_timeout'`],
   ['pg_settings in quotes', `UPDATE "pg_settings" SET setting = '77s' WHERE name = 'statement_timeout'`],
-  ['pg_settings behind WITH', `WITH x AS (SELECT 1) UPDATE pg_settings SET setting = '77s' WHERE name = 'statement_timeout'`],
-  ['pg_settings behind EXPLAIN', `EXPLAIN ANALYZE UPDATE pg_settings SET setting = '77s' WHERE name = 'statement_timeout'`],
+  [
+    'pg_settings behind WITH',
+    `WITH x AS (SELECT 1) UPDATE pg_settings SET setting = '77s' WHERE name = 'statement_timeout'`,
+  ],
+  [
+    'pg_settings behind EXPLAIN',
+    `EXPLAIN ANALYZE UPDATE pg_settings SET setting = '77s' WHERE name = 'statement_timeout'`,
+  ],
   ['a common table expression', `WITH x AS (SELECT set_config('statement_timeout', '77s', false)) SELECT * FROM x`],
   ['COPY', `COPY (SELECT set_config('statement_timeout', '77s', false)) TO STDOUT`],
   ['a cursor', `BEGIN; DECLARE c CURSOR FOR SELECT set_config('statement_timeout', '77s', false); FETCH c; COMMIT`],
@@ -519,7 +528,8 @@ t.test('a session that turns standard_conforming_strings off cannot hide a setti
 t.test('a setting with bytes beyond ASCII comes back in the encoding of its client', async (t) => {
   const proxy = await startPool(t);
   const [a, b] = [await RawClient.open(proxy.port, { client_encoding: 'LATIN1' }), await RawClient.open(proxy.port)];
-  const query = (sql: string) => Buffer.concat([send.query('').subarray(0, 1), body(Buffer.from(`${sql}\0`, 'latin1'))]);
+  const query = (sql: string) =>
+    Buffer.concat([send.query('').subarray(0, 1), body(Buffer.from(`${sql}\0`, 'latin1'))]);
   const body = (bytes: Buffer) => Buffer.concat([Buffer.from([0, 0, 0, 4 + bytes.length]), bytes]);
   t.same(sqlstates(await a.ask(query(`SET app.tenant = '\xe9'`))), []);
   t.same(await b.rows('SELECT 1'), [['1']]);
@@ -669,8 +679,18 @@ const pins = [
   ['a temporary view', 'temp', ['CREATE TEMP VIEW tv AS SELECT 1'], 'DROP VIEW tv'],
   ['a temporary sequence', 'temp', ['CREATE TEMP SEQUENCE ts'], 'DROP SEQUENCE ts'],
   ['a table in pg_temp', 'temp', ['CREATE TABLE pg_temp.tt (i int)'], 'DROP TABLE tt'],
-  ['a table in a search_path of pg_temp', 'temp', ['SET search_path = pg_temp', 'CREATE TABLE tt (i int)'], 'DROP TABLE tt'],
-  ['a function in pg_temp', 'temp', [`CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'`], 'DROP FUNCTION pg_temp.f()'],
+  [
+    'a table in a search_path of pg_temp',
+    'temp',
+    ['SET search_path = pg_temp', 'CREATE TABLE tt (i int)'],
+    'DROP TABLE tt',
+  ],
+  [
+    'a function in pg_temp',
+    'temp',
+    [`CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'`],
+    'DROP FUNCTION pg_temp.f()',
+  ],
   ['a type in pg_temp', 'temp', [`CREATE TYPE pg_temp.e AS ENUM ('x')`], 'DROP TYPE pg_temp.e'],
   ['PREPARE', 'prepare', ['PREPARE p AS SELECT 1'], 'DEALLOCATE p'],
   ['a cursor WITH HOLD', 'hold', ['DECLARE c CURSOR WITH HOLD FOR SELECT 1'], 'CLOSE c'],
@@ -716,7 +736,10 @@ for (const [title, statements] of [
   ['a temporary table that is dropped on commit', ['BEGIN', 'CREATE TEMP TABLE tt (i int) ON COMMIT DROP', 'COMMIT']],
   ['a temporary table that is rolled back', ['BEGIN', 'CREATE TEMP TABLE tt (i int)', 'ROLLBACK']],
   ['LISTEN that is rolled back', ['BEGIN', 'LISTEN ch', 'ROLLBACK']],
-  ['a lock of a transaction', ['SELECT pg_advisory_xact_lock(1)', 'BEGIN', 'SELECT pg_try_advisory_xact_lock(2)', 'COMMIT']],
+  [
+    'a lock of a transaction',
+    ['SELECT pg_advisory_xact_lock(1)', 'BEGIN', 'SELECT pg_try_advisory_xact_lock(2)', 'COMMIT'],
+  ],
   ['a cursor of a transaction', ['BEGIN', 'DECLARE c CURSOR FOR SELECT 1', 'FETCH c', 'COMMIT']],
   ['NOTIFY', [`NOTIFY ch, 'x'`, `SELECT pg_notify('ch', 'y')`]],
   ['a statement that fails', ['SELECT 1/0', 'LISTEN', 'CREATE TEMP TABLE', 'PREPARE x AS SELECT nothing']],
@@ -726,7 +749,10 @@ for (const [title, statements] of [
     const a = await RawClient.open(proxy.port);
     for (const sql of statements) await a.ask(send.query(sql));
     await pinned(proxy, 0);
-    t.same(Object.entries(pinsOf(proxy)).filter(([, count]) => count > 0), []);
+    t.same(
+      Object.entries(pinsOf(proxy)).filter(([, count]) => count > 0),
+      [],
+    );
     a.end();
   });
 }
@@ -738,7 +764,10 @@ t.test('user functions are judged by their bodies when there is a control connec
     const before = pinsOf(proxy).function;
     await a.rows('DISCARD ALL');
     await a.rows('SELECT plus_too(1), plus(1)');
-    await until(() => [...proxy.app.snapshot().sessions].every(({ state, pins }) => state === 'idle' || pins.length > 0), 'a verdict');
+    await until(
+      () => [...proxy.app.snapshot().sessions].every(({ state, pins }) => state === 'idle' || pins.length > 0),
+      'a verdict',
+    );
     return pinsOf(proxy).function === before;
   }, 'harmless functions to be known as such');
   t.equal(proxy.app.snapshot().pools[0]!.pinned, 0);
@@ -754,7 +783,11 @@ t.test('user functions are judged by their bodies when there is a control connec
 
 t.test('notifications reach the client that listens, and no other', async (t) => {
   const proxy = await startPool(t, { size: 2 });
-  const [a, b, c] = [await RawClient.open(proxy.port), await RawClient.open(proxy.port), await RawClient.open(proxy.port)];
+  const [a, b, c] = [
+    await RawClient.open(proxy.port),
+    await RawClient.open(proxy.port),
+    await RawClient.open(proxy.port),
+  ];
   await a.rows('LISTEN ch');
   await pinned(proxy, 1);
   await b.rows(`NOTIFY ch, 'one'`);
@@ -783,10 +816,12 @@ t.test('a listener that changes settings all the time misses no notification', a
   })();
   let got = 0;
   const count = (messages: Message[]) => messages.filter(({ type }) => type === 'A').length;
-  for (let lap = 1; !isDone; lap++) got += count(await a.ask(send.query(`SET statement_timeout = '${(lap % 50) + 10}s'`)));
+  for (let lap = 1; !isDone; lap++)
+    got += count(await a.ask(send.query(`SET statement_timeout = '${(lap % 50) + 10}s'`)));
   await notifying;
   await direct.rows(`NOTIFY ch, 'last'`);
-  while (!a.messages.some(({ type, body }) => type === 'A' && body.includes('last\0'))) got += count(await a.until('A'));
+  while (!a.messages.some(({ type, body }) => type === 'A' && body.includes('last\0')))
+    got += count(await a.until('A'));
   t.equal(got, sent + 1);
   a.end();
   direct.end();

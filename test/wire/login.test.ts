@@ -10,11 +10,50 @@ import { connect, startProxy, temporaryFile, until, withPostgres } from '../fixt
 const folder = mkdtempSync(join(tmpdir(), 'pgweir-login-'));
 const path = (name: string) => join(folder, name);
 const openssl = (...args: string[]) => execFileSync('openssl', args, { cwd: folder, stdio: 'ignore' });
-openssl('req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-keyout', 'ca.key', '-out', 'ca.pem', '-subj', '/CN=ca');
-for (const [name, subject] of [['server', '/CN=localhost'], ['client', '/CN=plain']] as const) {
+openssl(
+  'req',
+  '-x509',
+  '-newkey',
+  'rsa:2048',
+  '-nodes',
+  '-days',
+  '2',
+  '-keyout',
+  'ca.key',
+  '-out',
+  'ca.pem',
+  '-subj',
+  '/CN=ca',
+);
+for (const [name, subject] of [
+  ['server', '/CN=localhost'],
+  ['client', '/CN=plain'],
+] as const) {
   openssl('req', '-newkey', 'rsa:2048', '-nodes', '-keyout', `${name}.key`, '-out', `${name}.csr`, '-subj', subject);
   writeFileSync(path('ext'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\n');
-  openssl('x509', '-req', '-in', `${name}.csr`, '-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-days', '2', '-extfile', 'ext', '-out', `${name}.pem`);
+  openssl(
+    'x509',
+    '-req',
+    '-in',
+    `${name}.csr`,
+    '-CA',
+    'ca.pem',
+    '-CAkey',
+    'ca.key',
+    '-CAcreateserial',
+    '-days',
+    '2',
+    '-extfile',
+    'ext',
+    '-out',
+    `${name}.pem`,
+  );
+}
+
+/** A certificate that no authority has signed. */
+function selfSigned(subject: string) {
+  openssl('req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-keyout', 'forged.key', '-out', 'forged.pem', '-subj', subject);
+  return { cert: readFileSync(path('forged.pem'), 'utf8'), key: readFileSync(path('forged.key'), 'utf8') };
 }
 
 const postgres = await withPostgres({
@@ -25,10 +64,16 @@ await admin.query(`
   CREATE ROLE plain LOGIN PASSWORD 'plain password';
   CREATE ROLE verified LOGIN PASSWORD 'verified password';
   SET password_encryption = md5;
-  CREATE ROLE md5user LOGIN PASSWORD 'md5 password'`);
-const { rows: stored } = await admin.query<{ name: string; secret: string }>('SELECT rolname AS name, rolpassword AS secret FROM pg_authid WHERE rolpassword IS NOT NULL');
+  CREATE ROLE md5user LOGIN PASSWORD 'md5 password';
+  RESET password_encryption`);
+const { rows: stored } = await admin.query<{ name: string; secret: string }>(
+  'SELECT rolname AS name, rolpassword AS secret FROM pg_authid WHERE rolpassword IS NOT NULL',
+);
 const secrets = new Map(stored.map(({ name, secret }) => [name, secret]));
-const userlist = temporaryFile('userlist.txt', `"plain" "plain password"\n"verified" "${secrets.get('verified')}"\n"md5user" "${secrets.get('md5user')}"\n"stale" "${secrets.get('verified')}"\n`);
+const userlist = temporaryFile(
+  'userlist.txt',
+  `"plain" "plain password"\n"verified" "${secrets.get('verified')}"\n"md5user" "${secrets.get('md5user')}"\n"stale" "${secrets.get('verified')}"\n`,
+);
 
 t.teardown(async () => {
   await admin.end();
@@ -38,23 +83,29 @@ t.teardown(async () => {
 });
 
 for (const method of ['scram-sha-256', 'md5'] as const) {
-  t.test(`method ${method}: the right password is let in, any other is not, and unknown users look the same`, async (t) => {
-    const proxy = await startProxy(postgres.port, { top: { auth: { method, users: userlist.path } } });
-    t.teardown(() => proxy.stop());
-    const logIn = async (user: string, password: string) => {
-      const client = await connect(proxy.port, { user, password });
-      const { rows } = await client.query('SELECT current_user AS me');
-      await client.end();
-      return rows;
-    };
-    t.same(await logIn('plain', 'plain password'), [{ me: 'plain' }]);
-    t.same(await logIn('verified', 'verified password'), [{ me: 'verified' }], 'SCRAM pass-through');
-    if (method === 'md5') t.same(await logIn('md5user', 'md5 password'), [{ me: 'md5user' }]);
-    for (const user of ['plain', 'verified', 'nobody']) {
-      await t.rejects(logIn(user, 'wrong'), { code: '28P01', message: `password authentication failed for user "${user}"` });
-    }
-    t.equal(proxy.bugs(), 0);
-  });
+  t.test(
+    `method ${method}: the right password is let in, any other is not, and unknown users look the same`,
+    async (t) => {
+      const proxy = await startProxy(postgres.port, { top: { auth: { method, users: userlist.path } } });
+      t.teardown(() => proxy.stop());
+      const logIn = async (user: string, password: string) => {
+        const client = await connect(proxy.port, { user, password });
+        const { rows } = await client.query('SELECT current_user AS me');
+        await client.end();
+        return rows;
+      };
+      t.same(await logIn('plain', 'plain password'), [{ me: 'plain' }]);
+      t.same(await logIn('verified', 'verified password'), [{ me: 'verified' }], 'SCRAM pass-through');
+      if (method === 'md5') t.same(await logIn('md5user', 'md5 password'), [{ me: 'md5user' }]);
+      for (const user of ['plain', 'verified', 'nobody']) {
+        await t.rejects(logIn(user, 'wrong'), {
+          code: '28P01',
+          message: `password authentication failed for user "${user}"`,
+        });
+      }
+      t.equal(proxy.bugs(), 0);
+    },
+  );
 }
 
 t.test('trust with a userlist lets only its users in', async (t) => {
@@ -68,7 +119,9 @@ t.test('trust with a userlist lets only its users in', async (t) => {
 
 t.test('a verifier that differs from the server’s is told so, and hurts nobody else', async (t) => {
   await admin.query(`CREATE ROLE stale LOGIN PASSWORD 'verified password'`);
-  const proxy = await startProxy(postgres.port, { top: { auth: { method: 'scram-sha-256', users: userlist.path }, listen: { loginTimeout: '2s' } } });
+  const proxy = await startProxy(postgres.port, {
+    top: { auth: { method: 'scram-sha-256', users: userlist.path }, listen: { loginTimeout: '2s' } },
+  });
   t.teardown(() => proxy.stop());
   await t.rejects(connect(proxy.port, { user: 'stale', password: 'verified password' }), { code: /57P03|28000/ });
   const client = await connect(proxy.port, { user: 'verified', password: 'verified password' });
@@ -79,7 +132,10 @@ t.test('a forced user logs in with its password file, which is read again when t
   const file = temporaryFile('password', 'old password\n');
   t.teardown(file.remove);
   await admin.query(`CREATE ROLE forced LOGIN PASSWORD 'old password'`);
-  const proxy = await startProxy(postgres.port, { database: { user: 'forced', passwordFile: file.path }, pool: { size: 2 } });
+  const proxy = await startProxy(postgres.port, {
+    database: { user: 'forced', passwordFile: file.path },
+    pool: { size: 2 },
+  });
   t.teardown(() => proxy.stop());
   const client = await connect(proxy.port, { user: 'anyone' });
   t.same((await client.query('SELECT current_user AS me')).rows, [{ me: 'forced' }]);
@@ -94,8 +150,13 @@ t.test('a forced user logs in with its password file, which is read again when t
 t.test('a database that does not exist is said by the server, one that no key names by the proxy', async (t) => {
   const proxy = await startProxy(postgres.port);
   t.teardown(() => proxy.stop());
-  await t.rejects(connect(proxy.port, { database: 'nonesuch' }), { code: '3D000', message: 'database "nonesuch" does not exist' });
-  const named = await startProxy(postgres.port, { top: { databases: { app: { hosts: [`127.0.0.1:${postgres.port}`], dbname: 'postgres' } } } });
+  await t.rejects(connect(proxy.port, { database: 'nonesuch' }), {
+    code: '3D000',
+    message: 'database "nonesuch" does not exist',
+  });
+  const named = await startProxy(postgres.port, {
+    top: { databases: { app: { hosts: [`127.0.0.1:${postgres.port}`], dbname: 'postgres' } } },
+  });
   t.teardown(() => named.stop());
   await t.rejects(connect(named.port, { database: 'other' }), { code: '3D000' });
   const client = await connect(named.port, { database: 'app' });
@@ -116,12 +177,20 @@ t.test('TLS towards clients, with and without a certificate of theirs', async (t
   t.teardown(() => strict.stop());
   await t.rejects(connect(strict.port, { ssl: { ca, host: 'localhost' } }));
   const own = { cert: readFileSync(path('client.pem'), 'utf8'), key: readFileSync(path('client.key'), 'utf8') };
-  await t.rejects(connect(strict.port, { ssl: { ca, host: 'localhost', ...own } }), { code: '28000' }, 'a certificate for another user');
+  await t.rejects(
+    connect(strict.port, { ssl: { ca, host: 'localhost', ...own } }),
+    { code: '28000' },
+    'a certificate for another user',
+  );
+  const forged = selfSigned('/CN=postgres');
+  await t.rejects(connect(strict.port, { ssl: { ca, host: 'localhost', ...forged } }), { code: '28000' }, 'signed by nobody');
   t.equal(proxy.bugs() + strict.bugs(), 0);
 });
 
 t.test('bytes stuffed in before the TLS handshake are refused', async (t) => {
-  const proxy = await startProxy(postgres.port, { top: { listen: { tls: { mode: 'prefer', cert: path('server.pem'), key: path('server.key') } } } });
+  const proxy = await startProxy(postgres.port, {
+    top: { listen: { tls: { mode: 'prefer', cert: path('server.pem'), key: path('server.key') } } },
+  });
   t.teardown(() => proxy.stop());
   const client = new RawClient(proxy.port);
   client.write(Buffer.from([0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f]), Buffer.from('stuffed'));
@@ -131,21 +200,36 @@ t.test('bytes stuffed in before the TLS handshake are refused', async (t) => {
 t.test('TLS towards the server: required, verified, and refused when it is not there', async (t) => {
   const secure = await withPostgres({
     hba: 'hostssl all all 127.0.0.1/32 trust\nhost all plainly 127.0.0.1/32 trust\n',
-    files: { 'server.crt': readFileSync(path('server.pem'), 'utf8'), 'server.key': readFileSync(path('server.key'), 'utf8') },
+    files: {
+      'server.crt': readFileSync(path('server.pem'), 'utf8'),
+      'server.key': readFileSync(path('server.key'), 'utf8'),
+    },
     settings: { ssl: 'on' },
   });
   t.teardown(() => secure.stop());
   for (const mode of ['prefer', 'require', 'verify-ca', 'verify-full']) {
-    const proxy = await startProxy(secure.port, { database: { hosts: [`localhost:${secure.port}`], tls: { mode, ca: path('ca.pem') } } });
+    const proxy = await startProxy(secure.port, {
+      database: { hosts: [`localhost:${secure.port}`], tls: { mode, ca: path('ca.pem') } },
+    });
     const client = await connect(proxy.port);
-    t.same((await client.query('SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()')).rows, [{ ssl: true }], mode);
+    t.same(
+      (await client.query('SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()')).rows,
+      [{ ssl: true }],
+      mode,
+    );
     await client.end();
     await proxy.stop();
   }
-  const untrusting = await startProxy(secure.port, { database: { tls: { mode: 'verify-ca' } }, top: { listen: { loginTimeout: '1s' } } });
+  const untrusting = await startProxy(secure.port, {
+    database: { tls: { mode: 'verify-ca' } },
+    top: { listen: { loginTimeout: '1s' } },
+  });
   t.teardown(() => untrusting.stop());
   await t.rejects(connect(untrusting.port), { code: '57P03' });
-  const plain = await startProxy(postgres.port, { database: { tls: { mode: 'require' } }, top: { listen: { loginTimeout: '1s' } } });
+  const plain = await startProxy(postgres.port, {
+    database: { tls: { mode: 'require' } },
+    top: { listen: { loginTimeout: '1s' } },
+  });
   t.teardown(() => plain.stop());
   await t.rejects(connect(plain.port), { code: '57P03', detail: /does not offer TLS/ });
 });

@@ -237,7 +237,8 @@ function steady(text: string, port: number, folder: string): string {
     .replaceAll(folder, 'DIR')
     .replaceAll(`"${port}"`, 'PORT')
     .replaceAll(/server process with PID \d+/g, 'server process with PID …')
-    .replaceAll(/lo_import \d+/g, 'lo_import …');
+    .replaceAll(/ *Table "pg_temp_\d+\./g, 'Table "pg_temp….')
+    .replaceAll(/lo_(im|un)(port|link) \d+/g, 'lo_$1$2 …');
 }
 
 /** What psql prints for `text`, by lines: a difference is then shown as one. */

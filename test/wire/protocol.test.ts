@@ -10,7 +10,7 @@ import t from 'tap';
 import { int32, sslRequest, startup, Version } from '../../src/protocol/encode.ts';
 import { readErrorFields } from '../../src/protocol/messages.ts';
 import { type Message, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
-import { type Proxy, startProxy, until, withPostgres } from '../fixtures/stack.ts';
+import { startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
 const { query: Q, parse: P, bind: B, describe: D, close: C, execute: E, copyData, copyDone, copyFail } = send;
 const S = send.sync();
@@ -18,6 +18,7 @@ const H = send.flush();
 
 const postgres = await withPostgres();
 const admin = await RawClient.open(postgres.port);
+admin.socket.unref(); // Otherwise the test would never be over.
 t.after(() => {
   admin.end();
   return postgres.stop();
