@@ -78,12 +78,12 @@ t.test('effects are found, in any statement of a text and however it is written'
     ["SET session.tenant = 'x'", { settings: ['session.tenant'] }],
     ["SET local.x TO 1; SET time.x = 1; SET seed.x = 1", { settings: ['local.x', 'time.x', 'seed.x'], pins: [] }],
     ["SELECT set_config('seed', '0.5', false)", { pins: ['seed'] }],
-    ["SELECT E'a'\n'\\'', pg_advisory_lock(1), 'z'", { isProbed: false }],
+    ["SELECT E'a'\n'\\'', pg_advisory_lock(1), 'z'", { isProbed: true }],
     ["SELECT E'a'\n  -- comment\n '\\'', pg_advisory_lock(1), 'z', pg_advisory_lock(2)", { isProbed: true }],
     ['EXPLAIN ANALYZE UPDATE ONLY pg_catalog."pg_settings" SET setting = 1', { pins: ['setting'] }],
     ['CREATE FUNCTION f() RETURNS int LANGUAGE sql RETURN 1', { isChecked: true }],
   ];
-  for (const [sql, part] of expected) t.match(find(sql).effects ?? { isProbed: false }, part, sql);
+  for (const [sql, part] of expected) t.match(find(sql).effects, part, sql);
 });
 
 t.test('names of prepared statements are found with their place', async (t) => {
