@@ -253,6 +253,18 @@ export class Requests {
     this.#unnamed = null;
     this.#portal = harmless;
     server.unnamedId = 0;
+    const stranger = verdict.effects?.reference ?? null;
+    if (reference === null && stranger !== null && isOurs(stranger.name)) {
+      // Somebody else's statement: for this client there is none of that name.
+      const text = rename(source.subarray(start + HEADER, end), stranger, `${stranger.name}?`);
+      const note = {
+        ...this.#ran(verdict),
+        replaceError: (bytes: Buffer) => withName(bytes, `${stranger.name}?`, stranger.name),
+      };
+      if (server.outstanding.push('Query', this.#host, 'forward', null, note))
+        server.send(encode.message(ClientMessage.Query, text));
+      return 'done';
+    }
     if (reference === null) return this.#pass('Query', frame, server, this.#ran(verdict));
     const text = rename(source.subarray(start + HEADER, end), reference.effects.reference!, reference.statement.name);
     const note = this.#refer(verdict, reference, server);
@@ -719,7 +731,7 @@ function header(type: number, strings: string, rest: number): Buffer {
 
 /** `text` with the name that `reference` points at replaced. */
 function rename(text: Buffer, reference: Reference, name: string): Buffer {
-  return Buffer.concat([text.subarray(0, reference.start), Buffer.from(name), text.subarray(reference.end)]);
+  return Buffer.concat([text.subarray(0, reference.start), Buffer.from(`"${name}"`), text.subarray(reference.end)]);
 }
 
 /** An error of the server about one of our names, put in terms of the client's. */

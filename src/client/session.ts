@@ -258,7 +258,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
   #handle(message: Frame): void {
     if (this.#isSkipping && message.isStart) return this.#skip(message);
     if (this.server === null) return this.#handleIdle(message);
-    if (message.isStart && message.type === ClientMessage.Terminate) return this.#leave();
+    if (message.isStart && message.type === ClientMessage.Terminate) return this.#leave(true);
     const { server } = this;
     const handled = this.#requests.handle(message, server);
     if (this.#workingSince === 0 && server.outstanding.size > 0) this.#workingSince = this.#house.clock.now();
@@ -441,13 +441,12 @@ export class Session implements Waiter, RequestHost, Cancelable {
     if (this.state !== 'active') return;
     if (outstanding.isLost) return this.#pin('desync');
     if (!outstanding.isQuiet || this.#isBlocked || this.#held !== null || this.#reader.isInside) return;
-    if (this.#resets !== null && outstanding.status !== Status.Failed) return this.#restore(server);
     if (outstanding.status !== Status.Idle) {
       if (this.pool.config.mode === 'statement') this.#refuseTransaction();
       return;
     }
     if (!server.isFree || this.#pendingVerdicts > 0) return;
-    if (this.#touched !== null || this.#isProbeWanted) return this.#settle(server);
+    if (this.#touched !== null || this.#resets !== null || this.#isProbeWanted) return this.#settle(server);
     if (this.#pins === null) this.#giveBack();
   }
 
@@ -558,8 +557,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
   }
 
   get planSettings(): string {
-    const { reported, custom } = this.settings;
-    return `\n${reported.get('search_path') ?? custom.get('search_path') ?? ''}\n${custom.get('role') ?? ''}`;
+    return this.settings.planKey;
   }
 
   // --- Effects and pins -----------------------------------------------------------------------------------------
@@ -600,7 +598,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     for (const name of effects.resets) this.#reset(name);
     if (effects.isResetAll) {
       for (const name of [...this.settings.custom.keys(), ...this.#startup.custom.keys()]) this.#reset(name);
-      for (const name of this.#startup.reported.keys()) this.#reset(name);
+      for (const name of this.#startup.reported.keys()) this.#reset(name.toLowerCase());
     }
     if (effects.isProbed || effects.isChecked || (effects.isUndoing && this.#pins !== null)) this.#isProbeWanted = true;
     for (const reason of effects.pins) this.#pin(reason);
@@ -642,25 +640,47 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#pins = null;
   }
 
-  /** After RESET: what goes back to the default must go back to this client's default, not to the server's. */
-  #restore(server: ServerConnection): void {
-    const names = [...this.#resets!];
+  /** Asks the server what the transaction has left behind, and makes it so for this client and this server. */
+  #settle(server: ServerConnection): void {
+    const question = {
+      settings: [...(this.#touched ?? [])],
+      resets: [...(this.#resets ?? [])],
+      isProbed: this.#isProbeWanted,
+    };
+    this.#touched = null;
     this.#resets = null;
-    const custom = names.flatMap((name) =>
-      this.#startup.custom.has(name) ? [[name, this.#startup.custom.get(name)!] as const] : [],
-    );
-    const reported = [...this.#startup.reported].filter(
-      ([name]) => names.includes(name) || names.includes(name.toLowerCase()),
-    );
-    const wants = this.pool.book.withCustom(
-      reported.reduce((all, [name, value]) => this.pool.book.withReported(all, name, value), this.#bare(server)),
+    this.#isProbeWanted = false;
+    const note = settleNote(question, (findings) => {
+      if (this.server === null) return;
+      this.#become('active');
+      if (findings === null) return this.#pin('setting');
+      const changes = question.settings.map((name, index) => [name, findings.values[index]!] as const);
+      this.settings = this.pool.book.withCustom(server.settings, changes);
+      server.settings = this.settings;
+      if (findings.pins !== null) {
+        for (const reason of findings.pins) this.#pin(reason);
+        this.#unpin(askedReasons.filter((reason) => !findings.pins!.includes(reason)));
+      }
+      if (findings.defaults.length > 0) this.#restore(server, findings.defaults);
+    });
+    this.#ask(server, settleQuery(question), note);
+  }
+
+  /** These settings are at the server's default, by RESET: give them this client's default, what it asked for at startup. */
+  #restore(server: ServerConnection, names: readonly string[]): void {
+    const { book } = this.pool;
+    const custom = [...this.#startup.custom].filter(([name]) => names.includes(name));
+    const reported = [...this.#startup.reported].filter(([name]) => names.includes(name.toLowerCase()));
+    const wants = book.withCustom(
+      reported.reduce((all, [name, value]) => book.withReported(all, name, value), server.settings),
       custom,
     );
-    const sql = settingsDiff(this.#bare(server), wants, server.login);
-    if (sql === null) return this.#onQuiet(server);
+    const sql = settingsDiff(server.settings, wants, server.login);
+    if (sql === null) return;
     this.#ask(server, sql, {
       done: () => {
         if (this.server === null) return;
+        server.settings = book.intern(server.settings.reported, wants.custom);
         this.#adopt(server);
         this.#become('active');
       },
@@ -670,30 +690,6 @@ export class Session implements Waiter, RequestHost, Cancelable {
         this.#pin('setting');
       },
     });
-  }
-
-  /** The server's settings as reported, and nothing else. */
-  #bare(server: ServerConnection): Settings {
-    return this.pool.book.intern(server.settings.reported, new Map());
-  }
-
-  #settle(server: ServerConnection): void {
-    const names = [...(this.#touched ?? [])];
-    const isProbed = this.#isProbeWanted;
-    this.#touched = null;
-    this.#isProbeWanted = false;
-    const note = settleNote(names.length, isProbed, (findings) => {
-      if (this.server === null) return;
-      this.#become('active');
-      if (findings === null) return this.#pin('setting');
-      const changes = names.map((name, index) => [name, findings.values[index]!] as const);
-      this.settings = this.pool.book.withCustom(server.settings, changes);
-      server.settings = this.settings;
-      if (findings.pins === null) return;
-      for (const reason of findings.pins) this.#pin(reason);
-      this.#unpin(askedReasons.filter((reason) => !findings.pins!.includes(reason)));
-    });
-    this.#ask(server, settleQuery(names, isProbed), note);
   }
 
   #ask(server: ServerConnection, sql: string, note: Note): void {
@@ -790,14 +786,18 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#leave();
   }
 
-  /** The client is gone or going: leave the queue, give back the server in a state that others can use. */
-  #leave(): void {
+  /**
+   * The client is gone or going: leave the queue, give back the server in a state that others can use. What it sent
+   * before Terminate runs to its end, as on a server of its own; what it left without a word is cancelled.
+   */
+  #leave(isTerminated = false): void {
     if (this.state === 'closed') return;
     const { server } = this;
     const isMidMessage = this.#reader.isInside && !this.#isSkipping;
     const isDiscardWanted =
       this.#pins !== null ||
       this.#touched !== null ||
+      this.#resets !== null ||
       this.#isProbeWanted ||
       this.#pendingVerdicts > 0 ||
       this.#wasPinned ||
@@ -819,7 +819,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
         server.holder = null;
         server.close('the client left it in a state that nobody else can use');
       } else if (server.isFree && !isDiscardWanted) this.pool.giveBack(server);
-      else this.pool.recover(server, isDiscardWanted);
+      else this.pool.recover(server, isDiscardWanted, isTerminated);
     }
     this.#uncork();
     if (!this.socket.writableEnded) this.socket.end();

@@ -32,19 +32,35 @@ export const askedReasons: readonly PinReason[] = questions.map(([reason]) => re
 export interface Findings {
   /** Values of the settings asked for, in their order; null: not set. */
   values: (string | null)[];
+  /** Which of the settings asked about are back at the default of the server's session. */
+  defaults: string[];
   /** Reasons to stay pinned, of those that can be asked for; null when not asked. */
   pins: PinReason[] | null;
 }
 
-/** SQL for the values of `settings` and, with `isProbed`, for what ties the session to its server. */
-export function settleQuery(settings: readonly string[], isProbed: boolean): string {
+/** What to ask: the values of `settings`, whether `resets` are at their default, and with `isProbed` what ties. */
+export interface Question {
+  settings: readonly string[];
+  resets: readonly string[];
+  isProbed: boolean;
+}
+
+/** A setting that nobody has set for the session; those without a row (role, custom ones) have no default but these. */
+function isDefault(name: string): string {
+  const literal = quoteLiteral(name);
+  return `coalesce((SELECT source OPERATOR(pg_catalog.<>) 'session' FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) OPERATOR(pg_catalog.=) ${literal}), coalesce(pg_catalog.current_setting(${literal}, true), '') OPERATOR(pg_catalog.=) ANY ('{"",none}'))`;
+}
+
+/** The SQL for a question. */
+export function settleQuery({ settings, resets, isProbed }: Question): string {
   const values = settings.map((name) => `pg_catalog.current_setting(${quoteLiteral(name)}, true)`);
+  const defaults = resets.map(isDefault);
   const counts = isProbed ? questions.map(([, sql]) => `(${sql})`) : [];
-  return `SELECT ${[...values, ...counts].join(', ')}`;
+  return `SELECT ${[...values, ...defaults, ...counts].join(', ')}`;
 }
 
 /** A note for the entry of `settleQuery`; `done` gets what was found, or null when the server could not say. */
-export function settleNote(count: number, isProbed: boolean, done: (findings: Findings | null) => void): Note {
+export function settleNote({ settings, resets, isProbed }: Question, done: (findings: Findings | null) => void): Note {
   let row: (string | null)[] | null = null;
   return {
     message(type, bytes) {
@@ -52,11 +68,12 @@ export function settleNote(count: number, isProbed: boolean, done: (findings: Fi
     },
     done() {
       if (row === null) return done(null);
-      const counts = row.slice(count);
+      const defaults = resets.filter((_, index) => row![settings.length + index] === 't');
+      const counts = row.slice(settings.length + resets.length);
       const pins = isProbed
         ? questions.map(([reason]) => reason).filter((_, index) => Number(counts[index]) > 0)
         : null;
-      done({ values: row.slice(0, count), pins });
+      done({ values: row.slice(0, settings.length), defaults, pins });
     },
     dropped: () => done(null),
   };

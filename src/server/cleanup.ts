@@ -13,13 +13,16 @@ import * as encode from '../protocol/encode.ts';
 import { Status } from '../protocol/messages.ts';
 import type { Owner, ServerConnection } from './connection.ts';
 
-/** Longest time for the whole of it; see ServerPool.tick. */
-export const CLEANUP_MS = 5_000;
+/** Longest time for the whole of it. */
+const CLEANUP_MS = 5_000;
+/** Longest time for what a client sent before its Terminate, before it is cancelled. */
+const PATIENCE_MS = 60_000;
 
 export class Cleanup implements Owner {
   readonly #server: ServerConnection;
   readonly #done: (server: ServerConnection, isClean: boolean) => void;
-  readonly startedAt: number;
+  #startedAt: number;
+  #isPatient: boolean;
   #isDiscardWanted: boolean;
   #isCancelSent = false;
   #isRollbackSent = false;
@@ -28,11 +31,17 @@ export class Cleanup implements Owner {
   /** `isDiscardWanted`: the session may have state that ROLLBACK does not undo. */
   constructor(
     server: ServerConnection,
-    options: { isDiscardWanted: boolean; now: number; done: (server: ServerConnection, isClean: boolean) => void },
+    options: {
+      isDiscardWanted: boolean;
+      isPatient: boolean;
+      now: number;
+      done: (server: ServerConnection, isClean: boolean) => void;
+    },
   ) {
     this.#server = server;
     this.#isDiscardWanted = options.isDiscardWanted;
-    this.startedAt = options.now;
+    this.#isPatient = options.isPatient;
+    this.#startedAt = options.now;
     this.#done = options.done;
   }
 
@@ -60,7 +69,7 @@ export class Cleanup implements Owner {
     }
     if (outstanding.isBatchOpen || outstanding.isDiscarding) this.#sync();
     if (outstanding.size > 0) {
-      if (!this.#isCancelSent && !this.#isRollbackSent) {
+      if (!this.#isPatient && !this.#isCancelSent && !this.#isRollbackSent) {
         this.#isCancelSent = true;
         this.#server.cancel(this);
       }
@@ -102,9 +111,13 @@ export class Cleanup implements Owner {
     this.#done(this.#server, isClean);
   }
 
-  /** The limit is over. */
-  giveUp(): void {
-    this.#finish(false);
+  /** Ends what takes too long. Called by ServerPool.tick. */
+  tick(now: number): void {
+    if (now - this.#startedAt <= (this.#isPatient ? PATIENCE_MS : CLEANUP_MS)) return;
+    if (!this.#isPatient) return this.#finish(false);
+    this.#isPatient = false;
+    this.#startedAt = now;
+    this.onProgress();
   }
 
   onWritable(): void {}

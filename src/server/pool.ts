@@ -20,7 +20,7 @@ import { Chain, type Link } from '../util/chain.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
 import { Histogram } from '../util/histogram.ts';
-import { CLEANUP_MS, Cleanup } from './cleanup.ts';
+import { Cleanup } from './cleanup.ts';
 import { ServerConnection, type TrafficCounts } from './connection.ts';
 import type { Host, Tenant } from './hosts.ts';
 import { openServer, type Secret, ServerLoginError, type ServerTarget } from './login.ts';
@@ -261,8 +261,11 @@ export class ServerPool implements Tenant {
     return (server.lifetimeMs > 0 && age > server.lifetimeMs) || this.#host.owes(this);
   }
 
-  /** Takes back a server that is not free, or whose session must be discarded: cleans it, or closes it. */
-  recover(server: ServerConnection, isDiscardWanted: boolean): void {
+  /**
+   * Takes back a server that is not free, or whose session must be discarded: cleans it, or closes it. `isPatient`: what
+   * it runs may come to its end, for a while.
+   */
+  recover(server: ServerConnection, isDiscardWanted: boolean, isPatient = false): void {
     if (server.isClosed) return;
     const former = server.holder;
     if (server.chain !== null) (server.chain as Chain<ServerConnection>).remove(server);
@@ -270,6 +273,7 @@ export class ServerPool implements Tenant {
     const now = this.#clock.now();
     const cleanup = new Cleanup(server, {
       isDiscardWanted,
+      isPatient,
       now,
       done: (cleaned, isClean) => {
         this.#cleanups.delete(cleanup);
@@ -335,7 +339,7 @@ export class ServerPool implements Tenant {
         server.close('idle for too long, or too old');
       }
     }
-    for (const cleanup of this.#cleanups) if (now - cleanup.startedAt > CLEANUP_MS) cleanup.giveUp();
+    for (const cleanup of this.#cleanups) cleanup.tick(now);
     this.#grow();
   }
 

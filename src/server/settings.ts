@@ -18,6 +18,8 @@ export interface Settings {
   /** Everything else that differs from the server's login default, by lower-case name. */
   readonly custom: ReadonlyMap<string, string>;
   readonly key: string;
+  /** What decides how the text of a statement is understood: statements are shared only among sessions that agree. */
+  readonly planKey: string;
 }
 
 /** Reported, but not to be set. */
@@ -35,6 +37,13 @@ function keyOf(reported: ReadonlyMap<string, string>, custom: ReadonlyMap<string
   return JSON.stringify([part(reported), part(custom)]);
 }
 
+/** Reported settings that a literal or a name may depend on when its statement is parsed. */
+const planned = ['DateStyle', 'IntervalStyle', 'TimeZone', 'client_encoding', 'search_path', 'session_authorization'];
+
+function planKeyOf(reported: ReadonlyMap<string, string>, custom: ReadonlyMap<string, string>): string {
+  return keyOf(new Map(planned.map((name) => [name, reported.get(name) ?? ''])), custom);
+}
+
 /** Makes Settings, giving equal ones the same identity. One book per pool. */
 export class SettingsBook {
   readonly #interned = new LRUCache<string, Settings>({ max: INTERNED_MAX });
@@ -43,7 +52,7 @@ export class SettingsBook {
     const key = keyOf(reported, custom);
     let settings = this.#interned.get(key);
     if (settings === undefined) {
-      settings = { reported, custom, key };
+      settings = { reported, custom, key, planKey: planKeyOf(reported, custom) };
       this.#interned.set(key, settings);
     }
     return settings;

@@ -333,6 +333,8 @@ function findInSet(tokens: Tokens, from: number, end: number): void {
     default:
       if (at < end) touch(settingName(tokens, at));
   }
+  // SET … TO DEFAULT is RESET: which of the two it was, the server will tell.
+  if (tokens.is(end - 1, 'default')) mark().resets.push(...draft.settings);
 }
 
 /** A setting may have been given a value for the session. */
@@ -349,13 +351,11 @@ function findInReset(tokens: Tokens, at: number): void {
   else mark().resets.push(settingName(tokens, at));
 }
 
-/** Words of the grammar that may stand before a parenthesis. */
+/** Words that may stand before a parenthesis and cannot name a function (reserved, or column names: keywords list). */
 const grammar = new Set(
-  `in values and or not exists any some all on using over filter when then else case where from join by having limit
-   offset select union intersect except returning set row array is like ilike similar between cube rollup sets partition
-   default conflict check key references primary unique within group lateral nulls materialized with isnull notnull
-   distinct order only rows range groups window end collate escape at zone insert into update delete merge matched
-   explain copy to end tablesample ordinality as recursive unnest do nothing`.split(/\s+/),
+  `in values and or not exists any some all on using when then else case where from having limit offset select union
+   intersect except returning row array like ilike similar check references primary unique default group lateral with
+   window order only as into end distinct isnull notnull tablesample grouping`.split(/\s+/),
 );
 
 /** Looks at every `name(`, and for words that only the parser can place. */
@@ -414,8 +414,24 @@ function findCall(tokens: Tokens, open: number, first: number): void {
     return;
   }
   if (kind === Token.Word && (harmlessFunctions.has(name) || grammar.has(name))) return;
+  if (kind === Token.Word && isPhrase(tokens, at, name)) return;
   if (tokens.is(at - 1, 'as') || isInsertTarget(tokens, at, first)) return; // An alias or a table with its columns.
   findFunction(tokens, name, open);
+}
+
+/** Words that could name a function, but here continue a phrase: OVER (, FILTER (, ORDER BY (, ON CONFLICT (. */
+function isPhrase(tokens: Tokens, at: number, name: string): boolean {
+  switch (name) {
+    case 'over':
+    case 'filter':
+      return tokens.kinds[at - 1] === Token.Close;
+    case 'by':
+      return tokens.is(at - 1, 'order') || tokens.is(at - 1, 'partition') || tokens.is(at - 1, 'group');
+    case 'conflict':
+      return tokens.is(at - 1, 'on');
+    default:
+      return false;
+  }
 }
 
 /** Is the name that ends at `at` the table of INSERT INTO? */
@@ -468,7 +484,9 @@ function findFunction(tokens: Tokens, name: string, open: number): void {
 /** set_config(name, value, is_local): the name must be a literal to be tracked; a literal `true` ends with the transaction. */
 function findSetConfig(tokens: Tokens, open: number): void {
   const name = tokens.literal(open + 1);
-  if (isLocal(tokens, open)) return;
+  // Named notation may have any order: f(a => 1).
+  if (name !== null && isLocal(tokens, open)) return;
+  if (name === null && tokens.kinds[open + 1] === Token.Parameter && isLocal(tokens, open)) return;
   if (name !== null && tokens.kinds[open + 2] === Token.Comma) touch(name.toLowerCase());
   else mark().pins.push('setting');
 }
