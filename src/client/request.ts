@@ -36,6 +36,8 @@ export interface RequestHost extends Owner {
   /** The server is asked for something first; the present frame is to be handled again after `unblock`. */
   block(): void;
   unblock(): void;
+  /** What the client has sent by now is dealt with before anything that it sends later. */
+  hold(): void;
 }
 
 /**
@@ -102,6 +104,8 @@ export class Requests {
   #last: Verdict = harmless;
   /** The client has gone: what is taken back now is nobody's. */
   #isEnded = false;
+  /** RESET has been sent: hold what comes behind the message that ends its request. */
+  #isHoldWanted = false;
   /** A simple Query waits for the statement that it names; its Parse failed, and the Query will not run. */
   #isBringing = false;
   #isQueryAbandoned = false;
@@ -133,7 +137,7 @@ export class Requests {
     }
     switch (frame.type) {
       case ClientMessage.Query:
-        return this.#onQuery(frame, server);
+        return this.#holdAfter(this.#onQuery(frame, server));
       case ClientMessage.Parse:
         return this.#onParse(frame, server);
       case ClientMessage.Bind:
@@ -146,7 +150,7 @@ export class Requests {
       case ClientMessage.FunctionCall:
         return this.#onFunctionCall(frame, server);
       case ClientMessage.Sync:
-        return this.#pass('Sync', frame, server, null);
+        return this.#holdAfter(this.#pass('Sync', frame, server, null));
       case ClientMessage.Flush:
         server.forward(frame.source, frame.start, frame.end);
         return 'done';
@@ -199,6 +203,15 @@ export class Requests {
     this.#isEnded = true;
   }
 
+  /** After RESET the client's own defaults must be put in force before anything else runs. */
+  #holdAfter(handled: Handled): Handled {
+    if (this.#isHoldWanted && handled === 'done') {
+      this.#isHoldWanted = false;
+      this.#host.hold();
+    }
+    return handled;
+  }
+
   // --- Passing on -----------------------------------------------------------------------------------------------
 
   /** Passes a message on as it came. */
@@ -231,6 +244,8 @@ export class Requests {
 
   #ran(verdict: Verdict): Note | null {
     if (isHarmless(verdict)) return null;
+    if (verdict.effects !== null && (verdict.effects.resets.length > 0 || verdict.effects.isResetAll))
+      this.#isHoldWanted = true;
     return {
       done: () => this.#host.onRan(verdict, true),
       dropped: () => this.#host.onRan(verdict, false),
@@ -265,7 +280,7 @@ export class Requests {
         server.send(encode.message(ClientMessage.Query, text));
       return 'done';
     }
-    if (reference === null) return this.#pass('Query', frame, server, this.#ran(verdict));
+    if (reference === null) return this.#pass('Query', frame, server, this.#forgetting(verdict) ?? this.#ran(verdict));
     const text = rename(source.subarray(start + HEADER, end), reference.effects.reference!, reference.statement.name);
     const note = this.#refer(verdict, reference, server);
     if (server.outstanding.push('Query', this.#host, 'forward', null, note))
@@ -313,6 +328,20 @@ export class Requests {
   #referenced(effects: Effects | null): Referenced | null {
     const statement = effects?.reference ? this.#names?.get(effects.reference.name) : undefined;
     return statement === undefined ? null : { effects: effects!, statement };
+  }
+
+  /** DEALLOCATE ALL and DISCARD ALL free the names for what is sent behind them; taken back when they fail. */
+  #forgetting(verdict: Verdict): Note | null {
+    if (!verdict.effects?.isForgetting) return null;
+    const names = [...(this.#names ?? [])];
+    for (const [name, statement] of names) this.#undefine(name, statement);
+    return {
+      done: () => this.#host.onRan(verdict, true),
+      dropped: () => {
+        for (const [name, statement] of names) this.#define(name, statement);
+        this.#host.onRan(verdict, false);
+      },
+    };
   }
 
   /** What EXECUTE or DEALLOCATE of a protocol-level statement does besides; taken back when it fails. */
@@ -423,13 +452,15 @@ export class Requests {
     }
     this.#hideSequences(verdict, server);
     const id = ++lastUnnamedId;
+    const before = { unnamed: this.#unnamed, id: server.unnamedId };
     this.#unnamed = { id, body, verdict, reference };
     server.unnamedId = id;
     this.#host.counts.serverParses++;
-    const note = {
-      dropped: () => {
-        if (this.#unnamed?.id === id) this.#unnamed = null;
-        server.unnamedId = -1; // Whether the server still has an earlier one is not known.
+    const note: Note = {
+      dropped: (isSkipped) => {
+        // Parse drops the unnamed statement before it looks at the text; a Parse that is skipped drops nothing.
+        this.#unnamed = isSkipped ? before.unnamed : null;
+        server.unnamedId = isSkipped ? before.id : 0;
       },
     };
     if (reference === null) return this.#pass('Parse', frame, server, note);
@@ -684,7 +715,7 @@ export class Requests {
       verdict = this.#portals?.get(source.toString('latin1', start + HEADER, nameEnd)) ?? harmless;
     }
     this.#last = verdict;
-    return this.#pass('Execute', frame, server, this.#ran(verdict));
+    return this.#pass('Execute', frame, server, this.#forgetting(verdict) ?? this.#ran(verdict));
   }
 
   /** Function Call names its function by oid. */

@@ -109,6 +109,10 @@ export class Session implements Waiter, RequestHost, Cancelable {
   #held: Frame | null = null;
   /** Waiting for an injected request that the held message needs. */
   #isBlocked = false;
+  /** RESET was sent: what follows waits until this client's own defaults are in force again. */
+  #isHolding = false;
+  /** Terminate has come; what was sent before it is being answered. */
+  #isTerminating = false;
   /** A batch was refused: everything up to Sync is skipped. */
   #isSkipping = false;
   #isCorked = false;
@@ -231,7 +235,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
 
   /** May the next message be handled? */
   #isReady(): boolean {
-    if (this.#isBlocked || this.socket.writableLength > OUTPUT_MAX) return false;
+    if (this.#isBlocked || this.#isHolding || this.#isTerminating || this.socket.writableLength > OUTPUT_MAX)
+      return false;
     switch (this.state) {
       case 'idle':
         return true;
@@ -258,8 +263,13 @@ export class Session implements Waiter, RequestHost, Cancelable {
   #handle(message: Frame): void {
     if (this.#isSkipping && message.isStart) return this.#skip(message);
     if (this.server === null) return this.#handleIdle(message);
-    if (message.isStart && message.type === ClientMessage.Terminate) return this.#leave(true);
     const { server } = this;
+    if (message.isStart && message.type === ClientMessage.Terminate) {
+      // What was sent before is answered first.
+      if (server.outstanding.size === 0) this.#leave();
+      else this.#isTerminating = true;
+      return;
+    }
     const handled = this.#requests.handle(message, server);
     if (this.#workingSince === 0 && server.outstanding.size > 0) this.#workingSince = this.#house.clock.now();
     if (handled === 'again') this.#held = { ...message };
@@ -439,14 +449,17 @@ export class Session implements Waiter, RequestHost, Cancelable {
       this.changedAt = now;
     }
     if (this.state !== 'active') return;
+    if (this.#isTerminating) return this.#leave();
     if (outstanding.isLost) return this.#pin('desync');
     if (!outstanding.isQuiet || this.#isBlocked || this.#held !== null || this.#reader.isInside) return;
     if (outstanding.status !== Status.Idle) {
+      this.#isHolding = false; // In a transaction RESET leads to the server's default until its end.
       if (this.pool.config.mode === 'statement') this.#refuseTransaction();
       return;
     }
     if (!server.isFree || this.#pendingVerdicts > 0) return;
     if (this.#touched !== null || this.#resets !== null || this.#isProbeWanted) return this.#settle(server);
+    this.#isHolding = false;
     if (this.#pins === null) this.#giveBack();
   }
 
@@ -568,6 +581,10 @@ export class Session implements Waiter, RequestHost, Cancelable {
 
   unblock(): void {
     this.#isBlocked = false;
+  }
+
+  hold(): void {
+    this.#isHolding = true;
   }
 
   onRan(verdict: Verdict, isOk: boolean): void {
@@ -790,8 +807,9 @@ export class Session implements Waiter, RequestHost, Cancelable {
    * The client is gone or going: leave the queue, give back the server in a state that others can use. What it sent
    * before Terminate runs to its end, as on a server of its own; what it left without a word is cancelled.
    */
-  #leave(isTerminated = false): void {
+  #leave(): void {
     if (this.state === 'closed') return;
+    const isTerminated = this.#isTerminating;
     const { server } = this;
     const isMidMessage = this.#reader.isInside && !this.#isSkipping;
     const isDiscardWanted =

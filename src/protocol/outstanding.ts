@@ -39,8 +39,8 @@ export type Action = 'forward' | 'swallow' | 'synthesize';
 export interface Note {
   /** The reply came and was no error (for Query: ReadyForQuery came). */
   done?(): void;
-  /** The server answered with an error, or skipped the request because an earlier one failed. */
-  dropped?(): void;
+  /** The server answered with an error, or skipped the request because an earlier one failed (`isSkipped`). */
+  dropped?(isSkipped: boolean): void;
   /** Whole messages of the reply, header included, for requests of our own and descriptions that we remember. */
   message?(type: number, bytes: Buffer): void;
   /** Sent to the owner instead of the server's error, given that error. */
@@ -125,7 +125,7 @@ export class Outstanding<Owner> {
   push(kind: RequestKind, owner: Owner, action: Action, reply: Buffer | null, note: Note | null): boolean {
     if (this.isDiscarding) {
       if (kind !== 'Sync') {
-        note?.dropped?.();
+        note?.dropped?.(true);
         return false;
       }
       this.isDiscarding = false;
@@ -228,7 +228,7 @@ export class Outstanding<Owner> {
   #warn(head: Entry<Owner>): void {
     const { note } = head;
     head.note = withoutEnd(note);
-    note?.dropped?.();
+    note?.dropped?.(false);
   }
 
   /** Gives every entry of `owner` the action 'swallow': it has left, its replies are nobody's. Notes stay in force. */
@@ -247,7 +247,7 @@ export class Outstanding<Owner> {
     this.#queue = [];
     this.#read = 0;
     this.#readies = 0;
-    for (const entry of entries.reverse()) entry.note?.dropped?.();
+    for (const entry of entries.reverse()) entry.note?.dropped?.(true);
   }
 
   #shift(): Entry<Owner> {
@@ -286,7 +286,7 @@ export class Outstanding<Owner> {
       this.isDiscarding = true;
       this.isBatchOpen = false;
     }
-    for (const entry of dropped.reverse()) entry.note?.dropped?.();
+    for (const entry of dropped.reverse()) entry.note?.dropped?.(entry !== failed);
   }
 
   /** COPY FROM STDIN begins: what was sent behind it up to CopyEnd is read inside the COPY, where Sync is ignored. */

@@ -10,7 +10,7 @@
  * connection storms, but never at the price of doubt.
  */
 import * as encode from '../protocol/encode.ts';
-import { Status } from '../protocol/messages.ts';
+import { ClientMessage, Status } from '../protocol/messages.ts';
 import type { Owner, ServerConnection } from './connection.ts';
 
 /** Longest time for the whole of it. */
@@ -67,6 +67,7 @@ export class Cleanup implements Owner {
       outstanding.push('CopyEnd', this, 'swallow', null, null);
       return;
     }
+    if (outstanding.isBatchOpen) this.#failBatch();
     if (outstanding.isBatchOpen || outstanding.isDiscarding) this.#sync();
     if (outstanding.size > 0) {
       if (!this.#isPatient && !this.#isCancelSent && !this.#isRollbackSent) {
@@ -79,6 +80,14 @@ export class Cleanup implements Owner {
     if (outstanding.status !== Status.Idle) return this.#rollBack();
     if (this.#isDiscardWanted) return this.#discard();
     this.#finish(true);
+  }
+
+  /** A batch without Sync has committed nothing, and Sync would commit it: let it fail first. */
+  #failBatch(): void {
+    const name = 'pgweir_nothing';
+    if (this.#server.outstanding.push('Describe', this, 'swallow', null, null)) {
+      this.#server.send(encode.aboutStatement(ClientMessage.Describe, name));
+    }
   }
 
   #sync(): void {

@@ -123,10 +123,16 @@ export function settingsDiff(has: Settings, wants: Settings, login: Settings): s
   }
   for (const [name, value] of wants.reported) if (!has.reported.has(name) && !fixed.has(name)) sets.set(name, value);
   if (resets.length === 0 && sets.size === 0) return null;
-  return statements(has, wants, resets, sets);
+  return statements(has, wants, resets, sets, login);
 }
 
-function statements(has: Settings, wants: Settings, resets: string[], sets: Map<string, string>): string {
+function statements(
+  has: Settings,
+  wants: Settings,
+  resets: string[],
+  sets: Map<string, string>,
+  login: Settings,
+): string {
   // A role that is in force may lack the right to change the rest: give it up first, take it on again last.
   for (const name of identity) {
     const value = has.custom.get(name);
@@ -137,7 +143,10 @@ function statements(has: Settings, wants: Settings, resets: string[], sets: Map<
   }
   const rank = (name: string) => identity.indexOf(name);
   const first = [...resets].sort((a, b) => rank(b) - rank(a)).sort((a, b) => Number(rank(a) < 0) - Number(rank(b) < 0));
-  const calls = [...sets]
+  // A style or an order alone would keep the other half of what the server has.
+  const style = sets.get('DateStyle');
+  const isHalf = style !== undefined && !style.includes(',');
+  const calls = [...(isHalf ? [['DateStyle', login.reported.get('DateStyle') ?? 'ISO, MDY'] as const] : []), ...sets]
     .sort(([a], [b]) => Number(rank(a) >= 0) - Number(rank(b) >= 0) || rank(b) - rank(a))
     .map(([name, value]) => `pg_catalog.set_config(${quoteLiteral(name)}, ${quoteLiteral(value)}, false)`);
   const reset = first.map((name) => `RESET ${quoteName(name)}`);

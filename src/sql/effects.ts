@@ -68,6 +68,8 @@ export interface Effects {
   isChecked: boolean;
   /** May have undone such a thing. */
   isUndoing: boolean;
+  /** Is DEALLOCATE ALL or DISCARD ALL, and nothing else. */
+  isForgetting: boolean;
   pins: readonly PinReason[];
   reference: Reference | null;
 }
@@ -86,6 +88,7 @@ interface Draft {
   isProbed: boolean;
   isChecked: boolean;
   isUndoing: boolean;
+  isForgetting: boolean;
   pins: PinReason[];
   reference: Reference | null;
   unknown: string[];
@@ -102,6 +105,7 @@ const blank = (): Draft => ({
   isProbed: false,
   isChecked: false,
   isUndoing: false,
+  isForgetting: false,
   pins: [],
   reference: null,
   unknown: [],
@@ -142,6 +146,7 @@ export function mergeEffects(a: Effects | null, b: Effects | null): Effects | nu
     isProbed: a.isProbed || b.isProbed,
     isChecked: a.isChecked || b.isChecked,
     isUndoing: a.isUndoing || b.isUndoing,
+    isForgetting: a.isForgetting && b.isForgetting,
     pins: [...new Set([...a.pins, ...b.pins])],
     reference: a.reference ?? b.reference,
   };
@@ -156,6 +161,7 @@ export function pinning(...pins: PinReason[]): Effects {
     isProbed: false,
     isChecked: false,
     isUndoing: false,
+    isForgetting: false,
     pins,
     reference: null,
   };
@@ -227,6 +233,7 @@ function findInStatement(tokens: Tokens, first: number, end: number): void {
       break;
     case 'discard':
       mark().isProbed = true;
+      draft.isForgetting = first === 0 && end >= tokens.count - 1 && tokens.is(first + 1, 'all');
       break;
     case 'listen':
       mark().isProbed = true;
@@ -254,6 +261,7 @@ function findInStatement(tokens: Tokens, first: number, end: number): void {
       break;
     case 'deallocate':
       mark().isUndoing = true;
+      draft.isForgetting = first === 0 && end >= tokens.count - 1 && tokens.is(end - 1, 'all');
       findReference('deallocate', tokens, tokens.is(first + 1, 'prepare') && first + 2 < end ? first + 2 : first + 1);
       break;
     case 'declare':
@@ -265,6 +273,9 @@ function findInStatement(tokens: Tokens, first: number, end: number): void {
       // names may be temporary without saying so.
       mark().needsParser = true;
       if (tokens.is(first, 'create')) mark().isChecked = true;
+      for (let at = first; at < end; at++) {
+        if (tokens.is(at, 'as') && tokens.is(at + 1, 'execute')) findReference('execute', tokens, at + 2);
+      }
       findInExpressions(tokens, first, end);
   }
 }
@@ -282,7 +293,10 @@ function findInPrepare(tokens: Tokens, first: number, end: number): void {
   mark().isProbed = true;
   let at = first + 2;
   while (at < end && !tokens.is(at, 'as')) at++;
+  const { settings } = mark();
+  const before = settings.length;
   findInExpressions(tokens, at, end);
+  if (settings.length > before) mark().pins.push('setting'); // At each EXECUTE, which does not show it.
 }
 
 function findReference(command: Reference['command'], tokens: Tokens, at: number): void {
@@ -323,6 +337,7 @@ function findInSet(tokens: Tokens, from: number, end: number): void {
     case 'constraints':
       return; // End with the transaction.
     case 'time':
+      if (tokens.is(end - 1, 'default') || tokens.is(end - 1, 'local')) mark().resets.push('timezone');
       return void mark().settings.push('timezone');
     case 'schema':
       return void mark().settings.push('search_path');

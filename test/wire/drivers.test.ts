@@ -469,9 +469,10 @@ inEachMode('postgres.js: cancel stops the query', async (t, proxy) => {
   for (let turn = 0; turn < 3; turn++) {
     const query = sql`SELECT pg_sleep(31), ${turn}::int`;
     const ending = failure(query);
+    // Not merely active: that it is from Parse on, and between messages Postgres ignores a cancel request.
     await until(async () => {
       const { rows } = await direct.query(
-        `SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep(31)%'`,
+        `SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE 'SELECT pg_sleep(31)%'`,
       );
       return rows.length === 1;
     }, 'the query to run');

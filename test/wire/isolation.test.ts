@@ -941,6 +941,146 @@ t.test('mode session keeps the server and cleans it afterwards', async (t) => {
   t.same(await b.rows(traces), none);
 });
 
+// --- Anything in any order --------------------------------------------------------------------------------------
+
+interface Step {
+  client: number;
+  /** Runs in one transaction that ends like this; null: each statement on its own. */
+  end: 'COMMIT' | 'ROLLBACK' | null;
+  statements: string[];
+}
+
+const settingValues: Record<string, string[]> = {
+  statement_timeout: [`'3s'`, `'4s'`, 'DEFAULT'],
+  work_mem: [`'5MB'`, 'DEFAULT'],
+  'app.tenant': [`'one'`, `'two'`],
+  TimeZone: [`'Asia/Tokyo'`, `'UTC'`, 'DEFAULT'],
+  DateStyle: [`'German'`, `'ISO, DMY'`, 'DEFAULT'],
+  search_path: ['s1, s2', `'$user', public`, 'DEFAULT'],
+  application_name: [`'x'`, 'DEFAULT'],
+  role: ['bob', 'none'],
+  default_transaction_isolation: [`'serializable'`, 'DEFAULT'],
+};
+
+const setting = fc.constantFrom(...Object.keys(settingValues)).chain((name) =>
+  fc.oneof(
+    {
+      weight: 5,
+      arbitrary: fc.constantFrom(...settingValues[name]!.map((value) => `SET ${name} = ${value}`)),
+    },
+    { weight: 2, arbitrary: fc.constantFrom(...settingValues[name]!.map((value) => `SET LOCAL ${name} = ${value}`)) },
+    { weight: 2, arbitrary: fc.constant(`RESET ${name}`) },
+    {
+      weight: 1,
+      arbitrary: fc
+        .constantFrom('true', 'false')
+        .map((isLocal) => `SELECT set_config('app.tenant', 'set', ${isLocal})`),
+    },
+  ),
+);
+const wholesale = fc.constantFrom(
+  'RESET ALL',
+  'DISCARD ALL',
+  'RESET ROLE; SET work_mem = 100',
+  'SET TIME ZONE DEFAULT',
+);
+const failure = fc.constantFrom('SELECT 1/0', 'SET nonsense = 1', `SET app.tenant = 'undone'; SELECT 1/0`);
+const savepoint = fc.constantFrom('SAVEPOINT x', 'ROLLBACK TO x', 'RELEASE x');
+const pin = fc.constantFrom(
+  'LISTEN ch',
+  'LISTEN dh',
+  'UNLISTEN ch',
+  'UNLISTEN *',
+  'CREATE TEMP TABLE tt (i int)',
+  'CREATE TEMP TABLE td (i int) ON COMMIT DROP',
+  'DROP TABLE IF EXISTS pg_temp.tt',
+  'SELECT pg_try_advisory_lock(CLIENT)',
+  'SELECT pg_try_advisory_xact_lock(10 + CLIENT)',
+  'SELECT pg_advisory_unlock(CLIENT)',
+  'SELECT pg_advisory_unlock_all()',
+  `PREPARE p AS SELECT 'p'`,
+  `PREPARE q AS SELECT set_config('app.tenant', 'q', false)`,
+  'EXECUTE p',
+  'EXECUTE q',
+  'DEALLOCATE p',
+  'DEALLOCATE ALL',
+  'DECLARE h CURSOR WITH HOLD FOR SELECT 1',
+  'CLOSE h',
+  `DO $$ BEGIN PERFORM set_config('app.tenant', 'do', false); END $$`,
+  `SELECT assign('work_mem', '6MB')`,
+);
+
+const seen = `SELECT ${Object.keys(settingValues)
+  .map((name) => `coalesce(current_setting('${name}', true), '')`)
+  .join(', ')}, current_user, to_regclass('pg_temp.tt'), to_regclass('pg_temp.td'),
+  (SELECT string_agg(c, ' ' ORDER BY c) FROM pg_listening_channels() c),
+  (SELECT string_agg(objid::text, ' ' ORDER BY objid) FROM pg_locks
+    WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
+  (SELECT string_agg(name, ' ' ORDER BY name) FROM pg_prepared_statements WHERE from_sql),
+  (SELECT string_agg(name, ' ' ORDER BY name) FROM pg_cursors WHERE is_holdable)`;
+
+const startupChoices: Record<string, string>[] = [
+  {},
+  { application_name: 'mine', TimeZone: 'Europe/Berlin' },
+  { options: '-c statement_timeout=7s -c work_mem=8MB -c search_path=s2 -c app.tenant=start' },
+];
+
+/** What three clients answer and see, step by step. */
+async function live(port: number, database: string, startups: number[], steps: Step[]): Promise<string[]> {
+  const clients: RawClient[] = [];
+  const log: string[] = [];
+  try {
+    for (const choice of startups) clients.push(await RawClient.open(port, { database, ...startupChoices[choice] }));
+    for (const { client, end, statements } of steps) {
+      const at = client % clients.length;
+      for (const sql of end === null ? statements : ['BEGIN', ...statements, end]) {
+        log.push(`${at} ${sql} → ${await give(clients[at]!, sql.replace('CLIENT', String(at)), false)}`);
+      }
+      for (const [index, each] of clients.entries()) log.push(`${index} sees ${await give(each, seen, false)}`);
+    }
+  } finally {
+    for (const client of clients) client.end();
+  }
+  return log;
+}
+
+const stepOf = (statement: fc.Arbitrary<string>): fc.Arbitrary<Step> =>
+  fc.record({
+    client: fc.nat(2),
+    end: fc.constantFrom(null, 'COMMIT' as const, 'ROLLBACK' as const),
+    statements: fc.array(statement, { minLength: 1, maxLength: 4 }),
+  });
+
+for (const [title, size, statement] of [
+  ['settings through a single server', 1, fc.oneof({ weight: 8, arbitrary: setting }, wholesale, failure, savepoint)],
+  [
+    'settings and what pins, a server for each',
+    3,
+    fc.oneof({ weight: 3, arbitrary: setting }, { weight: 4, arbitrary: pin }, wholesale, failure, savepoint),
+  ],
+] as const) {
+  t.test(`whatever clients do, each sees what it would see alone: ${title}`, async (t) => {
+    const proxy = await startPool(t, { size, waitMax: '10s' });
+    const isSame = fc.asyncProperty(
+      fc.array(fc.nat(startupChoices.length - 1), { minLength: 2, maxLength: 3 }),
+      fc.array(stepOf(statement), { minLength: 1, maxLength: 6 }),
+      async (startups, steps) => {
+        const [actual, expected] = await Promise.all([
+          live(proxy.port, 'postgres', startups, steps),
+          live(postgres.port, ORACLE, startups, steps),
+        ]);
+        const at = actual.findIndex((line, index) => line !== expected[index]);
+        if (at >= 0)
+          throw new Error(`${actual.slice(0, at).join('\n')}\nproxy:  ${actual[at]}\ndirect: ${expected[at]}`);
+        await until(() => proxy.app.snapshot().sessions.size === 0, 'the clients to be gone');
+      },
+    );
+    const seed = Number(process.env.PGWEIR_SEED ?? 0) || Math.floor(Math.random() * 2 ** 31);
+    await fc.assert(isSame, { numRuns: 60, seed, interruptAfterTimeLimit: 20_000, endOnFailure: true });
+    t.pass(`seed ${seed}`);
+  });
+}
+
 t.test('no bug was counted', async (t) => {
   t.equal(
     proxies.reduce((sum, proxy) => sum + proxy.bugs(), 0),
