@@ -8,7 +8,8 @@ import { freePort } from '../src/embedded.ts';
 import { connect, temporaryFile, until, withPostgres } from './fixtures/stack.ts';
 
 const program = 'dist/cli.js';
-const run = (...args: string[]) => spawnSync(process.execPath, [program, ...args], { encoding: 'utf8', timeout: 20_000 });
+const run = (...args: string[]) =>
+  spawnSync(process.execPath, [program, ...args], { encoding: 'utf8', timeout: 20_000 });
 
 /** Starts the program and waits for a line with `text`; gives what it printed so far on demand. */
 async function start(args: string[], text: string): Promise<{ child: ChildProcess; output: () => string }> {
@@ -54,7 +55,10 @@ t.test('check tells mistakes, and exits with 0 or 1', async (t) => {
   const { status, stdout } = run('check', bad.path);
   t.equal(status, 1);
   t.match(stdout, /bad\.yaml:1:11: listen\.port: /);
-  t.match(JSON.parse(run('check', '--json', bad.path).stdout), { ok: false, problems: [/listen\.port/, /auth/, /databases/] });
+  t.match(JSON.parse(run('check', '--json', bad.path).stdout), {
+    ok: false,
+    problems: [/listen\.port/, /auth/, /databases/],
+  });
   t.match(run('check', '/nonexistent.yaml'), { status: 1, stdout: /cannot be read/ });
 });
 
@@ -71,7 +75,10 @@ t.test('serve --embedded serves, and Ctrl-C leaves no process behind', async (t)
   const { rows } = await client.query<{ directory: string }>(`SELECT current_setting('data_directory') AS directory`);
   child.kill('SIGINT');
   t.equal(await ended(child), 0);
-  t.same(commandLines().filter((line) => line.includes(rows[0]!.directory)), []);
+  t.same(
+    commandLines().filter((line) => line.includes(rows[0]!.directory)),
+    [],
+  );
 });
 
 t.test('a taken port is named', async (t) => {
@@ -79,7 +86,15 @@ t.test('a taken port is named', async (t) => {
   await once(blocker, 'listening');
   t.teardown(() => blocker.close());
   const { port } = blocker.address() as net.AddressInfo;
-  const file = temporaryFile('c.yaml', JSON.stringify({ listen: { port }, ops: { port: 0 }, auth: { method: 'trust' }, databases: { '*': { hosts: ['127.0.0.1:1'] } } }));
+  const file = temporaryFile(
+    'c.yaml',
+    JSON.stringify({
+      listen: { port },
+      ops: { port: 0 },
+      auth: { method: 'trust' },
+      databases: { '*': { hosts: ['127.0.0.1:1'] } },
+    }),
+  );
   t.teardown(file.remove);
   const { status, stderr } = run('serve', '--config', file.path);
   t.equal(status, 1);
@@ -91,7 +106,12 @@ t.test('TERM lets a transaction finish, HUP reloads or keeps the old configurati
   t.teardown(() => postgres.stop());
   const port = await freePort();
   const config = (clientsMax: unknown) =>
-    JSON.stringify({ listen: { port, clientsMax }, ops: { port: 0 }, auth: { method: 'trust' }, databases: { '*': { hosts: [`127.0.0.1:${postgres.port}`], tls: { mode: 'disable' } } } });
+    JSON.stringify({
+      listen: { port, clientsMax },
+      ops: { port: 0 },
+      auth: { method: 'trust' },
+      databases: { '*': { hosts: [`127.0.0.1:${postgres.port}`], tls: { mode: 'disable' } } },
+    });
   const file = temporaryFile('c.yaml', config(10));
   t.teardown(file.remove);
   const { child, output } = await start(['serve', '--config', file.path], 'listening');
@@ -116,7 +136,15 @@ t.test('a second TERM ends at once', async (t) => {
   const postgres = await withPostgres();
   t.teardown(() => postgres.stop());
   const port = await freePort();
-  const file = temporaryFile('c.yaml', JSON.stringify({ listen: { port }, ops: { port: 0 }, auth: { method: 'trust' }, databases: { '*': { hosts: [`127.0.0.1:${postgres.port}`], tls: { mode: 'disable' } } } }));
+  const file = temporaryFile(
+    'c.yaml',
+    JSON.stringify({
+      listen: { port },
+      ops: { port: 0 },
+      auth: { method: 'trust' },
+      databases: { '*': { hosts: [`127.0.0.1:${postgres.port}`], tls: { mode: 'disable' } } },
+    }),
+  );
   t.teardown(file.remove);
   const { child, output } = await start(['serve', '--config', file.path], 'listening');
   const client = await connect(port);

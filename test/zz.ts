@@ -1,11 +1,34 @@
-import { RawClient } from './fixtures/raw.ts';
+import { describe, RawClient, send, types } from './fixtures/raw.ts';
 import { startProxy, withPostgres } from './fixtures/stack.ts';
+
 const postgres = await withPostgres();
 const proxy = await startProxy(postgres.port, { pool: { size: 1 } });
-const a = await RawClient.open(proxy.port), b = await RawClient.open(proxy.port);
-console.log(await a.rows(`SET statement_timeout='3s'`), await b.rows('SHOW statement_timeout'), await a.rows('SHOW statement_timeout'));
-console.log(await a.rows(`RESET statement_timeout`), await a.rows('SHOW statement_timeout'), await b.rows('RESET ALL'));
-a.end(); b.end();
-await new Promise(r => setTimeout(r, 300));
-console.log('bugs', proxy.bugs(), proxy.log.filter(l => l.includes('bug')).join('').slice(0, 3000));
-await proxy.stop(); await postgres.stop();
+const a = await RawClient.open(proxy.port);
+const { parse: P, bind: B, execute: E, sync: S, query: Q } = send;
+const run = async (...p: Buffer[]) => {
+  const m = await a.ask(p);
+  console.log(
+    types(m),
+    m
+      .filter((x) => x.type === 'E')
+      .map(describe)
+      .join(),
+  );
+};
+await run(P('x', 'SELECT 1'), P('y', 'SELECT 2'), S());
+await run(Q('DEALLOCATE x'));
+await run(B('', 'y'), E(''), S());
+await run(P('', 'DEALLOCATE PREPARE y'), B('', ''), E(''), S());
+await run(B('', 'y'), E(''), S());
+await run(Q('DEALLOCATE y'));
+a.end();
+console.log(
+  'bugs',
+  proxy.bugs(),
+  proxy.log
+    .filter((l) => l.includes('bug'))
+    .join('')
+    .slice(0, 3000),
+);
+await proxy.stop();
+await postgres.stop();

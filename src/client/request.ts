@@ -102,6 +102,11 @@ export class Requests {
   #portalReference: Referenced | null = null;
   /** The verdict of the statement that was sent last. */
   #last: Verdict = harmless;
+  /** Counts what ends a batch: Syncs and simple Queries. */
+  #batch = 0;
+  /** The batch in which a name was last given or given up; for the unnamed statement a number of its own. */
+  #changes: Map<string, number> | null = null;
+  #unnamedChange = -1;
   /** The client has gone: what is taken back now is nobody's. */
   #isEnded = false;
   /** RESET has been sent: hold what comes behind the message that ends its request. */
@@ -135,6 +140,7 @@ export class Requests {
       if (this.#isStreaming) server.forward(frame.source, frame.start, frame.end);
       return 'done';
     }
+    if (server.outstanding.isCopyOpen && !isCopyMessage(frame.type)) return this.#passRaw(frame, server);
     switch (frame.type) {
       case ClientMessage.Query:
         return this.#holdAfter(this.#onQuery(frame, server));
@@ -150,6 +156,7 @@ export class Requests {
       case ClientMessage.FunctionCall:
         return this.#onFunctionCall(frame, server);
       case ClientMessage.Sync:
+        this.#batch++;
         return this.#holdAfter(this.#pass('Sync', frame, server, null));
       case ClientMessage.Flush:
         server.forward(frame.source, frame.start, frame.end);
@@ -221,6 +228,13 @@ export class Requests {
     return 'done';
   }
 
+  /** Passes on what has no place here: the server will say so, and end the connection. */
+  #passRaw(frame: Frame, server: ServerConnection): Handled {
+    this.#isStreaming = true;
+    server.forward(frame.source, frame.start, frame.end);
+    return 'done';
+  }
+
   /** Passes a message on with another beginning: `head` is the message up to `frame.source[from]`, header included. */
   #passWith(
     kind: RequestKind,
@@ -265,7 +279,8 @@ export class Requests {
     this.#host.counts.queries++;
     this.#last = verdict;
     // A simple Query drops the unnamed statement and the unnamed portal ("Simple Query").
-    this.#unnamed = null;
+    const undo = this.#unnamed === null ? null : this.#dropUnnamed(server);
+    this.#batch++;
     this.#portal = harmless;
     server.unnamedId = 0;
     const stranger = verdict.effects?.reference ?? null;
@@ -280,7 +295,10 @@ export class Requests {
         server.send(encode.message(ClientMessage.Query, text));
       return 'done';
     }
-    if (reference === null) return this.#pass('Query', frame, server, this.#forgetting(verdict) ?? this.#ran(verdict));
+    if (reference === null) {
+      const note = this.#forgetting(verdict, server) ?? this.#ran(verdict);
+      return this.#pass('Query', frame, server, undo === null ? note : { ...note, ...undo(note) });
+    }
     const text = rename(source.subarray(start + HEADER, end), reference.effects.reference!, reference.statement.name);
     const note = this.#refer(verdict, reference, server);
     if (server.outstanding.push('Query', this.#host, 'forward', null, note))
@@ -292,6 +310,21 @@ export class Requests {
   #hideSequences({ effects }: Verdict, server: ServerConnection): void {
     if (!effects?.pins.includes('sequence') || !this.#host.isFresh) return;
     server.ask('DISCARD SEQUENCES', this.#host, null);
+  }
+
+  /** A simple Query drops the unnamed statement, unless it is skipped: gives what to add to its note. */
+  #dropUnnamed(server: ServerConnection): (note: Note | null) => Note {
+    const before = { unnamed: this.#unnamed, id: server.unnamedId };
+    this.#change('');
+    this.#unnamed = null;
+    return (note) => ({
+      dropped: (isSkipped) => {
+        note?.dropped?.(isSkipped);
+        if (!isSkipped) return;
+        this.#unnamed = before.unnamed;
+        server.unnamedId = before.id;
+      },
+    });
   }
 
   /** Makes sure that the server has what EXECUTE or DEALLOCATE in a simple Query names. False: it was asked for it. */
@@ -331,13 +364,18 @@ export class Requests {
   }
 
   /** DEALLOCATE ALL and DISCARD ALL free the names for what is sent behind them; taken back when they fail. */
-  #forgetting(verdict: Verdict): Note | null {
+  #forgetting(verdict: Verdict, server: ServerConnection): Note | null {
     if (!verdict.effects?.isForgetting) return null;
     const names = [...(this.#names ?? [])];
-    for (const [name, statement] of names) this.#undefine(name, statement);
+    for (const [name, statement] of names) {
+      this.#undefine(name, statement);
+      this.#change(name);
+    }
+    const present = server.statements.takeAll();
     return {
       done: () => this.#host.onRan(verdict, true),
       dropped: () => {
+        server.statements.putBack(present);
         for (const [name, statement] of names) this.#define(name, statement);
         this.#host.onRan(verdict, false);
       },
@@ -370,11 +408,13 @@ export class Requests {
     const name = source.toString('latin1', start + HEADER, nameEnd);
     this.#host.counts.clientParses++;
     if (name === '') return this.#onParseUnnamed(frame, nameEnd + 1, server);
+    if (this.#mustAwait(name, server)) return 'again';
     const known = this.#names?.get(name);
     if (known !== undefined) return this.#onParseAgain(name, known, source.subarray(nameEnd + 1, end), server);
     const statement = this.#find(source.subarray(nameEnd + 1, end));
     if (!this.#host.mayRun(statement.verdict)) return 'refused';
     if ((this.#names?.size ?? 0) >= NAMES_MAX) return this.#refuseName(server);
+    this.#change(name);
     this.#define(name, statement);
     this.#fresh ??= new Set();
     this.#fresh.add(name);
@@ -404,7 +444,7 @@ export class Requests {
         undo();
       },
     };
-    return this.#passWith(
+    const handled = this.#passWith(
       'Parse',
       header(ClientMessage.Parse, statement.name, statement.body.length),
       frame,
@@ -412,6 +452,18 @@ export class Requests {
       server,
       note,
     );
+    if (statement.description === null && handled === 'done') this.#learnDescription(statement, server);
+    return handled;
+  }
+
+  /** Clients may describe portals only: ask what the rows look like while the plan is the one that they will rely on. */
+  #learnDescription(statement: Statement, server: ServerConnection): void {
+    this.#inject('Describe', encode.aboutStatement(ClientMessage.Describe, statement.name), server, {
+      message: (type, bytes) => {
+        if (type === ServerMessage.RowDescription || type === ServerMessage.NoData)
+          statement.description ??= rowShape(bytes);
+      },
+    });
   }
 
   #find(body: Buffer): Statement {
@@ -451,6 +503,7 @@ export class Requests {
       if (reference.effects.reference!.command === 'execute') verdict = reference.statement.verdict;
     }
     this.#hideSequences(verdict, server);
+    this.#change('');
     const id = ++lastUnnamedId;
     const before = { unnamed: this.#unnamed, id: server.unnamedId };
     this.#unnamed = { id, body, verdict, reference };
@@ -466,6 +519,30 @@ export class Requests {
     if (reference === null) return this.#pass('Parse', frame, server, note);
     if (server.outstanding.push('Parse', this.#host, 'forward', null, note)) server.send(encode.parse('', body));
     return 'done';
+  }
+
+  /** What `name` stands for changes with a message of the present batch. */
+  #change(name: string): void {
+    if (name === '') this.#unnamedChange = this.#batch;
+    else {
+      this.#changes ??= new Map();
+      this.#changes.set(name, this.#batch);
+    }
+  }
+
+  /**
+   * An earlier batch, not answered yet, changes what `name` stands for: if it fails, it does not. True: the message must
+   * wait until that is known. (In its own batch a change fails together with what builds on it.)
+   */
+  #mustAwait(name: string, server: ServerConnection): boolean {
+    if (server.outstanding.size === 0) {
+      this.#changes = null;
+      return false;
+    }
+    const batch = name === '' ? this.#unnamedChange : this.#changes?.get(name);
+    if (batch === undefined || batch === -1 || batch === this.#batch || server.outstanding.isBatchOpen) return false;
+    this.#host.hold();
+    return true;
   }
 
   /** A name that is in use: let the server say so (42P05), under the client's name. */
@@ -575,12 +652,18 @@ export class Requests {
     this.#host.counts.binds++;
     const portal = source.toString('latin1', start + HEADER, portalEnd);
     if (nameEnd === portalEnd + 1) {
+      if (this.#mustAwait('', server)) return 'again';
+      const reference = this.#unnamed?.reference ?? null;
+      if (reference?.effects.reference?.command === 'execute' && !this.#prepare(reference.statement, server))
+        return 'again';
       this.#bringUnnamed(server);
       this.#setPortal(portal, this.#unnamed?.verdict ?? harmless);
       if (portal === '') this.#portalReference = this.#unnamed?.reference ?? null;
       return this.#pass('Bind', frame, server, null);
     }
-    const statement = this.#names?.get(source.toString('latin1', portalEnd + 1, nameEnd));
+    const clientName = source.toString('latin1', portalEnd + 1, nameEnd);
+    if (this.#mustAwait(clientName, server)) return 'again';
+    const statement = this.#names?.get(clientName);
     if (statement === undefined) return this.#passUnknown('Bind', portal, frame, portalEnd + 1, nameEnd, server);
     if (!this.#host.mayRun(statement.verdict)) return 'refused';
     this.#hideSequences(statement.verdict, server);
@@ -590,7 +673,7 @@ export class Requests {
     // A name that no server has makes the server raise an error, so that its transaction fails as it should.
     const name = isChanged ? `${statement.name}_changed` : statement.name;
     const rest = start + frame.size - (nameEnd + 1);
-    const note: Note = isChanged ? { replaceError: planChanged } : this.#planNote(statement, server);
+    const note: Note = isChanged ? { replaceError: planChanged } : this.#planNote(statement, clientName, server);
     return this.#passWith(
       'Bind',
       header(ClientMessage.Bind, `${portal}\0${name}`, rest),
@@ -602,7 +685,7 @@ export class Requests {
   }
 
   /** Watches for a plan that became invalid: then the statement is forgotten, so that the next Parse is real. */
-  #planNote(statement: Statement, server: ServerConnection): Note {
+  #planNote(statement: Statement, name: string, server: ServerConnection): Note {
     return {
       replaceError: (bytes) => {
         // Somebody has closed it behind our back: the next one to need it parses it again.
@@ -610,14 +693,9 @@ export class Requests {
         if (bytes.includes('C0A000\0') && bytes.includes('RRevalidateCachedQuery\0')) {
           this.#statements.forget(statement);
         }
-        return withName(bytes, statement.name, this.#nameOf(statement));
+        return withName(bytes, statement.name, name);
       },
     };
-  }
-
-  #nameOf(statement: Statement): string {
-    for (const [name, known] of this.#names ?? []) if (known === statement) return name;
-    return statement.name;
   }
 
   /** A statement that the client does not have: the server answers 26000, also when the name is one of ours. */
@@ -671,6 +749,8 @@ export class Requests {
     const nameEnd = stringEnd(source, start + HEADER + 1, end);
     if (!isStatement || nameEnd === -1) return this.#pass(kind, frame, server, null);
     const name = source.toString('latin1', start + HEADER + 1, nameEnd);
+    if (this.#mustAwait(name, server)) return 'again';
+    if (kind === 'Close') this.#change(name);
     if (name === '') {
       if (kind === 'Describe') this.#bringUnnamed(server);
       else {
@@ -680,7 +760,9 @@ export class Requests {
       return this.#pass(kind, frame, server, null);
     }
     const statement = this.#names?.get(name);
-    if (kind === 'Close') return this.#close(name, statement ?? null, server);
+    if (kind === 'Close' && (statement !== undefined || isOurs(name)))
+      return this.#close(name, statement ?? null, server);
+    if (kind === 'Close') return this.#pass(kind, frame, server, null);
     if (statement === undefined) return this.#passUnknown('Describe', null, frame, start + HEADER + 1, nameEnd, server);
     if (!this.#prepare(statement, server)) return 'again';
     const note: Note = { replaceError: (bytes) => withName(bytes, statement.name, name) };
@@ -715,7 +797,7 @@ export class Requests {
       verdict = this.#portals?.get(source.toString('latin1', start + HEADER, nameEnd)) ?? harmless;
     }
     this.#last = verdict;
-    return this.#pass('Execute', frame, server, this.#forgetting(verdict) ?? this.#ran(verdict));
+    return this.#pass('Execute', frame, server, this.#forgetting(verdict, server) ?? this.#ran(verdict));
   }
 
   /** Function Call names its function by oid. */
@@ -729,6 +811,20 @@ export class Requests {
 
 /** What a function does that is called by its oid is not known. */
 const functionCall: Verdict = { ...harmless, effects: pinning('function') };
+
+/** What a client may send while the server reads CopyData. */
+function isCopyMessage(type: number): boolean {
+  switch (type) {
+    case ClientMessage.CopyData:
+    case ClientMessage.CopyDone:
+    case ClientMessage.CopyFail:
+    case ClientMessage.Flush:
+    case ClientMessage.Sync:
+      return true;
+    default:
+      return false;
+  }
+}
 
 function isHarmless({ effects, shape }: Verdict): boolean {
   return effects === null && shape === null;
@@ -778,6 +874,7 @@ function withName(bytes: Buffer, ours: string, theirs: string): Buffer {
 function planChanged(bytes: Buffer): Buffer {
   const fields = new Map(readErrorFields(bytes.subarray(HEADER)));
   fields.set('C', '0A000').set('M', 'cached plan must not change result type');
-  for (const code of ['F', 'L', 'R']) fields.delete(code);
+  // Drivers know it by its routine, and prepare anew.
+  fields.set('F', 'plancache.c').set('R', 'RevalidateCachedQuery').delete('L');
   return encode.errorFields(fields);
 }

@@ -111,16 +111,20 @@ export class Session implements Waiter, RequestHost, Cancelable {
   #isBlocked = false;
   /** RESET was sent: what follows waits until this client's own defaults are in force again. */
   #isHolding = false;
-  /** Terminate has come; what was sent before it is being answered. */
+  /** Terminate (or a violation) has come; what was sent before it is being answered. */
   #isTerminating = false;
+  #lastWord: Refusal | null = null;
   /** A batch was refused: everything up to Sync is skipped. */
   #isSkipping = false;
   #isCorked = false;
   #isPaused = false;
   #pins: Set<PinReason> | null = null;
+  #isCounted = false;
   /** It has been pinned since its lease began. */
   #wasPinned = false;
   #touched: Set<string> | null = null;
+  /** Settings that its statements of SQL-level PREPARE touch. */
+  #prepared: string[] | null = null;
   #resets: Set<string> | null = null;
   #isProbeWanted = false;
   #pendingVerdicts = 0;
@@ -274,7 +278,11 @@ export class Session implements Waiter, RequestHost, Cancelable {
     if (this.#workingSince === 0 && server.outstanding.size > 0) this.#workingSince = this.#house.clock.now();
     if (handled === 'again') this.#held = { ...message };
     else if (handled === 'refused') this.#refusePin(message);
-    else if (handled !== 'done') this.#end(fatal(SqlState.ProtocolViolation, handled.bad));
+    else if (handled !== 'done') {
+      this.#lastWord = fatal(SqlState.ProtocolViolation, handled.bad);
+      if (server.outstanding.size === 0) this.#end(this.#lastWord);
+      else this.#isTerminating = true;
+    }
   }
 
   /** A message while no server is held: most need one. */
@@ -433,15 +441,26 @@ export class Session implements Waiter, RequestHost, Cancelable {
   onProgress(): void {
     this.#guard('progress', () => {
       const { server } = this;
+      if (server?.outstanding.isLost) return this.#onDesync(server);
       if (server !== null && server.outstanding.size === 0) this.#onQuiet(server);
       this.#pump();
     });
+  }
+
+  /** A reply came that fits nothing: what would follow could be anybody's. */
+  #onDesync(server: ServerConnection): void {
+    server.isDoomed = true;
+    this.#pin('desync');
+    this.#end(
+      fatal(SqlState.InternalError, 'the server sent a reply that does not fit any request', { hint: 'connect again' }),
+    );
   }
 
   /** The server owes nothing at the moment. */
   #onQuiet(server: ServerConnection): void {
     const { outstanding } = server;
     const now = this.#house.clock.now();
+    if (this.#held !== null) this.#isHolding = false; // It waited for just this.
     if (this.#workingSince > 0) {
       this.counts.queryMs += now - this.#workingSince;
       this.#workingSince = 0;
@@ -449,8 +468,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
       this.changedAt = now;
     }
     if (this.state !== 'active') return;
-    if (this.#isTerminating) return this.#leave();
-    if (outstanding.isLost) return this.#pin('desync');
+    if (this.#isTerminating) return this.#lastWord === null ? this.#leave() : this.#end(this.#lastWord);
+    if (outstanding.isAmbiguous) this.#pin('desync');
     if (!outstanding.isQuiet || this.#isBlocked || this.#held !== null || this.#reader.isInside) return;
     if (outstanding.status !== Status.Idle) {
       this.#isHolding = false; // In a transaction RESET leads to the server's default until its end.
@@ -475,6 +494,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     const server = this.server!;
     this.counts.transactionMs += this.#house.clock.now() - this.#leasedAt;
     this.server = null;
+    this.#uncount();
     this.#become('idle');
     server.uncork();
     if (!this.#wasPinned) return this.pool.giveBack(server);
@@ -504,6 +524,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
   }
 
   onTag(tag: string): void {
+    // Plans of what DDL has changed are made anew for whoever prepares from here on.
+    if (tag.startsWith('ALTER ') || tag.startsWith('DROP ')) this.pool.statements.forgetAll();
     if (tag !== 'DISCARD ALL' && tag !== 'DEALLOCATE ALL') return;
     this.#requests.forgetNames();
     if (tag === 'DEALLOCATE ALL') return;
@@ -566,7 +588,22 @@ export class Session implements Waiter, RequestHost, Cancelable {
     if (verdict.effects === null && verdict.shape === null) return true;
     const effects = verdict.shape?.state === 'known' ? effectsOf(verdict, this.pool.catalog) : verdict.effects;
     if (effects === null || !(effects.isProbed || effects.pins.length > 0)) return true;
-    return !this.isFresh || this.pool.pinned < this.pool.pinnedMax;
+    if (this.isFresh && this.pool.pinned >= this.pool.pinnedMax) return false;
+    this.#count();
+    return true;
+  }
+
+  /** This client counts as pinned, from the statement that is likely to pin it to the end of the lease. */
+  #count(): void {
+    // Mode session is asked for, not suffered: it does not count against pinnedMax.
+    if (this.#isCounted || this.pool.config.mode === 'session') return;
+    this.#isCounted = true;
+    this.pool.pinned++;
+  }
+
+  #uncount(): void {
+    if (this.#isCounted) this.pool.pinned--;
+    this.#isCounted = false;
   }
 
   get planSettings(): string {
@@ -612,6 +649,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
 
   #absorb(effects: Effects): void {
     for (const name of effects.settings) this.#touch(name);
+    if (effects.isPreparing) this.#prepared = [...(this.#prepared ?? []), ...effects.settings];
+    if (effects.reference?.command === 'execute') for (const name of this.#prepared ?? []) this.#touch(name);
     for (const name of effects.resets) this.#reset(name);
     if (effects.isResetAll) {
       for (const name of [...this.settings.custom.keys(), ...this.#startup.custom.keys()]) this.#reset(name);
@@ -637,8 +676,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
   #pin(reason: PinReason): void {
     if (this.#pins?.has(reason)) return;
     if (this.#pins === null) {
-      // Mode session is asked for, not suffered: it does not count against pinnedMax.
-      if (this.pool.config.mode !== 'session') this.pool.pinned++;
+      this.#count();
       this.#pins = new Set();
       this.#wasPinned = true;
     }
@@ -653,8 +691,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
   }
 
   #releasePins(): void {
-    if (this.#pins !== null && !this.#pins.has('session')) this.pool.pinned--;
     this.#pins = null;
+    this.#uncount();
   }
 
   /** Asks the server what the transaction has left behind, and makes it so for this client and this server. */

@@ -84,6 +84,8 @@ export class Outstanding<Owner> {
   #hasCopyData = false;
   /** A Sync was sent in the middle of CopyData: whether the server counts it depends on when a COPY fails. */
   #hasLooseSync = false;
+  /** It cannot be known whether a Sync sent amid CopyData counts: the server must not serve anyone else any more. */
+  isAmbiguous = false;
   /** Replies can no longer be told apart: pass everything to the holder, then close the server. */
   isLost = false;
   #ending: Ending | 'warned' = 'stays';
@@ -96,6 +98,11 @@ export class Outstanding<Owner> {
 
   get size(): number {
     return this.#queue.length - this.#read;
+  }
+
+  /** The server reads CopyData, and the end of the data has not been sent. */
+  get isCopyOpen(): boolean {
+    return this.isCopyIn && !this.#isCopyEnded;
   }
 
   /** The server owes nothing and has no transaction open: it may serve someone else. */
@@ -183,7 +190,8 @@ export class Outstanding<Owner> {
     if (type === ServerMessage.NotificationResponse) return 'holder';
     if (isAsynchronous(type)) return head !== null && head.action === 'swallow' ? 'swallow' : 'holder';
     if (head === null || this.isLost) {
-      if (type !== ServerMessage.ErrorResponse) this.isLost = true;
+      if (type !== ServerMessage.ErrorResponse && !(this.isAmbiguous && type === ServerMessage.ReadyForQuery))
+        this.isLost = true;
       return 'holder';
     }
     if (type === ServerMessage.ReadyForQuery) this.status = status;
@@ -197,7 +205,7 @@ export class Outstanding<Owner> {
   }
 
   #beginError(head: Entry<Owner>): Delivery {
-    if (this.isCopyIn && this.#hasLooseSync) this.isLost = true;
+    if (this.isCopyIn && this.#hasLooseSync) this.isAmbiguous = true;
     this.#ending = endsWithReady(head.kind) ? 'warned' : 'failed';
     return head.action === 'forward' || head.note?.errorIsForward === true ? 'forward' : 'swallow';
   }

@@ -28,7 +28,7 @@ export interface Owner {
   onWritable(): void;
   /** The server reported a parameter, not in answer to a request of the proxy itself. */
   onParameter(name: string, value: string): void;
-  /** A command ended with a tag that starts with D (DISCARD ALL, DEALLOCATE ALL, …). */
+  /** A command ended with a tag that begins with A or D (ALTER TABLE, DISCARD ALL, …). */
   onTag(tag: string): void;
   /** The connection is gone and taken from its pool. `isTold`: the server's own FATAL has been delivered. */
   onLost(reason: string, isTold: boolean): void;
@@ -49,6 +49,8 @@ export interface TrafficCounts {
 const WHOLE_MAX = 1024 * 1024;
 const HEADER = 5;
 const MESSAGE_MAX = 0x40000000 + HEADER; // What Postgres itself can build (MaxAllocSize).
+/** Tags that matter begin with these: ALTER …, DEALLOCATE ALL, DISCARD ALL, DROP …. */
+const LETTER_A = 0x41;
 const LETTER_D = 0x44;
 
 const frame = emptyFrame();
@@ -311,7 +313,8 @@ export class ServerConnection implements Link<ServerConnection> {
         this.#onParameter(source.subarray(start + HEADER, end));
         return false;
       case ServerMessage.CommandComplete:
-        if (source[start + HEADER] === LETTER_D) this.#onTag(source.toString('latin1', start + HEADER, end - 1));
+        if (source[start + HEADER] === LETTER_D || source[start + HEADER] === LETTER_A)
+          this.#onTag(source.toString('latin1', start + HEADER, end - 1));
         return false;
       case ServerMessage.ReadyForQuery:
         if (this.#delivery === 'forward' && source[start + HEADER] === Status.Idle) this.#counts.transactions++;

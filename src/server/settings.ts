@@ -11,6 +11,7 @@
  * Names and values are Latin-1 strings: the bytes that came over the wire.
  */
 import { LRUCache } from 'lru-cache';
+import { spell } from './spelling.ts';
 
 export interface Settings {
   /** Reported parameters by their reported name, with the server's spelling of the value. */
@@ -81,7 +82,7 @@ export class SettingsBook {
     for (const [name, value] of asked) {
       const known = reportedName(base, name);
       if (known === null) custom.set(name.toLowerCase(), value);
-      else reported.set(known, value);
+      else reported.set(known, spell(known, value, base.reported.get(known) ?? ''));
     }
     return this.intern(reported, custom);
   }

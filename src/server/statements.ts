@@ -88,6 +88,11 @@ export class StatementBook {
     this.#unused.delete(statement.key);
   }
 
+  /** As `forget`, for all. */
+  forgetAll(): void {
+    for (const statement of [...this.#used.values(), ...this.#unused.values()]) this.forget(statement);
+  }
+
   get size(): number {
     return this.#used.size + this.#unused.size;
   }
@@ -147,6 +152,18 @@ export class ServerStatements {
   /** The server dropped all that it had (DEALLOCATE ALL, DISCARD ALL); what was sent after that comes later. */
   clear(): void {
     for (const [statement, state] of this.#present) if (state !== 'pending') this.#present.delete(statement);
+  }
+
+  /** DEALLOCATE ALL is on its way: from here on the server has none. */
+  takeAll(): Statement[] {
+    const all = [...this.#present.keys()];
+    this.#present.clear();
+    return all;
+  }
+
+  /** It has failed. */
+  putBack(statements: readonly Statement[]): void {
+    for (const statement of statements) this.#present.set(statement, 'ready');
   }
 
   /** The statement to close before another can be added, or null while there is room. */

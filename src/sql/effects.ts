@@ -68,6 +68,8 @@ export interface Effects {
   isChecked: boolean;
   /** May have undone such a thing. */
   isUndoing: boolean;
+  /** The settings are touched by a PREPAREd statement: at each EXECUTE, which does not show it. */
+  isPreparing: boolean;
   /** Is DEALLOCATE ALL or DISCARD ALL, and nothing else. */
   isForgetting: boolean;
   pins: readonly PinReason[];
@@ -88,6 +90,7 @@ interface Draft {
   isProbed: boolean;
   isChecked: boolean;
   isUndoing: boolean;
+  isPreparing: boolean;
   isForgetting: boolean;
   pins: PinReason[];
   reference: Reference | null;
@@ -105,6 +108,7 @@ const blank = (): Draft => ({
   isProbed: false,
   isChecked: false,
   isUndoing: false,
+  isPreparing: false,
   isForgetting: false,
   pins: [],
   reference: null,
@@ -146,6 +150,7 @@ export function mergeEffects(a: Effects | null, b: Effects | null): Effects | nu
     isProbed: a.isProbed || b.isProbed,
     isChecked: a.isChecked || b.isChecked,
     isUndoing: a.isUndoing || b.isUndoing,
+    isPreparing: a.isPreparing || b.isPreparing,
     isForgetting: a.isForgetting && b.isForgetting,
     pins: [...new Set([...a.pins, ...b.pins])],
     reference: a.reference ?? b.reference,
@@ -161,6 +166,7 @@ export function pinning(...pins: PinReason[]): Effects {
     isProbed: false,
     isChecked: false,
     isUndoing: false,
+    isPreparing: false,
     isForgetting: false,
     pins,
     reference: null,
@@ -296,7 +302,7 @@ function findInPrepare(tokens: Tokens, first: number, end: number): void {
   const { settings } = mark();
   const before = settings.length;
   findInExpressions(tokens, at, end);
-  if (settings.length > before) mark().pins.push('setting'); // At each EXECUTE, which does not show it.
+  if (settings.length > before) mark().isPreparing = true;
 }
 
 function findReference(command: Reference['command'], tokens: Tokens, at: number): void {
@@ -502,8 +508,20 @@ function findSetConfig(tokens: Tokens, open: number): void {
   // Named notation may have any order: f(a => 1).
   if (name !== null && isLocal(tokens, open)) return;
   if (name === null && tokens.kinds[open + 1] === Token.Parameter && isLocal(tokens, open)) return;
-  if (name !== null && tokens.kinds[open + 2] === Token.Comma) touch(name.toLowerCase());
+  const asked = name ?? nameInWhere(tokens, open);
+  if (asked !== null && tokens.kinds[open + 2] === Token.Comma) touch(asked.toLowerCase());
   else mark().pins.push('setting');
+}
+
+/** What pg_dump writes: set_config(name, '…', false) FROM pg_settings WHERE name = '…'. */
+function nameInWhere(tokens: Tokens, open: number): string | null {
+  if (!tokens.is(open + 1, 'name')) return null;
+  for (let at = open; at + 3 < tokens.count; at++) {
+    if (!tokens.is(at, 'where') || !tokens.is(at + 1, 'name') || tokens.text(at + 2) !== '=') continue;
+    const isLast = at + 4 >= tokens.count || tokens.kinds[at + 4] === Token.Semicolon;
+    return isLast ? tokens.literal(at + 3) : null;
+  }
+  return null;
 }
 
 function isLocal(tokens: Tokens, open: number): boolean {

@@ -76,7 +76,7 @@ t.test('effects are found, in any statement of a text and however it is written'
     ["UPDATE pg_settings SET setting = 'x' WHERE name = 'y'", { pins: ['setting'] }],
     ['DISCARD ALL', { isProbed: true }],
     ["SET session.tenant = 'x'", { settings: ['session.tenant'] }],
-    ["SET local.x TO 1; SET time.x = 1; SET seed.x = 1", { settings: ['local.x', 'time.x', 'seed.x'], pins: [] }],
+    ['SET local.x TO 1; SET time.x = 1; SET seed.x = 1', { settings: ['local.x', 'time.x', 'seed.x'], pins: [] }],
     ["SELECT set_config('seed', '0.5', false)", { pins: ['seed'] }],
     ["SELECT E'a'\n'\\'', pg_advisory_lock(1), 'z'", { isProbed: true }],
     ["SELECT E'a'\n  -- comment\n '\\'', pg_advisory_lock(1), 'z', pg_advisory_lock(2)", { isProbed: true }],

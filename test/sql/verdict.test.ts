@@ -22,7 +22,9 @@ t.test('the parser tells functions from what only looks like one', async (t) => 
     t.match(effectsOf(await settled(sql), null), { pins: [], isProbed: false, isChecked: true }, sql);
   }
   t.equal(effectsOf(await settled('ALTER TABLE weir_a ADD c varchar(10) DEFAULT lower(now()::text)'), null), null);
-  t.match(effectsOf(await settled(String.raw`SELECT U&"set\005fconfig"('a', 'b', false)`), null), { pins: ['function'] });
+  t.match(effectsOf(await settled(String.raw`SELECT U&"set\005fconfig"('a', 'b', false)`), null), {
+    pins: ['function'],
+  });
   t.match(effectsOf(await settled('SELECT my_function(1)'), null), { pins: ['function'] });
   t.match(effectsOf(await settled('CALL p(1)'), null), { pins: ['function'] });
   t.match(effectsOf(await settled('SELECT 1 AS a INTO TEMP x'), null), { isProbed: true });

@@ -95,7 +95,10 @@ const queries = fc.oneof(
     weight: 2,
     arbitrary: fc.array(fc.constantFrom(...plain), { minLength: 2, maxLength: 3 }).map((parts) => parts.join('; ')),
   },
-  { weight: 1, arbitrary: fc.constantFrom('DISCARD ALL', 'PREPARE own AS SELECT 7', 'EXECUTE own', 'DEALLOCATE own', 'UNLISTEN *') },
+  {
+    weight: 1,
+    arbitrary: fc.constantFrom('DISCARD ALL', 'PREPARE own AS SELECT 7', 'EXECUTE own', 'DEALLOCATE own', 'UNLISTEN *'),
+  },
 );
 
 /** A message, or a few that belong together; printed as a call. */
@@ -331,6 +334,8 @@ for (const size of [1, 2]) {
     const property = fc.asyncProperty(cases, async (each) => {
       const marks: number[] = [];
       const wanted = await play(postgres.port, each, marks);
+      // After a simple Query in a batch, Postgres 18 fails the next command with XX000.
+      if (wanted.some((line) => line.includes('unexpected state STARTED'))) return;
       let got: string[];
       try {
         got = await play(crowd.proxy.port, each, marks);

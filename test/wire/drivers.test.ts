@@ -11,7 +11,7 @@ import QueryStream from 'pg-query-stream';
 import postgresjs from 'postgres';
 import t, { type Test } from 'tap';
 import { cleanEnvironment, findProgram, skip, succeeds } from '../fixtures/drivers/programs.ts';
-import { RawClient } from '../fixtures/raw.ts';
+import { RawClient, send, sqlstates, types } from '../fixtures/raw.ts';
 import { connect, type Proxy as Pgweir, startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
 const CLIENTS = 8;
@@ -497,6 +497,42 @@ inEachMode('postgres.js: a prepared statement whose table has changed heals by i
     return answers;
   };
   t.same(await story(proxy.port), await story(postgres.port));
+});
+
+t.test('JDBC: a statement of which only portals were described is refused when its table has changed', async (t) => {
+  const proxy = await startProxy(postgres.port, { pool: { size: 2 } });
+  t.teardown(() => proxy.stop());
+  const direct = await join(t, postgres.port);
+  /** As pgjdbc does it: described once, through the portal; the columns are remembered from then on. */
+  const story = async (port: number, blockers: pg.Client[]) => {
+    await direct.query('DROP TABLE IF EXISTS changing');
+    await direct.query('CREATE TABLE changing AS SELECT 1 AS a');
+    const client = await RawClient.open(port);
+    t.teardown(() => client.end());
+    const text = 'SELECT changing.*, pg_backend_pid() FROM changing';
+    const first = await client.ask([
+      send.parse('S_1', text),
+      send.bind('', 'S_1'),
+      send.describe('P', ''),
+      send.execute(''),
+      send.sync(),
+    ]);
+    t.equal(types(first), '12TDCZ');
+    const pids: number[] = [];
+    for (const blocker of blockers) {
+      await blocker.query('BEGIN');
+      pids.push((await blocker.query('SELECT pg_backend_pid() AS pid')).rows[0].pid);
+    }
+    const row = first.find(({ type }) => type === 'D')!.body.toString('latin1');
+    await blockers[pids.findIndex((pid) => !row.includes(`${pid}`))]?.query('COMMIT');
+    await direct.query('ALTER TABLE changing ADD b int DEFAULT 2');
+    const second = await client.ask([send.bind('', 'S_1'), send.execute(''), send.sync()]);
+    return { types: types(second), sqlstates: sqlstates(second) };
+  };
+  const blockers = await together(2, () => join(t, proxy.port));
+  const theirs = await story(postgres.port, []);
+  t.same(theirs.sqlstates, ['0A000']);
+  t.same(await story(proxy.port, blockers), theirs, 'no row of another shape than was described');
 });
 
 t.test('postgres.js: it heals, too, when another server than before meets the changed table', async (t) => {

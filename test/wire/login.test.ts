@@ -52,7 +52,21 @@ for (const [name, subject] of [
 
 /** A certificate that no authority has signed. */
 function selfSigned(subject: string) {
-  openssl('req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-keyout', 'forged.key', '-out', 'forged.pem', '-subj', subject);
+  openssl(
+    'req',
+    '-x509',
+    '-newkey',
+    'rsa:2048',
+    '-nodes',
+    '-days',
+    '2',
+    '-keyout',
+    'forged.key',
+    '-out',
+    'forged.pem',
+    '-subj',
+    subject,
+  );
   return { cert: readFileSync(path('forged.pem'), 'utf8'), key: readFileSync(path('forged.key'), 'utf8') };
 }
 
@@ -183,7 +197,11 @@ t.test('TLS towards clients, with and without a certificate of theirs', async (t
     'a certificate for another user',
   );
   const forged = selfSigned('/CN=postgres');
-  await t.rejects(connect(strict.port, { ssl: { ca, host: 'localhost', ...forged } }), { code: '28000' }, 'signed by nobody');
+  await t.rejects(
+    connect(strict.port, { ssl: { ca, host: 'localhost', ...forged } }),
+    { code: '28000' },
+    'signed by nobody',
+  );
   t.equal(proxy.bugs() + strict.bugs(), 0);
 });
 

@@ -191,6 +191,24 @@ exchange('what a discarded pipeline would have prepared does not exist', 'EZEZ1Z
   ...[P('x', 'SELECT 5'), S],
 ]);
 
+exchange('what a discarded pipeline would have prepared does not exist in the middle of the next', 'EZ12DCEZ12DCEZ', [
+  ...[B('', 'unknown'), P('x', 'SELECT 3'), S],
+  ...[P('', 'SELECT 1'), B('', ''), E(''), B('', 'x'), S],
+  ...[P('', 'SELECT 1'), B('', ''), E(''), D('S', 'x'), S],
+]);
+
+exchange('a Close that is discarded leaves the statement, also for the middle of the next pipeline', '1ZEZ12DC2DCZ', [
+  ...[P('x', 'SELECT 3'), S],
+  ...[B('', 'unknown'), C('S', 'x'), S],
+  ...[P('', 'SELECT 1'), B('', ''), E(''), B('', 'x'), E(''), S],
+]);
+
+exchange('RESET that is discarded holds nothing up', 'EZ12CEZTDCZ', [
+  ...[B('', 'unknown'), Q('RESET ALL'), S],
+  ...[P('', 'RESET work_mem'), B('', ''), E(''), D('S', 'unknown'), Q('SELECT 1'), S],
+  Q('SELECT 2'),
+]);
+
 exchange('a Close that is discarded leaves the statement', '1ZEZ2DCZ', [
   ...[P('x', 'SELECT 3'), S],
   ...[B('', 'unknown'), C('S', 'x'), S],
@@ -289,11 +307,18 @@ exchange('a simple Query in a failed batch is discarded', 'EZTDCZ', [
   Q('SELECT 2'),
 ]);
 
-exchange('a simple Query in a good batch is part of it', '12CTDCZTDCZZTDCZ', [
+exchange('a simple Query in a good batch is part of it', '12CTDCZTDCZZ', [
   ...[P('', `INSERT INTO sink VALUES (1, 'x')`), B('', ''), E(''), Q('SELECT 1')],
   ...[Q('SELECT id FROM sink'), S],
-  Q('SELECT id FROM sink'),
 ]);
+
+// Postgres 18 is left muddled by this: its next command fails with XX000, "unexpected state STARTED".
+scenario('a server is not given to others after a simple Query in a batch', '12DCTDCZZTDCZTDCZ', async (side) => {
+  const [one, two] = [await side.open(), await side.open()];
+  const messages = await one.ask([P('', 'SELECT 1'), B('', ''), E(''), Q('SELECT 2'), S], 2);
+  for (let turn = 0; turn < 2; turn++) messages.push(...(await two.ask(Q('SELECT 3'))));
+  return messages;
+});
 
 exchange('a simple Query that fails in a good batch takes back what the batch did', '12CEZTCZ', [
   ...[P('', `INSERT INTO sink VALUES (1, 'x')`), B('', ''), E(''), Q('SELECT 1/0')],
@@ -708,6 +733,22 @@ scenario(
   },
 );
 
+exchanges(
+  'names of PREPARE and of the protocol are one',
+  ['1Z', 'EZ', 'CZ', 'EZ', '2DCZ', '3Z', 'EZ'],
+  [
+    [P('x', 'SELECT 1'), S],
+    [Q('PREPARE x AS SELECT 2')],
+    [Q('PREPARE y AS SELECT 3')],
+    [P('y', 'SELECT 4'), S],
+    [B('', 'y'), E(''), S],
+    [C('S', 'y'), S],
+    [Q('EXECUTE y')],
+  ],
+  {},
+  true,
+);
+
 // --- Changed plans ----------------------------------------------------------------------------------------------
 
 for (const place of ['on the same server', 'on another server'] as const) {
@@ -744,6 +785,7 @@ scenario('who prepares after the change never sees 0A000', '1Z2DCZCZ1Z2DCZ31Z2DC
 scenario('a table made anew with the same columns changes no plan', '1Z2DCZCCCZ2DCZ2DCZ', async (side) => {
   const client = await side.open();
   const messages = await client.ask([P('x', 'SELECT n FROM counters'), S]);
+  await client.ask([D('S', 'x'), S]); // The oid of the table differs from run to run.
   messages.push(...(await client.ask([B('', 'x'), E(''), S])));
   messages.push(
     ...(await client.ask(Q('DROP TABLE counters; CREATE TABLE counters (n int); INSERT INTO counters VALUES (2)'))),
@@ -763,6 +805,7 @@ scenario(
     for (const client of [await side.open(), await side.open()]) {
       messages.push(...(await client.ask(Q('CREATE TEMP TABLE mine (id int)'))));
       messages.push(...(await client.ask([P('x', 'SELECT id FROM mine'), S])));
+      await client.ask([D('S', 'x'), S]); // The oid of the table differs from run to run.
       messages.push(...(await client.ask([B('', 'x'), E(''), S])));
     }
     return messages;
@@ -1223,7 +1266,6 @@ for (const [name, steps, answers] of [
     [0],
   ],
   ['an unknown option in 3.2', [[startup(Version.v3_2, [...NAMES, ['_pq_.unknown', '1']])]], [0]],
-  ['protocol 2', [[startup(0x00020000, NAMES)]], [0]],
   ['protocol 4', [[startup(0x00040000, NAMES)]], [0]],
   ['SSLRequest, then startup', [[sslRequest], [startup(Version.v3_0, NAMES)]], [0, 1]],
   ['GSSENCRequest, SSLRequest, then startup', [[gssRequest], [sslRequest], [startup(Version.v3_0, NAMES)]], [0, 1, 2]],
@@ -1231,7 +1273,6 @@ for (const [name, steps, answers] of [
   ['SSLRequest twice', [[sslRequest], [sslRequest], [startup(Version.v3_0, NAMES)]], [0, 1, 2]],
   ['a startup byte by byte', [bytewise(startup(Version.v3_0, NAMES))], [0]],
   ['SSLRequest and startup byte by byte', [bytewise(sslRequest), bytewise(startup(Version.v3_2, NAMES))], [0, 1]],
-  ['a packet that is too long', [[int32(20_000)]], [0]],
   ['a packet without its last zero', [[Buffer.concat([int32(13), int32(Version.v3_0), Buffer.from('user\0')])]], [0]],
 ] as [string, Buffer[][], number[]][]) {
   t.test(`the greeting after ${name}`, async (t) => {
