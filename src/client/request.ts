@@ -143,7 +143,7 @@ export class Requests {
     if (server.outstanding.isCopyOpen && !isCopyMessage(frame.type)) return this.#passRaw(frame, server);
     switch (frame.type) {
       case ClientMessage.Query:
-        return this.#holdAfter(this.#onQuery(frame, server));
+        return this.#onQuery(frame, server);
       case ClientMessage.Parse:
         return this.#onParse(frame, server);
       case ClientMessage.Bind:
@@ -279,6 +279,8 @@ export class Requests {
     this.#host.counts.queries++;
     this.#last = verdict;
     // A simple Query drops the unnamed statement and the unnamed portal ("Simple Query").
+    // In an open batch a Query may be skipped: then only Sync ends what came before.
+    const endsBatch = !server.outstanding.isBatchOpen && !server.outstanding.isDiscarding;
     const undo = this.#unnamed === null ? null : this.#dropUnnamed(server);
     this.#batch++;
     this.#portal = harmless;
@@ -297,7 +299,8 @@ export class Requests {
     }
     if (reference === null) {
       const note = this.#forgetting(verdict, server) ?? this.#ran(verdict);
-      return this.#pass('Query', frame, server, undo === null ? note : { ...note, ...undo(note) });
+      const handled = this.#pass('Query', frame, server, undo === null ? note : { ...note, ...undo(note) });
+      return endsBatch ? this.#holdAfter(handled) : handled;
     }
     const text = rename(source.subarray(start + HEADER, end), reference.effects.reference!, reference.statement.name);
     const note = this.#refer(verdict, reference, server);
@@ -651,6 +654,7 @@ export class Requests {
     }
     this.#host.counts.binds++;
     const portal = source.toString('latin1', start + HEADER, portalEnd);
+    this.#setPortal(portal, harmless);
     if (nameEnd === portalEnd + 1) {
       if (this.#mustAwait('', server)) return 'again';
       const reference = this.#unnamed?.reference ?? null;
@@ -753,10 +757,11 @@ export class Requests {
     if (kind === 'Close') this.#change(name);
     if (name === '') {
       if (kind === 'Describe') this.#bringUnnamed(server);
-      else {
-        this.#unnamed = null;
+      else if (this.#unnamed !== null) {
+        const undo = this.#dropUnnamed(server)(null);
         server.unnamedId = 0;
-      }
+        return this.#pass(kind, frame, server, undo);
+      } else server.unnamedId = 0;
       return this.#pass(kind, frame, server, null);
     }
     const statement = this.#names?.get(name);
