@@ -131,6 +131,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
   /** Monotonic ms since when the server owes something, or 0. */
   #workingSince = 0;
   #leasedAt = 0;
+  /** Monotonic ms when the transaction that is open, or was last, began. */
+  #beganAt = 0;
   #canceledAt = 0;
   /** Cancelled before its request reached a server. */
   #isCancelWanted = false;
@@ -274,8 +276,12 @@ export class Session implements Waiter, RequestHost, Cancelable {
       else this.#isTerminating = true;
       return;
     }
+    const wasFree = server.outstanding.isFree;
     const handled = this.#requests.handle(message, server);
-    if (this.#workingSince === 0 && server.outstanding.size > 0) this.#workingSince = this.#house.clock.now();
+    if (this.#workingSince === 0 && server.outstanding.size > 0) {
+      this.#workingSince = this.#house.clock.now();
+      if (wasFree) this.#beganAt = this.#workingSince;
+    }
     if (handled === 'again') this.#held = { ...message };
     else if (handled === 'refused') this.#refusePin(message);
     else if (handled !== 'done') {
@@ -801,7 +807,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
           'terminating connection due to idle-in-transaction timeout (pool.idleInTransactionMax)',
         ),
       );
-    } else if (this.isInTransaction && config.transactionMax > 0 && now - this.#leasedAt > config.transactionMax) {
+    } else if (this.isInTransaction && config.transactionMax > 0 && now - this.#beganAt > config.transactionMax) {
       this.#end(
         fatal(SqlState.TransactionTimeout, 'terminating connection due to transaction timeout (pool.transactionMax)'),
       );
