@@ -90,7 +90,9 @@ async function measure(): Promise<void> {
       },
     }),
   );
-  const proxy = spawn(process.execPath, ['dist/cli.js', 'serve', '-c', config], { stdio: 'inherit' });
+  // As `pgweir`, `npm start` and the image run it.
+  const flags = [`--max-semi-space-size=${process.env.SEMI_SPACE ?? 8}`];
+  const proxy = spawn(process.execPath, [...flags, 'dist/cli.js', 'serve', '-c', config], { stdio: 'inherit' });
   await untilListening(port);
   const before = rssKib(proxy.pid!);
   const clients = fork(fileURLToPath(import.meta.url), ['clients', String(port)], { execArgv: process.execArgv });

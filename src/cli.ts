@@ -1,4 +1,4 @@
-#!/usr/bin/env node
+#!/usr/bin/env -S node --max-semi-space-size=8
 /** The command line: commands and flags, no logic. Everything that runs is app (or config, for check and schema). */
 import { resolve } from 'node:path';
 import { Command } from 'commander';

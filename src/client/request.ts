@@ -323,7 +323,7 @@ export class Requests {
     return (note) => ({
       dropped: (isSkipped) => {
         note?.dropped?.(isSkipped);
-        if (!isSkipped) return;
+        if (!isSkipped || this.#unnamed !== null) return;
         this.#unnamed = before.unnamed;
         server.unnamedId = before.id;
       },
@@ -515,8 +515,8 @@ export class Requests {
     const note: Note = {
       dropped: (isSkipped) => {
         // Parse drops the unnamed statement before it looks at the text; a Parse that is skipped drops nothing.
-        this.#unnamed = isSkipped ? before.unnamed : null;
-        server.unnamedId = isSkipped ? before.id : 0;
+        if (this.#unnamed?.id === id) this.#unnamed = isSkipped ? before.unnamed : null;
+        if (server.unnamedId === id) server.unnamedId = isSkipped ? before.id : 0;
       },
     };
     if (reference === null) return this.#pass('Parse', frame, server, note);

@@ -29,7 +29,9 @@ const fixed = new Set(['in_hot_standby', 'integer_datetimes', 'is_superuser', 's
 /** Who one is decides what one may set: given up first, taken on last. */
 const identity = ['role', 'session_authorization'];
 
+/** Settings kept for others to share, in number and in characters; what exceeds this is merely not shared. */
 const INTERNED_MAX = 5_000;
+const INTERNED_CHARACTERS_MAX = 8 * 1024 * 1024;
 /** More settings than this on one session are not tracked but pinned. */
 export const CUSTOM_MAX = 200;
 
@@ -47,7 +49,11 @@ function planKeyOf(reported: ReadonlyMap<string, string>, custom: ReadonlyMap<st
 
 /** Makes Settings, giving equal ones the same identity. One book per pool. */
 export class SettingsBook {
-  readonly #interned = new LRUCache<string, Settings>({ max: INTERNED_MAX });
+  readonly #interned = new LRUCache<string, Settings>({
+    max: INTERNED_MAX,
+    maxSize: INTERNED_CHARACTERS_MAX,
+    sizeCalculation: ({ key }) => key.length,
+  });
 
   intern(reported: ReadonlyMap<string, string>, custom: ReadonlyMap<string, string>): Settings {
     const key = keyOf(reported, custom);

@@ -1,5 +1,5 @@
 /** protocol/encode: what we originate is what pg-protocol, the oracle, reads. */
-import { Parser } from 'pg-protocol/dist/parser.js';
+import { Parser } from 'pg-protocol/dist/parser';
 import t from 'tap';
 import * as encode from '../../src/protocol/encode.ts';
 import { readErrorFields, readParameter, readTextRow } from '../../src/protocol/messages.ts';

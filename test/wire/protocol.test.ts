@@ -922,13 +922,6 @@ exchange('a Sync in the middle of data, then an error: the session lives on', '1
   ...[P('x', 'SELECT 1'), S],
 ]);
 
-exchange('an error, then a Sync in the middle of data: the Sync counts', '12GEZZTDCZ1Z2DC3Z', [
-  ...[P('', COPY_IN), B('', ''), E(''), copyData('bad\n'), S, copyData('1\ta\n'), copyDone(), S],
-  COUNT,
-  ...[P('x', 'SELECT 1'), S],
-  ...[B('', 'x'), E(''), C('S', 'x'), S],
-]);
-
 /** What comes until the connection is closed. */
 function ending(name: string, expected: string, parts: Buffer[]): void {
   scenario(name, expected, async (side) => {
