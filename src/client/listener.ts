@@ -19,6 +19,7 @@ import type { Judge } from '../sql/verdict.ts';
 import { type Clock, every } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
 import { type CancelKey, CancelKeys } from './cancel.ts';
+import { linger } from './linger.ts';
 import { type ClientIdentity, logInClient } from './login.ts';
 import { Replication } from './replication.ts';
 import { Session, type SessionHouse } from './session.ts';
@@ -160,13 +161,14 @@ export class Listener {
       if (sqlstate === SqlState.TooManyConnections) this.counts.refused++;
       else this.counts.loginFailures++;
       context.onEvent('login refused', { sqlstate, reason: message, address: socket.remoteAddress });
-      return refuse(outcome.socket, outcome.refusal);
+      return refuse(outcome.socket, outcome.refusal, context.clock);
     }
     const { client } = outcome;
     if (this.#isDraining)
       return refuse(
         client.socket,
         fatal(SqlState.AdminShutdown, 'the proxy is shutting down', { hint: 'connect again' }),
+        context.clock,
       );
     if (context.openConsole(client)) return;
     const pool = context.poolOf(client.database, client.user);
@@ -177,6 +179,7 @@ export class Listener {
         fatal(SqlState.InvalidCatalogName, `database "${client.database}" does not exist`, {
           hint: 'no key of databases fits this name',
         }),
+        context.clock,
       );
     }
     if (client.replication !== null) return this.#replicate(client, pool, client.replication, context);
@@ -195,7 +198,7 @@ export class Listener {
       if (failure === null) this.#serve(client, pool, context);
       else {
         this.counts.loginFailures++;
-        refuse(socket, failure);
+        refuse(socket, failure, context.clock);
       }
     };
     const onGone = () => {
@@ -277,7 +280,11 @@ export class Listener {
       pool.counts.pins.replication++;
     } catch (thrown) {
       onEnd();
-      refuse(socket, thrown instanceof ServerLoginError ? thrown : new ServerLoginError(messageOf(thrown)));
+      refuse(
+        socket,
+        thrown instanceof ServerLoginError ? thrown : new ServerLoginError(messageOf(thrown)),
+        context.clock,
+      );
     }
   }
 
@@ -327,14 +334,12 @@ function greeting(settings: Settings, key: CancelKey): Buffer {
 }
 
 /** Tells a client why it cannot stay. */
-function refuse(socket: net.Socket, failure: Refusal | ServerLoginError): void {
+function refuse(socket: net.Socket, failure: Refusal | ServerLoginError, clock: Clock): void {
   socket.on('error', () => {});
   let bytes: Buffer;
   if (!(failure instanceof ServerLoginError)) bytes = errorResponse(failure);
   else if (failure.fields === null) bytes = errorResponse(fatal(SqlState.CannotConnectNow, failure.message));
   else bytes = errorFields(new Map([['S', 'FATAL'], ['V', 'FATAL'], ...failure.fields]));
   socket.end(bytes);
-  // What it still sends is read and dropped, so that the answer is not lost to a reset.
-  socket.resume();
-  socket.setTimeout(5_000, () => socket.destroy());
+  linger(socket, clock);
 }

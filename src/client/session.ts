@@ -29,6 +29,7 @@ import type { Chain } from '../util/chain.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
+import { linger } from './linger.ts';
 import { clientWants, type RequestHost, Requests } from './request.ts';
 import { askedReasons, settleNote, settleQuery } from './settle.ts';
 
@@ -71,8 +72,6 @@ const INPUT_MAX = 128 * 1024;
 const OUTPUT_MAX = 256 * 1024;
 /** Entries that a server may owe before the client is not read. */
 const OUTSTANDING_MAX = 4096;
-/** How long a client that does not read its last answer keeps its socket. */
-const LINGER_MS = 5_000;
 /** How long a statement has to answer a cancel request of `pool.queryMax` before its server is closed. */
 const CANCEL_MS = 5_000;
 /** Encodings in whose multi-byte characters a quote or backslash byte may hide. */
@@ -885,8 +884,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     }
     this.#uncork();
     if (!this.socket.writableEnded) this.socket.end();
-    this.socket.resume(); // What it still sends is read and dropped, so that its end is seen.
-    this.socket.setTimeout(LINGER_MS, destroySocket);
+    linger(this.socket, this.#house.clock);
     this.#house.onEnd(this);
   }
 
@@ -928,10 +926,6 @@ function onEnd(this: net.Socket): void {
 }
 
 function onError(): void {}
-
-function destroySocket(this: net.Socket): void {
-  this.destroy();
-}
 
 function canceled(): Refusal {
   return error(SqlState.QueryCanceled, 'canceling statement due to user request');

@@ -17,6 +17,8 @@ import type { Owner, ServerConnection } from './connection.ts';
 const CLEANUP_MS = 5_000;
 /** Longest time for what a client sent before its Terminate, before it is cancelled. */
 const PATIENCE_MS = 60_000;
+/** Each cancels one statement of an abandoned pipeline; a longer pipeline costs its server. */
+const CANCELS_MAX = 3;
 
 export class Cleanup implements Owner {
   readonly #server: ServerConnection;
@@ -24,7 +26,9 @@ export class Cleanup implements Owner {
   #startedAt: number;
   #isPatient: boolean;
   #isDiscardWanted: boolean;
-  #isCancelSent = false;
+  /** Cancel requests that may still be sent, and how much was outstanding when the last one was. */
+  #cancelsLeft = CANCELS_MAX;
+  #sizeBefore = Number.POSITIVE_INFINITY;
   #isRollbackSent = false;
   #hasFailed = false;
 
@@ -70,16 +74,22 @@ export class Cleanup implements Owner {
     if (outstanding.isBatchOpen) this.#failBatch();
     if (outstanding.isBatchOpen || outstanding.isDiscarding) this.#sync();
     if (outstanding.size > 0) {
-      if (!this.#isPatient && !this.#isCancelSent && !this.#isRollbackSent) {
-        this.#isCancelSent = true;
-        this.#server.cancel(this);
-      }
+      if (!this.#isPatient && !this.#isRollbackSent) this.#cancel();
       return;
     }
     if (this.#server.isCanceling) return; // A late cancel must not hit what comes next.
     if (outstanding.status !== Status.Idle) return this.#rollBack();
     if (this.#isDiscardWanted) return this.#discard();
     this.#finish(true);
+  }
+
+  /** Cancels what runs, and when that has ended and more runs, that too, a few times. */
+  #cancel(): void {
+    const { size } = this.#server.outstanding;
+    if (this.#server.isCanceling || size >= this.#sizeBefore) return;
+    if (this.#cancelsLeft-- === 0) return this.#finish(false);
+    this.#sizeBefore = size;
+    this.#server.cancel(this);
   }
 
   /** A batch without Sync has committed nothing, and Sync would commit it: let it fail first. */

@@ -341,6 +341,16 @@ script(
 );
 
 script(
+  'RESET holds behind a SET LOCAL in the same transaction',
+  `a BEGIN
+   a RESET statement_timeout
+   a SET LOCAL statement_timeout = '3s'
+   a COMMIT
+   a SHOW statement_timeout`,
+  startup7,
+);
+
+script(
   'SET after RESET in one query wins',
   `a RESET statement_timeout; SET statement_timeout = '5s'
    a SHOW statement_timeout`,
@@ -353,6 +363,13 @@ t.test('a query that was sent right behind RESET sees what RESET leads back to',
   await a.rows(`SET statement_timeout = '3s'`);
   const messages = await a.ask([send.query('RESET statement_timeout'), send.query('SHOW statement_timeout')], 2);
   t.equal(summary(messages), '<RESET> I 7s <SHOW> I');
+});
+
+t.test('a query that was sent right behind DISCARD ALL sees what the client asked for at startup', async (t) => {
+  const proxy = await startPool(t);
+  const a = await open(t, proxy.port, { options: '-c statement_timeout=7s', application_name: 'mine' });
+  const queries = ['DISCARD ALL', 'SHOW statement_timeout', 'SHOW application_name'].map(send.query);
+  t.equal(summary(await a.ask(queries, 3)), '<DISCARD ALL> I 7s <SHOW> I mine <SHOW> I');
 });
 
 script(
@@ -599,6 +616,22 @@ for (const [name, first, second, sql] of [
   });
 }
 
+t.test('now in a prepared statement is the time of its own client’s Parse', async (t) => {
+  const proxy = await startPool(t);
+  const sql = `SELECT extract(epoch FROM 'now'::timestamptz)`;
+  const parsed: number[] = [];
+  for (let lap = 0; lap < 2; lap++) {
+    const client = await open(t, proxy.port);
+    const [[now]] = (await client.rows('SELECT extract(epoch FROM now())')) as [[string]];
+    await client.ask([send.parse('s', sql), send.sync()]);
+    const row = (await client.ask(run('s'))).find(({ type }) => type === 'D');
+    parsed.push(Number(readRow(row!.body)));
+    t.ok(parsed.at(-1)! >= Number(now), 'not before it was asked for');
+    client.end();
+  }
+  t.ok(parsed[1]! > parsed[0]!);
+});
+
 t.test('an unnamed statement outlives what the proxy does on the server for others and for settings', async (t) => {
   const proxy = await startPool(t);
   const [a, b] = [await open(t, proxy.port), await open(t, proxy.port, { application_name: 'b' })];
@@ -674,6 +707,12 @@ const pins = [
     'temp',
     [`CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'`],
     'DROP FUNCTION pg_temp.f()',
+  ],
+  [
+    'a table in a search_path of pg_temp for one transaction',
+    'temp',
+    ['BEGIN; SET LOCAL search_path = pg_temp; CREATE TABLE tt (i int); COMMIT'],
+    'DROP TABLE tt',
   ],
   ['a type in pg_temp', 'temp', [`CREATE TYPE pg_temp.e AS ENUM ('x')`], 'DROP TYPE pg_temp.e'],
   ['PREPARE', 'prepare', ['PREPARE p AS SELECT 1'], 'DEALLOCATE p'],
@@ -949,13 +988,18 @@ const settingValues: Record<string, string[]> = {
   default_transaction_isolation: [`'serializable'`, 'DEFAULT'],
 };
 
+/** Of names that no startup asks for: RESET and SET LOCAL of one name in one transaction have a test of their own. */
+const locals = ['lock_timeout = 5000', `IntervalStyle = 'iso_8601'`, `app.local = 'x'`].map(
+  (set) => `SET LOCAL ${set}`,
+);
+
 const setting = fc.constantFrom(...Object.keys(settingValues)).chain((name) =>
   fc.oneof(
     {
       weight: 5,
       arbitrary: fc.constantFrom(...settingValues[name]!.map((value) => `SET ${name} = ${value}`)),
     },
-    { weight: 2, arbitrary: fc.constantFrom(...settingValues[name]!.map((value) => `SET LOCAL ${name} = ${value}`)) },
+    { weight: 2, arbitrary: fc.constantFrom(...locals) },
     { weight: 2, arbitrary: fc.constant(`RESET ${name}`) },
     {
       weight: 1,
@@ -997,7 +1041,7 @@ const pin = fc.constantFrom(
   `SELECT assign('work_mem', '6MB')`,
 );
 
-const seen = `SELECT ${Object.keys(settingValues)
+const seen = `SELECT ${[...Object.keys(settingValues), 'lock_timeout', 'IntervalStyle', 'app.local']
   .map((name) => `coalesce(current_setting('${name}', true), '')`)
   .join(', ')}, current_user, to_regclass('pg_temp.tt'), to_regclass('pg_temp.td'),
   (SELECT string_agg(c, ' ' ORDER BY c) FROM pg_listening_channels() c),

@@ -197,6 +197,16 @@ exchange('what a discarded pipeline would have prepared does not exist in the mi
   ...[P('', 'SELECT 1'), B('', ''), E(''), D('S', 'x'), S],
 ]);
 
+exchange('RESET and another Query that are both discarded hold nothing up', 'EZTDCZ', [
+  ...[B('', 'unknown'), Q('RESET work_mem'), Q('SELECT 1'), S],
+  Q('SELECT 2'),
+]);
+
+exchange('RESET behind another Query in a discarded batch holds nothing up', 'EZTDCZ', [
+  ...[B('', 'unknown'), Q('SELECT 1'), Q('RESET work_mem'), S],
+  Q('SELECT 2'),
+]);
+
 exchange('RESET that is discarded holds nothing up', 'EZ12CEZTDCZ', [
   ...[B('', 'unknown'), Q('RESET ALL'), S],
   ...[P('', 'RESET work_mem'), B('', ''), E(''), D('S', 'unknown'), Q('SELECT 1'), S],
@@ -562,6 +572,16 @@ exchanges(
   [
     [P('', 'SELECT 1'), S],
     [B('', 'unknown'), P('', 'SELECT 2'), S, P('', 'SELECT 3'), S],
+    [B('', ''), E(''), S],
+  ],
+);
+
+exchanges(
+  'two discarded Parses of the unnamed statement in one pipeline leave the one before them',
+  ['1Z', 'EZEZ', '2DCZ'],
+  [
+    [P('', 'SELECT 1'), S],
+    [B('', 'unknown'), P('', 'SELECT 2'), S, B('', 'unknown'), P('', 'SELECT 3'), S],
     [B('', ''), E(''), S],
   ],
 );
