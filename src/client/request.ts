@@ -46,6 +46,16 @@ export interface RequestHost extends Owner {
  */
 export type Handled = 'done' | 'again' | 'refused' | { bad: string };
 
+/** An unnamed statement, and what it replaced until its Parse is answered. */
+interface Unnamed {
+  id: number;
+  body: Buffer;
+  verdict: Verdict;
+  reference: Referenced | null;
+  state: 'live' | 'skipped' | 'failed';
+  before: Unnamed | null;
+}
+
 const HEADER = 5;
 /** 'S' in Describe and Close: a prepared statement is meant, not a portal. */
 const STATEMENT = 0x53;
@@ -94,7 +104,7 @@ export class Requests {
   /** The client's prepared statements; null while it has none. */
   #names: Map<string, Statement> | null = null;
   /** Its unnamed statement, kept because it may bind it long after the server that parsed it was given back. */
-  #unnamed: { id: number; body: Buffer; verdict: Verdict; reference: Referenced | null } | null = null;
+  #unnamed: Unnamed | null = null;
   /** What its unnamed portal would run, and its named portals if that is not harmless. */
   #portal: Verdict = harmless;
   #portals: Map<string, Verdict> | null = null;
@@ -281,6 +291,8 @@ export class Requests {
     // A simple Query drops the unnamed statement and the unnamed portal ("Simple Query").
     // In an open batch a Query may be skipped: then only Sync ends what came before.
     const endsBatch = !server.outstanding.isBatchOpen && !server.outstanding.isDiscarding;
+    // Postgres 18 answers the first command after such a batch with XX000: nobody else shall meet that.
+    if (server.outstanding.isBatchOpen) server.isDoomed = true;
     const undo = this.#unnamed === null ? null : this.#dropUnnamed(server);
     this.#batch++;
     this.#portal = harmless;
@@ -325,6 +337,7 @@ export class Requests {
         note?.dropped?.(isSkipped);
         if (!isSkipped || this.#unnamed !== null) return;
         this.#unnamed = before.unnamed;
+        this.#findUnnamed();
         server.unnamedId = before.id;
       },
     });
@@ -338,6 +351,7 @@ export class Requests {
       else if (this.#isBringing) {
         this.#isBringing = false;
         this.#isQueryAbandoned = server.outstanding.isDiscarding;
+        if (!this.#isQueryAbandoned) this.#inject('Sync', encode.sync, server, null);
       }
       return isPresent;
     }
@@ -391,12 +405,19 @@ export class Requests {
     if (command === 'execute') return this.#ran(statement.verdict);
     this.#undefine(name, statement);
     server.statements.remove(statement);
+    let isDone = false;
     return {
+      message: (type, bytes) => {
+        // DEALLOCATE is not undone by what fails after it.
+        if (type === ServerMessage.CommandComplete && bytes.includes('DEALLOCATE\0')) isDone = true;
+      },
       done: () => this.#host.onRan(verdict, true),
       dropped: () => {
+        this.#host.onRan(verdict, false);
+        if (isDone) return;
         this.#define(name, statement);
         server.statements.add(statement);
-        this.#host.onRan(verdict, false);
+        server.statements.settle(statement);
       },
     };
   }
@@ -508,15 +529,20 @@ export class Requests {
     this.#hideSequences(verdict, server);
     this.#change('');
     const id = ++lastUnnamedId;
-    const before = { unnamed: this.#unnamed, id: server.unnamedId };
-    this.#unnamed = { id, body, verdict, reference };
+    const idBefore = server.unnamedId;
+    const unnamed: Unnamed = { id, body, verdict, reference, state: 'live', before: this.#unnamed };
+    this.#unnamed = unnamed;
     server.unnamedId = id;
     this.#host.counts.serverParses++;
     const note: Note = {
+      done: () => {
+        unnamed.before = null;
+      },
       dropped: (isSkipped) => {
         // Parse drops the unnamed statement before it looks at the text; a Parse that is skipped drops nothing.
-        if (this.#unnamed?.id === id) this.#unnamed = isSkipped ? before.unnamed : null;
-        if (server.unnamedId === id) server.unnamedId = isSkipped ? before.id : 0;
+        unnamed.state = isSkipped ? 'skipped' : 'failed';
+        this.#findUnnamed();
+        if (server.unnamedId === id) server.unnamedId = isSkipped ? idBefore : 0;
       },
     };
     if (reference === null) return this.#pass('Parse', frame, server, note);
@@ -546,6 +572,13 @@ export class Requests {
     if (batch === undefined || batch === -1 || batch === this.#batch || server.outstanding.isBatchOpen) return false;
     this.#host.hold();
     return true;
+  }
+
+  /** The unnamed statement is the last one whose Parse was not skipped, or none when that one failed. */
+  #findUnnamed(): void {
+    let unnamed = this.#unnamed;
+    while (unnamed !== null && unnamed.state !== 'live') unnamed = unnamed.state === 'skipped' ? unnamed.before : null;
+    this.#unnamed = unnamed;
   }
 
   /** A name that is in use: let the server say so (42P05), under the client's name. */

@@ -465,7 +465,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
   #onQuiet(server: ServerConnection): void {
     const { outstanding } = server;
     const now = this.#house.clock.now();
-    if (this.#held !== null) this.#isHolding = false; // It waited for just this.
+    // What was held waited for just this; in an open batch only the client can go on.
+    if (this.#held !== null || outstanding.isBatchOpen || outstanding.isDiscarding) this.#isHolding = false;
     if (this.#workingSince > 0) {
       this.counts.queryMs += now - this.#workingSince;
       this.#workingSince = 0;

@@ -152,7 +152,7 @@ export class Outstanding<Owner> {
         break;
       case 'Query':
       case 'FunctionCall':
-        this.isBatchOpen = false;
+        // In an open batch it is one more step of it: what came before still waits for Sync.
         this.#readies++;
         break;
       case 'Parse':

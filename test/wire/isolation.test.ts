@@ -351,6 +351,16 @@ script(
 );
 
 script(
+  'RESET in a transaction leads back to the startup search_path for the rest of it',
+  `a BEGIN
+   a RESET search_path
+   a SELECT a FROM t
+   a COMMIT
+   a SELECT a FROM t`,
+  { startups: { a: { options: '-c search_path=s2' } } },
+);
+
+script(
   'SET after RESET in one query wins',
   `a RESET statement_timeout; SET statement_timeout = '5s'
    a SHOW statement_timeout`,
@@ -1038,7 +1048,7 @@ const pin = fc.constantFrom(
   'DECLARE h CURSOR WITH HOLD FOR SELECT 1',
   'CLOSE h',
   `DO $$ BEGIN PERFORM set_config('app.tenant', 'do', false); END $$`,
-  `SELECT assign('work_mem', '6MB')`,
+  `SELECT public.assign('work_mem', '6MB')`,
 );
 
 const seen = `SELECT ${[...Object.keys(settingValues), 'lock_timeout', 'IntervalStyle', 'app.local']
