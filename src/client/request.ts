@@ -268,7 +268,10 @@ export class Requests {
 
   #ran(verdict: Verdict): Note | null {
     if (isHarmless(verdict)) return null;
-    if (verdict.effects !== null && (verdict.effects.resets.length > 0 || verdict.effects.isResetAll))
+    if (
+      verdict.effects !== null &&
+      (verdict.effects.resets.length > 0 || verdict.effects.isResetAll || verdict.effects.isForgetting)
+    )
       this.#isHoldWanted = true;
     return {
       done: () => this.#host.onRan(verdict, true),
@@ -383,6 +386,7 @@ export class Requests {
   /** DEALLOCATE ALL and DISCARD ALL free the names for what is sent behind them; taken back when they fail. */
   #forgetting(verdict: Verdict, server: ServerConnection): Note | null {
     if (!verdict.effects?.isForgetting) return null;
+    this.#isHoldWanted = true;
     const names = [...(this.#names ?? [])];
     for (const [name, statement] of names) {
       this.#undefine(name, statement);

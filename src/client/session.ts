@@ -478,7 +478,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
     if (outstanding.isAmbiguous) this.#pin('desync');
     if (!outstanding.isQuiet || this.#isBlocked || this.#held !== null || this.#reader.isInside) return;
     if (outstanding.status !== Status.Idle) {
-      this.#isHolding = false; // In a transaction RESET leads to the server's default until its end.
+      if (this.#resets !== null && outstanding.status === Status.Transaction) return this.#settle(server);
+      this.#isHolding = false;
       if (this.pool.config.mode === 'statement') this.#refuseTransaction();
       return;
     }
@@ -701,23 +702,31 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#uncount();
   }
 
-  /** Asks the server what the transaction has left behind, and makes it so for this client and this server. */
+  /**
+   * Asks the server what the transaction has left behind, and makes it so for this client and this server. Inside a
+   * transaction only RESET is looked after: whatever is set there may yet be rolled back.
+   */
   #settle(server: ServerConnection): void {
+    const isOver = server.outstanding.status === Status.Idle;
     const question = {
-      settings: [...(this.#touched ?? [])],
+      settings: isOver ? [...(this.#touched ?? [])] : [],
       resets: [...(this.#resets ?? [])],
-      isProbed: this.#isProbeWanted,
+      isProbed: isOver && this.#isProbeWanted,
     };
-    this.#touched = null;
     this.#resets = null;
-    this.#isProbeWanted = false;
+    if (isOver) {
+      this.#touched = null;
+      this.#isProbeWanted = false;
+    }
     const note = settleNote(question, (findings) => {
       if (this.server === null) return;
       this.#become('active');
       if (findings === null) return this.#pin('setting');
-      const changes = question.settings.map((name, index) => [name, findings.values[index]!] as const);
-      this.settings = this.pool.book.withCustom(server.settings, changes);
-      server.settings = this.settings;
+      if (isOver) {
+        const changes = question.settings.map((name, index) => [name, findings.values[index]!] as const);
+        this.settings = this.pool.book.withCustom(server.settings, changes);
+        server.settings = this.settings;
+      }
       if (findings.pins !== null) {
         for (const reason of findings.pins) this.#pin(reason);
         this.#unpin(askedReasons.filter((reason) => !findings.pins!.includes(reason)));
@@ -732,16 +741,22 @@ export class Session implements Waiter, RequestHost, Cancelable {
     const { book } = this.pool;
     const custom = [...this.#startup.custom].filter(([name]) => names.includes(name));
     const reported = [...this.#startup.reported].filter(([name]) => names.includes(name.toLowerCase()));
+    // What is known of the server may be older than the RESET: without these names it is right either way.
+    const has = book.withCustom(
+      server.settings,
+      custom.map(([name]) => [name, null] as const),
+    );
     const wants = book.withCustom(
-      reported.reduce((all, [name, value]) => book.withReported(all, name, value), server.settings),
+      reported.reduce((all, [name, value]) => book.withReported(all, name, value), has),
       custom,
     );
-    const sql = settingsDiff(server.settings, wants, server.login);
+    const sql = settingsDiff(has, wants, server.login);
     if (sql === null) return;
     this.#ask(server, sql, {
       done: () => {
         if (this.server === null) return;
-        server.settings = book.intern(server.settings.reported, wants.custom);
+        if (server.outstanding.status === Status.Idle)
+          server.settings = book.intern(server.settings.reported, wants.custom);
         this.#adopt(server);
         this.#become('active');
       },

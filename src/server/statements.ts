@@ -13,6 +13,9 @@ import type { Verdict } from '../sql/verdict.ts';
 
 /** Statements that no client has prepared at the moment, but that servers may still have. */
 const UNUSED_MAX = 10_000;
+/** Literals that become the time of their Parse: a statement that has one is nobody else's. */
+const clockLiteral = /'\s*(now|today|tomorrow|yesterday|allballs)\s*'/i;
+
 const PREFIX = 'pgweir_';
 let nextId = 1;
 
@@ -58,7 +61,8 @@ export class StatementBook {
    */
   find(body: Buffer, planSettings: string, judge: (body: Buffer) => Verdict): Statement {
     // Latin-1 keeps bytes apart. The key is as long as the text, but shared by everybody who uses it.
-    const key = body.toString('latin1') + planSettings;
+    const text = body.toString('latin1');
+    const key = text + planSettings + (clockLiteral.test(text) ? nextId : '');
     const known = this.#used.get(key) ?? this.#unused.get(key);
     if (known !== undefined) return known;
     const statement = new Statement(nextId++, key, Buffer.from(body), judge(body));
