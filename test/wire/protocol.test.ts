@@ -366,16 +366,6 @@ exchange('the unnamed portal survives Sync in a transaction, and a simple Query 
   Q('ROLLBACK'),
 ]);
 
-scenario('RESET in a transaction leaves the unnamed portal alone', 'CZ12DsZ12CZDsZCZ', async (side) => {
-  const client = await side.open({ options: '-c work_mem=7MB' });
-  const messages = await client.ask(Q('BEGIN'));
-  messages.push(...(await client.ask([P('', ALL), B('', ''), E('', 1), S])));
-  messages.push(...(await client.ask([P('r', 'RESET work_mem'), B('p', 'r'), E('p'), S])));
-  messages.push(...(await client.ask([E('', 1), S])));
-  messages.push(...(await client.ask(Q('ROLLBACK'))));
-  return messages;
-});
-
 exchange('a portal name that is in use is refused', 'CZ12EZCZ', [
   Q('BEGIN'),
   ...[P('', ALL), B('p', ''), B('p', ''), S],
