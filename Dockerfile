@@ -2,7 +2,7 @@
 FROM node:24-bookworm-slim AS build
 WORKDIR /pgweir
 COPY package.json package-lock.json ./
-RUN npm ci --omit=optional --ignore-scripts --no-fund --no-audit
+RUN npm install --no-save --omit=optional --ignore-scripts --no-fund --no-audit
 COPY tsconfig.json tsconfig.build.json ./
 COPY src ./src
 RUN node node_modules/typescript/bin/tsc -p tsconfig.build.json && npm prune --omit=dev --ignore-scripts

@@ -1,4 +1,5 @@
-// Makes a fresh clone ready to run: installs what the lockfile names and compiles, each only when it is out of date.
+// Makes a fresh clone ready to run: installs what the lockfile names (not by `npm ci`, which refuses lockfiles without
+// the optional packages of other platforms) and compiles, each only when it is out of date.
 // Runs before `npm start` and `npm test`, so it uses nothing but Node itself.
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, statSync } from 'node:fs';
@@ -16,7 +17,7 @@ function run(command, args) {
 }
 
 if (changed('node_modules/.package-lock.json') < changed('package-lock.json'))
-  run('npm', ['ci', '--no-fund', '--no-audit']);
+  run('npm', ['install', '--no-save', '--no-fund', '--no-audit']);
 if (changed('dist/cli.js') < Math.max(newest('src'), changed('tsconfig.build.json'))) {
   run(process.execPath, ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.build.json']);
 }
