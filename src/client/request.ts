@@ -13,14 +13,15 @@
  */
 import * as encode from '../protocol/encode.ts';
 import type { Frame } from '../protocol/frame.ts';
-import { ClientMessage, readErrorFields, ServerMessage, Status, stringEnd } from '../protocol/messages.ts';
+import { ClientMessage, ServerMessage, Status, stringEnd } from '../protocol/messages.ts';
 import type { Note, RequestKind } from '../protocol/outstanding.ts';
 import { error, SqlState } from '../protocol/sqlstate.ts';
 import type { Owner, ServerConnection } from '../server/connection.ts';
 import type { PoolCounts } from '../server/pool.ts';
 import { isOurs, type Statement, type StatementBook } from '../server/statements.ts';
-import { type Effects, pinning, type Reference } from '../sql/effects.ts';
+import { type Effects, pinning } from '../sql/effects.ts';
 import { harmless, type Judge, TEXT_BYTES_MAX, type Verdict } from '../sql/verdict.ts';
+import { header, planChanged, rename, rowShape, withName } from './rewrite.ts';
 
 /** What requests need of the session that they belong to. */
 export interface RequestHost extends Owner {
@@ -870,53 +871,4 @@ function isCopyMessage(type: number): boolean {
 
 function isHarmless({ effects, shape }: Verdict): boolean {
   return effects === null && shape === null;
-}
-
-/**
- * What of a RowDescription a plan must not change: names and types. Table oid and column number of each field may
- * differ (a table that was made anew), so they are blanked.
- */
-function rowShape(bytes: Buffer): Buffer {
-  if (bytes[0] !== ServerMessage.RowDescription) return bytes;
-  const shape = Buffer.from(bytes);
-  let at = HEADER + 2;
-  for (let left = bytes.readUInt16BE(HEADER); left > 0; left--) {
-    const nameEnd = bytes.indexOf(0, at);
-    shape.fill(0, nameEnd + 1, nameEnd + 7);
-    at = nameEnd + 19; // table 4, column 2, type 4, size 2, modifier 4, format 2
-  }
-  return shape;
-}
-
-/** Header and first strings of a message whose last `rest` bytes follow from elsewhere. */
-function header(type: number, strings: string, rest: number): Buffer {
-  const text = Buffer.from(`${strings}\0`, 'latin1');
-  const bytes = Buffer.allocUnsafe(HEADER + text.length);
-  bytes[0] = type;
-  bytes.writeUInt32BE(HEADER - 1 + text.length + rest, 1);
-  text.copy(bytes, HEADER);
-  return bytes;
-}
-
-/** `text` with the name that `reference` points at replaced. */
-function rename(text: Buffer, reference: Reference, name: string): Buffer {
-  return Buffer.concat([text.subarray(0, reference.start), Buffer.from(`"${name}"`), text.subarray(reference.end)]);
-}
-
-/** An error of the server about one of our names, put in terms of the client's. */
-function withName(bytes: Buffer, ours: string, theirs: string): Buffer {
-  if (!bytes.includes(ours)) return bytes;
-  const fields = new Map(readErrorFields(bytes.subarray(HEADER)));
-  const text = Buffer.from(theirs, 'latin1').toString('utf8');
-  for (const [code, value] of fields) fields.set(code, value.replaceAll(`"${ours}"`, `"${text}"`));
-  return encode.errorFields(fields);
-}
-
-/** What Postgres says when a prepared statement's result has changed (RevalidateCachedQuery). */
-function planChanged(bytes: Buffer): Buffer {
-  const fields = new Map(readErrorFields(bytes.subarray(HEADER)));
-  fields.set('C', '0A000').set('M', 'cached plan must not change result type');
-  // Drivers know it by its routine, and prepare anew.
-  fields.set('F', 'plancache.c').set('R', 'RevalidateCachedQuery').delete('L');
-  return encode.errorFields(fields);
 }

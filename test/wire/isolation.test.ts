@@ -1116,7 +1116,7 @@ for (const [title, size, statement] of [
         await until(() => proxy.app.snapshot().sessions.size === 0, 'the clients to be gone');
       },
     );
-    const seed = Number(process.env.PGWEIR_SEED ?? 0) || Math.floor(Math.random() * 2 ** 31);
+    const seed = Number(process.env.PGWEIR_SEED ?? 20_261_123);
     await fc.assert(isSame, { numRuns: 60, seed, interruptAfterTimeLimit: 20_000, endOnFailure: true });
     t.pass(`seed ${seed}`);
   });
