@@ -70,6 +70,8 @@ export interface SessionOptions {
 const INPUT_MAX = 128 * 1024;
 /** Bytes kept for a client that does not read; see also the listener's high-water mark. */
 const OUTPUT_MAX = 256 * 1024;
+/** The longest value of a setting that is tracked, in bytes; a longer one pins. */
+const VALUE_MAX = 16 * 1024;
 /** Entries that a server may owe before the client is not read. */
 const OUTSTANDING_MAX = 4096;
 /** How long a statement has to answer a cancel request of `pool.queryMax` before its server is closed. */
@@ -723,7 +725,10 @@ export class Session implements Waiter, RequestHost, Cancelable {
       this.#become('active');
       if (findings === null) return this.#pin('setting');
       if (isOver) {
-        const changes = question.settings.map((name, index) => [name, findings.values[index]!] as const);
+        const asked = question.settings.map((name, index) => [name, findings.values[index]!] as const);
+        // What is too large to keep and to replay stays where it is.
+        const changes = asked.filter(([, value]) => (value?.length ?? 0) <= VALUE_MAX);
+        if (changes.length < asked.length) this.#pin('setting');
         this.settings = this.pool.book.withCustom(server.settings, changes);
         server.settings = this.settings;
       }

@@ -8,6 +8,7 @@
  * A Statement whose plan became invalid ("cached plan must not change result type") is forgotten: the next Parse of
  * its text makes a new Statement with a new name, and therefore a real Parse on every server.
  */
+import { createHash } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
 import type { Verdict } from '../sql/verdict.ts';
 
@@ -15,6 +16,9 @@ import type { Verdict } from '../sql/verdict.ts';
 const UNUSED_MAX = 10_000;
 /** Literals that become the time of their Parse: a statement that has one is nobody else's. */
 const clockLiteral = /'\s*(now|today|tomorrow|yesterday|allballs)\s*'/i;
+
+/** A longer text is known by its digest, so that it is not kept twice. */
+const KEY_MAX = 8 * 1024;
 
 const PREFIX = 'pgweir_';
 let nextId = 1;
@@ -62,7 +66,8 @@ export class StatementBook {
   find(body: Buffer, planSettings: string, judge: (body: Buffer) => Verdict): Statement {
     // Latin-1 keeps bytes apart. The key is as long as the text, but shared by everybody who uses it.
     const text = body.toString('latin1');
-    const key = text + planSettings + (clockLiteral.test(text) ? nextId : '');
+    const own = clockLiteral.test(text) ? nextId : '';
+    const key = `${text.length > KEY_MAX ? createHash('sha256').update(body).digest('base64') : text}${planSettings}${own}`;
     const known = this.#used.get(key) ?? this.#unused.get(key);
     if (known !== undefined) return known;
     const statement = new Statement(nextId++, key, Buffer.from(body), judge(body));
