@@ -102,16 +102,10 @@ interface Draft {
 const HARMLESS: Findings = { effects: null, unknown: [], needsParser: false };
 
 const blank = (): Draft => ({
+  ...pinning(),
   settings: [],
   resets: [],
-  isResetAll: false,
-  isProbed: false,
-  isChecked: false,
-  isUndoing: false,
-  isPreparing: false,
-  isForgetting: false,
   pins: [],
-  reference: null,
   unknown: [],
   needsParser: false,
   isEmpty: true,

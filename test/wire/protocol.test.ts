@@ -316,7 +316,6 @@ exchange('a simple Query in a good batch is part of it', '12CTDCZTDCZZ', [
   ...[Q('SELECT id FROM sink'), S],
 ]);
 
-// Postgres 18 is left muddled by this: its next command fails with XX000, "unexpected state STARTED".
 exchange('a simple Query that fails in a good batch takes back what the batch did', '12CEZTCZ', [
   ...[P('', `INSERT INTO sink VALUES (1, 'x')`), B('', ''), E(''), Q('SELECT 1/0')],
   Q('SELECT * FROM sink'),
