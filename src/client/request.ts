@@ -14,18 +14,32 @@
 import * as encode from '../protocol/encode.ts';
 import type { Frame } from '../protocol/frame.ts';
 import { ClientMessage, ServerMessage, Status, stringEnd } from '../protocol/messages.ts';
-import type { Note, RequestKind } from '../protocol/outstanding.ts';
+import { both, type Note, type RequestKind } from '../protocol/outstanding.ts';
 import { error, SqlState } from '../protocol/sqlstate.ts';
 import type { Owner, ServerConnection } from '../server/connection.ts';
 import type { PoolCounts } from '../server/pool.ts';
 import { isOurs, type Statement, type StatementBook } from '../server/statements.ts';
-import { type Effects, pinning } from '../sql/effects.ts';
+import { pinning, probing } from '../sql/effects.ts';
 import { harmless, type Judge, TEXT_BYTES_MAX, type Verdict } from '../sql/verdict.ts';
-import { header, planChanged, rename, rowShape, withName } from './rewrite.ts';
+import { NAMES_MAX, Names } from './names.ts';
+import {
+  closeOn,
+  inject,
+  learnDescription,
+  makeRoom,
+  planNote,
+  prepare,
+  prepareDummy,
+  remembering,
+} from './prepare.ts';
+import { header, planChanged, withName } from './rewrite.ts';
+import { strangeName, type Translation, translate } from './translate.ts';
+import { UnnamedStatement } from './unnamed.ts';
 
 /** What requests need of the session that they belong to. */
 export interface RequestHost extends Owner {
   readonly counts: PoolCounts;
+  readonly statements: StatementBook;
   /** A statement with this verdict ran to its end, or failed. */
   onRan(verdict: Verdict, isOk: boolean): void;
   /** Nothing has been sent to the server in this lease, and no pin keeps it. */
@@ -47,14 +61,16 @@ export interface RequestHost extends Owner {
  */
 export type Handled = 'done' | 'again' | 'refused' | { bad: string };
 
-/** An unnamed statement, and what it replaced until its Parse is answered. */
-interface Unnamed {
-  id: number;
-  body: Buffer;
+/**
+ * How far COPY FROM STDIN is on this side. 'asked': its statement was sent; 'fed': data, too; 'loose': a Sync amid the data;
+ * 'ended': the end of the data after that. The end of a COPY without a loose Sync is 'none'.
+ */
+type CopyState = 'none' | 'asked' | 'fed' | 'loose' | 'ended';
+
+/** What a portal would run. */
+interface Portal {
   verdict: Verdict;
-  reference: Referenced | null;
-  state: 'live' | 'skipped' | 'failed';
-  before: Unnamed | null;
+  translation: Translation | null;
 }
 
 const HEADER = 5;
@@ -65,20 +81,10 @@ const SMALL_MAX = 10_000;
 /** The names at the start of a Bind must end within this many bytes. */
 const BIND_NAMES_MAX = 4096;
 const FUNCTION_OID_END = HEADER + 4;
-/** Prepared statements that one client may have. */
-const NAMES_MAX = 10_000;
 /** Server-side functions of large objects, which drivers call by FunctionCall: no effect beyond the transaction. */
 const largeObjectFunctions = new Set([
   715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172, 3457, 3458, 3459, 3460,
 ]);
-
-/** A text that names a prepared statement of the protocol level, which has another name on the server. */
-interface Referenced {
-  effects: Effects;
-  statement: Statement;
-}
-
-let lastUnnamedId = 0;
 
 /** How much of a client's message must be seen at once (protocol/frame). */
 export function clientWants(type: number, size: number): number {
@@ -101,39 +107,27 @@ export function clientWants(type: number, size: number): number {
 export class Requests {
   readonly #host: RequestHost;
   readonly #judge: Judge;
-  readonly #statements: StatementBook;
-  /** The client's prepared statements; null while it has none. */
-  #names: Map<string, Statement> | null = null;
-  /** Its unnamed statement, kept because it may bind it long after the server that parsed it was given back. */
-  #unnamed: Unnamed | null = null;
+  readonly #names: Names;
+  readonly #unnamed = new UnnamedStatement();
   /** What its unnamed portal would run, and its named portals if that is not harmless. */
-  #portal: Verdict = harmless;
-  #portals: Map<string, Verdict> | null = null;
-  /** What DEALLOCATE in the unnamed portal means. */
-  #portalReference: Referenced | null = null;
+  #portal: Portal = harmlessPortal;
+  #portals: Map<string, Portal> | null = null;
   /** The verdict of the statement that was sent last. */
   #last: Verdict = harmless;
-  /** Counts what ends a batch: Syncs and simple Queries. */
-  #batch = 0;
-  /** The batch in which a name was last given or given up; for the unnamed statement a number of its own. */
-  #changes: Map<string, number> | null = null;
-  #unnamedChange = -1;
-  /** The client has gone: what is taken back now is nobody's. */
-  #isEnded = false;
+  /** Names that SQL-level PREPARE has given, or may have, while the client is pinned: the server knows them as they are. */
+  #sqlNames: Set<string> | null = null;
   /** RESET has been sent: hold what comes behind the message that ends its request. */
   #isHoldWanted = false;
-  /** A simple Query waits for the statement that it names; its Parse failed, and the Query will not run. */
-  #isBringing = false;
-  #isQueryAbandoned = false;
-  /** Names whose Parse has not been answered: DEALLOCATE ALL does not reach what was sent after it. */
-  #fresh: Set<string> | null = null;
+  /** How far a simple Query is with the statements that its text names. */
+  #bringing: 'no' | 'asked' | 'inBatch' | 'failed' = 'no';
+  #copy: CopyState = 'none';
   /** The rest of the message that is passing goes to the server. */
   #isStreaming = false;
 
-  constructor(host: RequestHost, judge: Judge, statements: StatementBook) {
+  constructor(host: RequestHost, judge: Judge) {
     this.#host = host;
     this.#judge = judge;
-    this.#statements = statements;
+    this.#names = new Names(host.statements);
   }
 
   /** What runs, or ran last, does nothing but end a transaction. */
@@ -142,7 +136,7 @@ export class Requests {
   }
 
   get preparedCount(): number {
-    return this.#names?.size ?? 0;
+    return this.#names.size;
   }
 
   /** Deals with one piece of a message. */
@@ -151,7 +145,10 @@ export class Requests {
       if (this.#isStreaming) server.forward(frame.source, frame.start, frame.end);
       return 'done';
     }
-    if (server.outstanding.isCopyOpen && !isCopyMessage(frame.type)) return this.#passRaw(frame, server);
+    if (this.#copy !== 'none' || server.outstanding.isCopyOpen) {
+      const handled = this.#inCopy(frame, server);
+      if (handled !== null) return handled;
+    }
     switch (frame.type) {
       case ClientMessage.Query:
         return this.#onQuery(frame, server);
@@ -167,7 +164,7 @@ export class Requests {
       case ClientMessage.FunctionCall:
         return this.#onFunctionCall(frame, server);
       case ClientMessage.Sync:
-        this.#batch++;
+        this.#names.endBatch();
         return this.#holdAfter(this.#pass('Sync', frame, server, null));
       case ClientMessage.Flush:
         server.forward(frame.source, frame.start, frame.end);
@@ -184,7 +181,8 @@ export class Requests {
 
   /** The client's prepared statements are gone (DEALLOCATE ALL, DISCARD ALL). */
   forgetNames(): void {
-    for (const [name, statement] of this.#names ?? []) if (!this.#fresh?.has(name)) this.#undefine(name, statement);
+    this.#names.forget();
+    this.#sqlNames = null;
   }
 
   /**
@@ -199,9 +197,9 @@ export class Requests {
     const nameEnd = stringEnd(source, nameStart, end);
     if (nameEnd <= nameStart) return false;
     const name = source.toString('latin1', nameStart, nameEnd);
-    const known = this.#names?.get(name);
+    const known = this.#names.get(name);
     if (frame.type === ClientMessage.Close && source[start + HEADER] === STATEMENT) {
-      if (known !== undefined) this.#undefine(name, known);
+      if (known !== undefined) this.#names.undefine(name, known);
       this.#host.deliver(encode.closeComplete);
       return true;
     }
@@ -209,16 +207,14 @@ export class Requests {
     const statement = this.#find(source.subarray(nameEnd + 1, end));
     if (!statement.isVerified || !isHarmless(statement.verdict)) return false;
     this.#host.counts.clientParses++;
-    this.#define(name, statement);
+    this.#names.define(name, statement);
     this.#host.deliver(encode.parseComplete);
     return true;
   }
 
   /** The client has gone. */
   close(): void {
-    this.#fresh = null;
-    this.forgetNames();
-    this.#isEnded = true;
+    this.#names.close();
   }
 
   /** After RESET the client's own defaults must be put in force before anything else runs. */
@@ -228,6 +224,62 @@ export class Requests {
       this.#host.hold();
     }
     return handled;
+  }
+
+  /** Whether a message is right here depends on how an earlier batch ends: it must wait. */
+  #mustAwait(name: string, server: ServerConnection): boolean {
+    if (server.outstanding.size === 0) {
+      this.#names.settle();
+      return false;
+    }
+    if (!this.#names.isInDoubt(name)) return false;
+    this.#awaitAnswers(server);
+    return true;
+  }
+
+  /**
+   * A message behind COPY FROM STDIN. As long as nothing says whether the server reads data, what means one thing to a
+   * COPY and another to a server that has refused it must wait; so must everything behind a loose Sync but data. Null:
+   * the message is treated like any other.
+   */
+  #inCopy(frame: Frame, server: ServerConnection): Handled | null {
+    const { outstanding } = server;
+    if (outstanding.size === 0) {
+      this.#copy = 'none';
+      return null;
+    }
+    const isOpen = outstanding.isCopyOpen;
+    if (this.#copy === 'ended' || (this.#copy === 'loose' && !isOpen)) return this.#awaitAnswers(server);
+    if (this.#copy === 'none') this.#copy = 'fed'; // A COPY that its text did not show.
+    switch (frame.type) {
+      case ClientMessage.Flush:
+        return null;
+      case ClientMessage.CopyData:
+        if (this.#copy === 'asked') this.#copy = 'fed';
+        return null;
+      case ClientMessage.CopyDone:
+      case ClientMessage.CopyFail:
+        this.#copy = this.#copy === 'loose' ? 'ended' : 'none';
+        return null;
+      case ClientMessage.Sync:
+        if (this.#copy === 'asked') return null;
+        if (!isOpen) return this.#awaitAnswers(server);
+        this.#copy = 'loose';
+        return null;
+      default:
+        if (!isOpen) return this.#awaitAnswers(server);
+        if (this.#copy !== 'loose') return this.#passRaw(frame, server);
+        // Either the server has refused the data, or its answer to a Resync will be that of a violation, too.
+        server.resync(this.#host);
+        this.#copy = 'ended';
+        return this.#awaitAnswers(server);
+    }
+  }
+
+  #awaitAnswers(server: ServerConnection): Handled {
+    if (server.outstanding.isBatchOpen) server.send(encode.flush);
+    this.#host.hold();
+    return 'again';
   }
 
   // --- Passing on -----------------------------------------------------------------------------------------------
@@ -262,22 +314,125 @@ export class Requests {
     return 'done';
   }
 
-  /** Asks the server for something of our own, before what the client asks for. */
-  #inject(kind: RequestKind, bytes: Buffer, server: ServerConnection, note: Note | null): void {
-    if (server.outstanding.push(kind, this.#host, 'swallow', null, note)) server.send(bytes);
+  /** Passes on another message in place of one. */
+  #passInstead(kind: RequestKind, bytes: Buffer, server: ServerConnection, note: Note | null): Handled {
+    this.#isStreaming = false;
+    if (server.outstanding.push(kind, this.#host, 'forward', null, note)) server.send(bytes);
+    return 'done';
   }
 
+  /** A note for a statement that runs: tells the session of its effects. */
   #ran(verdict: Verdict): Note | null {
     if (isHarmless(verdict)) return null;
-    if (
-      verdict.effects !== null &&
-      (verdict.effects.resets.length > 0 || verdict.effects.isResetAll || verdict.effects.isForgetting)
-    )
+    const { effects } = verdict;
+    if (effects !== null && (effects.resets.length > 0 || effects.isResetAll || effects.isForgetting))
       this.#isHoldWanted = true;
     return {
       done: () => this.#host.onRan(verdict, true),
       dropped: () => this.#host.onRan(verdict, false),
     };
+  }
+
+  /** A note for a text that runs: its own effects, and those of the statements that it names. */
+  #running(verdict: Verdict, translation: Translation | null, server: ServerConnection): Note | null {
+    this.#last = verdict;
+    const { effects } = verdict;
+    if (effects === null) return this.#ran(verdict);
+    if (effects.isCopyIn) this.#copy = 'asked';
+    for (const { command, name } of effects.references) {
+      if (command === 'prepare' && this.#names.get(name) === undefined) this.#addSqlName(name);
+    }
+    if (effects.isForgetting) return this.#forgetting(verdict, server);
+    let note = this.#ran(verdict);
+    if (translation === null) return note;
+    for (const { reference, statement } of translation.mentions) {
+      if (reference.command === 'execute') note = both(note, this.#ran(statement.verdict));
+    }
+    note = both(note, this.#deallocating(verdict, translation, server));
+    return both(note, { replaceError: translation.replaceError });
+  }
+
+  #addSqlName(name: string): void {
+    if (this.#host.isFresh) this.#sqlNames = null; // Nothing is left of an earlier pin.
+    this.#sqlNames ??= new Set();
+    this.#sqlNames.add(name);
+  }
+
+  // --- Texts that name prepared statements ----------------------------------------------------------------------
+
+  /** DEALLOCATE ALL and DISCARD ALL free the names for what is sent behind them; taken back when they fail. */
+  #forgetting(verdict: Verdict, server: ServerConnection): Note {
+    this.#isHoldWanted = true;
+    const names = this.#names.all();
+    for (const [name, statement] of names) {
+      this.#names.undefine(name, statement);
+      this.#names.change(name);
+    }
+    const present = server.statements.takeAll();
+    return {
+      done: () => this.#host.onRan(verdict, true),
+      dropped: () => {
+        for (const [statement, presence] of present) server.statements.add(statement, presence);
+        for (const [name, statement] of names) this.#names.define(name, statement);
+        this.#host.onRan(verdict, false);
+      },
+    };
+  }
+
+  /** DEALLOCATE frees the names that it names; taken back where it fails. Rollback does not take it back. */
+  #deallocating({ effects }: Verdict, { mentions }: Translation, server: ServerConnection): Note | null {
+    const order = effects!.references.filter(({ command }) => command === 'deallocate');
+    const freed = mentions.filter(({ reference }) => reference.command === 'deallocate');
+    if (freed.length === 0) return null;
+    const presences = freed.map(({ reference, statement }) => {
+      this.#names.undefine(reference.name, statement);
+      this.#names.change(reference.name);
+      return server.statements.remove(statement);
+    });
+    let done = 0;
+    return {
+      message: (type, bytes) => {
+        if (type === ServerMessage.CommandComplete && bytes.includes('DEALLOCATE\0')) done++;
+      },
+      dropped: () => {
+        freed.forEach(({ reference, statement }, index) => {
+          if (order.indexOf(reference) < done) return;
+          this.#names.define(reference.name, statement);
+          server.statements.add(statement, presences[index]);
+        });
+      },
+    };
+  }
+
+  /** Makes sure that the server has what a translated text names. False: it was asked for it. */
+  #bring(translation: Translation, server: ServerConnection): boolean {
+    for (const { reference, statement } of translation.mentions)
+      if (reference.command !== 'deallocate' && !prepare(this.#host, statement, server)) return false;
+    // Whatever its text, DEALLOCATE of it succeeds: any statement of this name will do.
+    for (const { reference, statement } of translation.mentions)
+      if (reference.command === 'deallocate') prepareDummy(this.#host, statement, server);
+    return true;
+  }
+
+  /** `#bring` for a simple Query: what is brought is a batch of its own, which must end before the Query. */
+  #bringForQuery(translation: Translation, server: ServerConnection): boolean {
+    const wasOpen = server.outstanding.isBatchOpen;
+    if (!this.#bring(translation, server)) {
+      if (this.#bringing === 'no') this.#bringing = wasOpen ? 'inBatch' : 'asked';
+      return false;
+    }
+    const isOurs = this.#bringing === 'asked' || (!wasOpen && server.outstanding.isBatchOpen);
+    this.#bringing = 'no';
+    if (!isOurs) return true;
+    if (server.outstanding.isDiscarding) this.#bringing = 'failed';
+    else inject(this.#host, 'Sync', encode.sync, server, null);
+    return true;
+  }
+
+  /** A statement that a Query names could not be parsed: its error stands for the Query's, which owes a ReadyForQuery. */
+  #endFailedQuery(server: ServerConnection): Handled {
+    this.#bringing = 'no';
+    return this.#passInstead('Sync', encode.sync, server, null);
   }
 
   // --- Simple Query ---------------------------------------------------------------------------------------------
@@ -286,145 +441,33 @@ export class Requests {
     const { source, start, end } = frame;
     const verdict = this.#judge.judge(source, start + HEADER, frame.isEnd ? end - 1 : start + frame.size);
     if (!this.#host.mayRun(verdict)) return 'refused';
-    const reference = this.#referenced(verdict.effects);
-    if (reference !== null && !this.#bringForQuery(reference, server)) return 'again';
-    if (this.#isQueryAbandoned) return this.#endAbandonedQuery(server);
+    for (const { name } of verdict.effects?.references ?? []) if (this.#mustAwait(name, server)) return 'again';
+    const translation = translate(source.subarray(start + HEADER, end), verdict, this.#names);
+    if (translation !== null && !this.#bringForQuery(translation, server)) return 'again';
+    if (this.#bringing === 'failed') return this.#endFailedQuery(server);
     this.#hideSequences(verdict, server);
     this.#host.counts.queries++;
-    this.#last = verdict;
-    // A simple Query drops the unnamed statement and the unnamed portal ("Simple Query").
     // In an open batch a Query may be skipped: then only Sync ends what came before.
     const endsBatch = !server.outstanding.isBatchOpen && !server.outstanding.isDiscarding;
     // Postgres 18 answers the first command after such a batch with XX000: nobody else shall meet that.
     if (server.outstanding.isBatchOpen) server.isDoomed = true;
-    const undo = this.#unnamed === null ? null : this.#dropUnnamed(server);
-    this.#batch++;
-    this.#portal = harmless;
-    server.unnamedId = 0;
-    const stranger = verdict.effects?.reference ?? null;
-    if (reference === null && stranger !== null && isOurs(stranger.name)) {
-      // Somebody else's statement: for this client there is none of that name.
-      const text = rename(source.subarray(start + HEADER, end), stranger, `${stranger.name}?`);
-      const note = {
-        ...this.#ran(verdict),
-        replaceError: (bytes: Buffer) => withName(bytes, `${stranger.name}?`, stranger.name),
-      };
-      if (server.outstanding.push('Query', this.#host, 'forward', null, note))
-        server.send(encode.message(ClientMessage.Query, text));
-      return 'done';
-    }
-    if (reference === null) {
-      const note = this.#forgetting(verdict, server) ?? this.#ran(verdict);
-      const handled = this.#pass('Query', frame, server, undo === null ? note : { ...note, ...undo(note) });
-      return endsBatch ? this.#holdAfter(handled) : handled;
-    }
-    const text = rename(source.subarray(start + HEADER, end), reference.effects.reference!, reference.statement.name);
-    const note = this.#refer(verdict, reference, server);
-    if (server.outstanding.push('Query', this.#host, 'forward', null, note))
-      server.send(encode.message(ClientMessage.Query, text));
-    return 'done';
+    // A simple Query drops the unnamed statement and the unnamed portal ("Simple Query").
+    if (this.#unnamed.id !== 0) this.#names.change('');
+    const undo = this.#unnamed.drop(server);
+    this.#portal = harmlessPortal;
+    this.#names.endBatch();
+    const note = both(this.#running(verdict, translation, server), undo);
+    const handled =
+      translation === null
+        ? this.#pass('Query', frame, server, note)
+        : this.#passInstead('Query', encode.message(ClientMessage.Query, translation.text), server, note);
+    return endsBatch ? this.#holdAfter(handled) : handled;
   }
 
   /** currval and lastval at the start of a lease would show what another client has left: let them answer 55000. */
   #hideSequences({ effects }: Verdict, server: ServerConnection): void {
     if (!effects?.pins.includes('sequence') || !this.#host.isFresh) return;
     server.ask('DISCARD SEQUENCES', this.#host, null);
-  }
-
-  /** A simple Query drops the unnamed statement, unless it is skipped: gives what to add to its note. */
-  #dropUnnamed(server: ServerConnection): (note: Note | null) => Note {
-    const before = { unnamed: this.#unnamed, id: server.unnamedId };
-    this.#change('');
-    this.#unnamed = null;
-    return (note) => ({
-      dropped: (isSkipped) => {
-        note?.dropped?.(isSkipped);
-        if (!isSkipped || this.#unnamed !== null) return;
-        this.#unnamed = before.unnamed;
-        this.#findUnnamed();
-        server.unnamedId = before.id;
-      },
-    });
-  }
-
-  /** Makes sure that the server has what EXECUTE or DEALLOCATE in a simple Query names. False: it was asked for it. */
-  #bringForQuery({ effects, statement }: Referenced, server: ServerConnection): boolean {
-    if (effects.reference!.command === 'execute') {
-      const isPresent = this.#prepare(statement, server);
-      if (!isPresent) this.#isBringing = true;
-      else if (this.#isBringing) {
-        this.#isBringing = false;
-        this.#isQueryAbandoned = server.outstanding.isDiscarding;
-        if (!this.#isQueryAbandoned) this.#inject('Sync', encode.sync, server, null);
-      }
-      return isPresent;
-    }
-    // Whatever its text, DEALLOCATE of it succeeds: any statement of this name will do.
-    if (!server.statements.has(statement)) server.ask(`PREPARE "${statement.name}" AS SELECT 1`, this.#host, null);
-    return true;
-  }
-
-  /** The statement could not be parsed: its error stands for the Query's, which still owes a ReadyForQuery. */
-  #endAbandonedQuery(server: ServerConnection): Handled {
-    this.#isQueryAbandoned = false;
-    if (server.outstanding.push('Sync', this.#host, 'forward', null, null)) server.send(encode.sync);
-    return 'done';
-  }
-
-  /** Gives the server any statement of this name, for a DEALLOCATE in the extended protocol. */
-  #bringDummy(statement: Statement, server: ServerConnection): void {
-    if (server.statements.has(statement)) return;
-    const body = Buffer.from('SELECT 1\0\0\0');
-    this.#inject('Parse', encode.parse(statement.name, body), server, { errorIsForward: true });
-  }
-
-  /** The statement of the protocol level that a text like `DEALLOCATE x` means, if it is one. */
-  #referenced(effects: Effects | null): Referenced | null {
-    const statement = effects?.reference ? this.#names?.get(effects.reference.name) : undefined;
-    return statement === undefined ? null : { effects: effects!, statement };
-  }
-
-  /** DEALLOCATE ALL and DISCARD ALL free the names for what is sent behind them; taken back when they fail. */
-  #forgetting(verdict: Verdict, server: ServerConnection): Note | null {
-    if (!verdict.effects?.isForgetting) return null;
-    this.#isHoldWanted = true;
-    const names = [...(this.#names ?? [])];
-    for (const [name, statement] of names) {
-      this.#undefine(name, statement);
-      this.#change(name);
-    }
-    const present = server.statements.takeAll();
-    return {
-      done: () => this.#host.onRan(verdict, true),
-      dropped: () => {
-        server.statements.putBack(present);
-        for (const [name, statement] of names) this.#define(name, statement);
-        this.#host.onRan(verdict, false);
-      },
-    };
-  }
-
-  /** What EXECUTE or DEALLOCATE of a protocol-level statement does besides; taken back when it fails. */
-  #refer(verdict: Verdict, { effects, statement }: Referenced, server: ServerConnection): Note | null {
-    const { command, name } = effects.reference!;
-    if (command === 'execute') return this.#ran(statement.verdict);
-    this.#undefine(name, statement);
-    server.statements.remove(statement);
-    let isDone = false;
-    return {
-      message: (type, bytes) => {
-        // DEALLOCATE is not undone by what fails after it.
-        if (type === ServerMessage.CommandComplete && bytes.includes('DEALLOCATE\0')) isDone = true;
-      },
-      done: () => this.#host.onRan(verdict, true),
-      dropped: () => {
-        this.#host.onRan(verdict, false);
-        if (isDone) return;
-        this.#define(name, statement);
-        server.statements.add(statement);
-        server.statements.settle(statement);
-      },
-    };
   }
 
   // --- Parse ----------------------------------------------------------------------------------------------------
@@ -438,65 +481,76 @@ export class Requests {
     this.#host.counts.clientParses++;
     if (name === '') return this.#onParseUnnamed(frame, nameEnd + 1, server);
     if (this.#mustAwait(name, server)) return 'again';
-    const known = this.#names?.get(name);
+    const known = this.#names.get(name);
     if (known !== undefined) return this.#onParseAgain(name, known, source.subarray(nameEnd + 1, end), server);
     const statement = this.#find(source.subarray(nameEnd + 1, end));
     if (!this.#host.mayRun(statement.verdict)) return 'refused';
-    if ((this.#names?.size ?? 0) >= NAMES_MAX) return this.#refuseName(server);
-    this.#change(name);
-    this.#define(name, statement);
-    this.#fresh ??= new Set();
-    this.#fresh.add(name);
-    const undo = () => this.#undefine(name, statement);
+    if (this.#sqlNames?.has(name)) return this.#onParseSqlName(name, statement, server);
+    if (this.#names.size >= NAMES_MAX) return this.#refuseName(server);
+    const translation = translate(statement.body, statement.verdict, this.#names);
+    if (translation === null) return this.#parse(name, statement, statement, server, frame, nameEnd + 1);
+    if (!this.#bring(translation, server)) return 'again';
+    return this.#parse(name, statement, this.#find(translation.text), server, null, 0);
+  }
+
+  /**
+   * The client's `name` is to stand for `statement`, which servers know as `present` (the same, if its text needs no
+   * translation). The Parse is answered by us where the server has it already; otherwise it goes to the server, its
+   * body from `frame` if there is one.
+   */
+  #parse(
+    name: string,
+    statement: Statement,
+    present: Statement,
+    server: ServerConnection,
+    frame: Frame | null,
+    bodyStart: number,
+  ): Handled {
     const { outstanding } = server;
-    if (server.statements.has(statement)) {
+    this.#names.change(name);
+    this.#names.define(name, statement);
+    this.#names.expect(name);
+    const undo = () => this.#names.undefine(name, statement);
+    if (server.statements.has(present)) {
       if (outstanding.isStatusCertain && outstanding.status !== Status.Failed) {
-        server.statements.touch(statement);
-        const note = { done: () => void this.#fresh?.delete(name), dropped: undo };
+        server.statements.touch(present);
+        const note = { done: () => this.#names.confirm(name), dropped: undo };
         outstanding.push('Parse', this.#host, 'synthesize', encode.parseComplete, note);
         return 'done';
       }
       // Whether this Parse would succeed depends on what is still running: have the server do it for real.
-      this.#closeOn(server, statement);
+      closeOn(this.#host, server, present);
     }
-    this.#makeRoom(server);
-    server.statements.add(statement);
+    makeRoom(this.#host, server);
+    server.statements.add(present);
     this.#host.counts.serverParses++;
     const note: Note = {
       done: () => {
-        statement.isVerified = true;
-        server.statements.settle(statement);
-        this.#fresh?.delete(name);
+        present.isVerified = true;
+        server.statements.become(present, 'ready');
+        this.#names.confirm(name);
       },
       dropped: () => {
-        server.statements.remove(statement);
+        server.statements.remove(present);
         undo();
       },
     };
-    const handled = this.#passWith(
-      'Parse',
-      header(ClientMessage.Parse, statement.name, statement.body.length),
-      frame,
-      nameEnd + 1,
-      server,
-      note,
-    );
-    if (statement.description === null && handled === 'done') this.#learnDescription(statement, server);
-    return handled;
-  }
-
-  /** Clients may describe portals only: ask what the rows look like while the plan is the one that they will rely on. */
-  #learnDescription(statement: Statement, server: ServerConnection): void {
-    this.#inject('Describe', encode.aboutStatement(ClientMessage.Describe, statement.name), server, {
-      message: (type, bytes) => {
-        if (type === ServerMessage.RowDescription || type === ServerMessage.NoData)
-          statement.description ??= rowShape(bytes);
-      },
-    });
+    if (frame === null) this.#passInstead('Parse', encode.parse(present.name, present.body), server, note);
+    else
+      this.#passWith(
+        'Parse',
+        header(ClientMessage.Parse, present.name, present.body.length),
+        frame,
+        bodyStart,
+        server,
+        note,
+      );
+    if (present.description === null) learnDescription(this.#host, present, server);
+    return 'done';
   }
 
   #find(body: Buffer): Statement {
-    return this.#statements.find(body, this.#host.planSettings, (text) => this.#judgeBody(text));
+    return this.#host.statements.find(body, this.#host.planSettings, (text) => this.#judgeBody(text));
   }
 
   #judgeBody(body: Buffer): Verdict {
@@ -504,179 +558,59 @@ export class Requests {
     return this.#judge.judge(body, 0, textEnd === -1 ? body.length : textEnd);
   }
 
-  #define(name: string, statement: Statement): void {
-    if (this.#isEnded) return;
-    this.#names ??= new Map();
-    this.#names.set(name, statement);
-    this.#statements.use(statement);
-  }
-
-  #undefine(name: string, statement: Statement): void {
-    this.#fresh?.delete(name);
-    if (this.#names?.get(name) !== statement) return;
-    this.#names.delete(name);
-    if (this.#names.size === 0) this.#names = null;
-    this.#statements.unuse(statement);
-  }
-
   #onParseUnnamed(frame: Frame, bodyStart: number, server: ServerConnection): Handled {
-    const { source, end } = frame;
-    let body: Buffer = Buffer.from(source.subarray(bodyStart, end));
-    let verdict = this.#judgeBody(body);
+    const body: Buffer = Buffer.from(frame.source.subarray(bodyStart, frame.end));
+    const verdict = this.#judgeBody(body);
     if (!this.#host.mayRun(verdict)) return 'refused';
-    const reference = this.#referenced(verdict.effects);
-    if (reference !== null) {
-      if (reference.effects.reference!.command === 'deallocate') this.#bringDummy(reference.statement, server);
-      else if (!this.#prepare(reference.statement, server)) return 'again';
-      body = rename(body, reference.effects.reference!, reference.statement.name);
-      if (reference.effects.reference!.command === 'execute') verdict = reference.statement.verdict;
-    }
+    const translation = translate(body, verdict, this.#names);
+    if (translation !== null && !this.#bring(translation, server)) return 'again';
     this.#hideSequences(verdict, server);
-    this.#change('');
-    const id = ++lastUnnamedId;
-    const idBefore = server.unnamedId;
-    const unnamed: Unnamed = { id, body, verdict, reference, state: 'live', before: this.#unnamed };
-    this.#unnamed = unnamed;
-    server.unnamedId = id;
+    this.#names.change('');
+    const note = this.#unnamed.replace(body, verdict, server);
     this.#host.counts.serverParses++;
-    const note: Note = {
-      done: () => {
-        unnamed.before = null;
-      },
-      dropped: (isSkipped) => {
-        // Parse drops the unnamed statement before it looks at the text; a Parse that is skipped drops nothing.
-        unnamed.state = isSkipped ? 'skipped' : 'failed';
-        this.#findUnnamed();
-        if (server.unnamedId === id) server.unnamedId = isSkipped ? idBefore : 0;
-      },
-    };
-    if (reference === null) return this.#pass('Parse', frame, server, note);
-    if (server.outstanding.push('Parse', this.#host, 'forward', null, note)) server.send(encode.parse('', body));
-    return 'done';
-  }
-
-  /** What `name` stands for changes with a message of the present batch. */
-  #change(name: string): void {
-    if (name === '') this.#unnamedChange = this.#batch;
-    else {
-      this.#changes ??= new Map();
-      this.#changes.set(name, this.#batch);
-    }
-  }
-
-  /**
-   * An earlier batch, not answered yet, changes what `name` stands for: if it fails, it does not. True: the message must
-   * wait until that is known. (In its own batch a change fails together with what builds on it.)
-   */
-  #mustAwait(name: string, server: ServerConnection): boolean {
-    if (server.outstanding.size === 0) {
-      this.#changes = null;
-      return false;
-    }
-    const batch = name === '' ? this.#unnamedChange : this.#changes?.get(name);
-    if (batch === undefined || batch === -1 || batch === this.#batch || server.outstanding.isBatchOpen) return false;
-    this.#host.hold();
-    return true;
-  }
-
-  /** The unnamed statement is the last one whose Parse was not skipped, or none when that one failed. */
-  #findUnnamed(): void {
-    let unnamed = this.#unnamed;
-    while (unnamed !== null && unnamed.state !== 'live') unnamed = unnamed.state === 'skipped' ? unnamed.before : null;
-    this.#unnamed = unnamed;
+    if (translation === null) return this.#pass('Parse', frame, server, note);
+    return this.#passInstead('Parse', encode.parse('', translation.text), server, note);
   }
 
   /** A name that is in use: let the server say so (42P05), under the client's name. */
   #onParseAgain(name: string, known: Statement, body: Buffer, server: ServerConnection): Handled {
-    if (!this.#prepare(known, server)) return 'again';
+    if (!prepare(this.#host, known, server)) return 'again';
     const note = { replaceError: (bytes: Buffer) => withName(bytes, known.name, name) };
-    if (server.outstanding.push('Parse', this.#host, 'forward', null, note))
-      server.send(encode.parse(known.name, body));
-    return 'done';
+    return this.#passInstead('Parse', encode.parse(known.name, body), server, note);
+  }
+
+  /**
+   * A name that SQL-level PREPARE may have given: the server knows, so it is asked under that name. If it was free, the
+   * client is as pinned by its statement as by one of SQL.
+   */
+  #onParseSqlName(name: string, statement: Statement, server: ServerConnection): Handled {
+    const ours = isOurs(name) ? strangeName(name) : name;
+    const note = both(this.#ran(statement.verdict), this.#ran(likePrepare));
+    return this.#passInstead(
+      'Parse',
+      encode.parse(ours, statement.body),
+      server,
+      both(note, { replaceError: (bytes: Buffer) => withName(bytes, ours, name) }),
+    );
   }
 
   /** No more names for this client: the server is made to raise an error, which is then ours. */
   #refuseName(server: ServerConnection): Handled {
-    const known = this.#names!.values().next().value!;
-    if (!this.#prepare(known, server)) return 'again';
+    const known = this.#names.all()[0]![1];
+    if (!prepare(this.#host, known, server)) return 'again';
     const refusal = error(SqlState.ConfigurationLimit, `a session may have ${NAMES_MAX} prepared statements`, {
       hint: 'close what is no longer needed',
     });
     const note = { replaceError: () => encode.errorResponse(refusal) };
-    if (server.outstanding.push('Parse', this.#host, 'forward', null, note))
-      server.send(encode.parse(known.name, known.body));
-    return 'done';
+    return this.#passInstead('Parse', encode.parse(known.name, known.body), server, note);
   }
 
   /** A text too large to keep: it streams to the server under the client's own name, and the session is opaque. */
   #onHugeParse(frame: Frame, server: ServerConnection): Handled {
     this.#host.onRan(this.#judge.judge(frame.source, frame.start, frame.start + frame.size), true);
-    this.#unnamed = null;
+    this.#unnamed.forget();
     server.unnamedId = 0;
     return this.#pass('Parse', frame, server, null);
-  }
-
-  /** Closes a statement on the server; when that is skipped, it is still there. */
-  #closeOn(server: ServerConnection, statement: Statement): void {
-    server.statements.remove(statement);
-    this.#inject('Close', encode.aboutStatement(ClientMessage.Close, statement.name), server, {
-      dropped: () => {
-        server.statements.add(statement);
-        server.statements.settle(statement);
-      },
-    });
-  }
-
-  #makeRoom(server: ServerConnection): void {
-    const victim = server.statements.victim();
-    if (victim !== null) this.#closeOn(server, victim);
-  }
-
-  /**
-   * Makes sure that the server has the statement. False: it was asked for it; the session is blocked until it answers.
-   * Its description is compared with the one that clients were given: a plan whose rows have changed their shape is
-   * an error for those who rely on it ("cached plan must not change result type"), on any server.
-   */
-  #prepare(statement: Statement, server: ServerConnection): boolean {
-    if (server.statements.has(statement)) {
-      server.statements.touch(statement);
-      return true;
-    }
-    this.#makeRoom(server);
-    server.statements.add(statement);
-    this.#host.counts.serverParses++;
-    this.#inject('Parse', encode.parse(statement.name, statement.body), server, {
-      errorIsForward: true,
-      done: () => server.statements.settle(statement),
-      dropped: () => server.statements.remove(statement),
-    });
-    const description: { bytes: Buffer | null } = { bytes: null };
-    this.#inject('Describe', encode.aboutStatement(ClientMessage.Describe, statement.name), server, {
-      errorIsForward: true,
-      message: (type, bytes) => {
-        if (type === ServerMessage.RowDescription || type === ServerMessage.NoData) description.bytes = bytes;
-      },
-      done: () => {
-        statement.isVerified = true;
-        if (!this.#isAsDescribed(statement, description.bytes)) server.statements.markChanged(statement);
-        this.#host.unblock();
-      },
-      dropped: () => this.#host.unblock(),
-    });
-    if (server.outstanding.isDiscarding) return true; // Everything is skipped: the frame will be, too.
-    server.send(encode.flush);
-    this.#host.block();
-    return false;
-  }
-
-  /** Remembers what a server says that the rows look like; false: it is not what another has said before. */
-  #isAsDescribed(statement: Statement, bytes: Buffer | null): boolean {
-    if (bytes === null) return true;
-    const description = rowShape(bytes);
-    statement.description ??= description;
-    if (statement.description.equals(description)) return true;
-    this.#statements.forget(statement);
-    return false;
   }
 
   // --- Bind, Describe, Close, Execute ---------------------------------------------------------------------------
@@ -690,98 +624,88 @@ export class Requests {
         ? this.#pass('Bind', frame, server, null)
         : { bad: 'the names in a Bind message are too long' };
     }
-    this.#host.counts.binds++;
+    const name = source.toString('latin1', portalEnd + 1, nameEnd);
+    if (this.#mustAwait(name, server)) return 'again';
     const portal = source.toString('latin1', start + HEADER, portalEnd);
-    this.#setPortal(portal, harmless);
-    if (nameEnd === portalEnd + 1) {
-      if (this.#mustAwait('', server)) return 'again';
-      const reference = this.#unnamed?.reference ?? null;
-      if (reference?.effects.reference?.command === 'execute' && !this.#prepare(reference.statement, server))
-        return 'again';
-      this.#bringUnnamed(server);
-      this.#setPortal(portal, this.#unnamed?.verdict ?? harmless);
-      if (portal === '') this.#portalReference = this.#unnamed?.reference ?? null;
-      return this.#pass('Bind', frame, server, null);
-    }
-    const clientName = source.toString('latin1', portalEnd + 1, nameEnd);
-    if (this.#mustAwait(clientName, server)) return 'again';
-    const statement = this.#names?.get(clientName);
-    if (statement === undefined) return this.#passUnknown('Bind', portal, frame, portalEnd + 1, nameEnd, server);
+    if (name === '') return this.#onBindUnnamed(portal, frame, server);
+    const statement = this.#names.get(name);
+    if (statement === undefined) return this.#onBindUnknown(portal, name, frame, nameEnd, server);
     if (!this.#host.mayRun(statement.verdict)) return 'refused';
+    const translation = translate(statement.body, statement.verdict, this.#names);
+    if (translation !== null && !this.#bring(translation, server)) return 'again';
+    const present = translation === null ? statement : this.#find(translation.text);
     this.#hideSequences(statement.verdict, server);
-    if (!this.#prepare(statement, server)) return 'again';
-    this.#setPortal(portal, statement.verdict);
-    const isChanged = server.statements.isChanged(statement);
+    if (!prepare(this.#host, present, server)) return 'again';
+    this.#host.counts.binds++;
+    this.#setPortal(portal, statement.verdict, translation);
+    const isChanged = server.statements.isChanged(present);
     // A name that no server has makes the server raise an error, so that its transaction fails as it should.
-    const name = isChanged ? `${statement.name}_changed` : statement.name;
+    const serverName = isChanged ? `${present.name}_changed` : present.name;
     const rest = start + frame.size - (nameEnd + 1);
-    const note: Note = isChanged ? { replaceError: planChanged } : this.#planNote(statement, clientName, server);
-    return this.#passWith(
-      'Bind',
-      header(ClientMessage.Bind, `${portal}\0${name}`, rest),
-      frame,
-      nameEnd + 1,
-      server,
-      note,
-    );
+    const note: Note = isChanged ? { replaceError: planChanged } : planNote(this.#host, present, name, server);
+    const head = header(ClientMessage.Bind, `${portal}\0${serverName}`, rest);
+    return this.#passWith('Bind', head, frame, nameEnd + 1, server, note);
   }
 
-  /** Watches for a plan that became invalid: then the statement is forgotten, so that the next Parse is real. */
-  #planNote(statement: Statement, name: string, server: ServerConnection): Note {
-    return {
-      replaceError: (bytes) => {
-        // Somebody has closed it behind our back: the next one to need it parses it again.
-        if (bytes.includes('C26000\0') && bytes.includes(statement.name)) server.statements.remove(statement);
-        if (bytes.includes('C0A000\0') && bytes.includes('RRevalidateCachedQuery\0')) {
-          this.#statements.forget(statement);
-        }
-        return withName(bytes, statement.name, name);
-      },
-    };
+  #onBindUnnamed(portal: string, frame: Frame, server: ServerConnection): Handled {
+    const { body, verdict } = this.#unnamed;
+    const translation = body === null ? null : translate(body, verdict, this.#names);
+    if (translation !== null && !this.#bring(translation, server)) return 'again';
+    this.#host.counts.binds++;
+    this.#bringUnnamed(translation, server);
+    this.#setPortal(portal, verdict, translation);
+    return this.#pass('Bind', frame, server, null);
   }
 
-  /** A statement that the client does not have: the server answers 26000, also when the name is one of ours. */
+  #onBindUnknown(portal: string, name: string, frame: Frame, nameEnd: number, server: ServerConnection): Handled {
+    this.#host.counts.binds++;
+    // It may be one of SQL-level PREPARE: what these do to settings counts at each execution.
+    this.#setPortal(portal, this.#sqlNames === null ? harmless : likeExecute, null);
+    return this.#passUnknown('Bind', portal, name, frame, nameEnd, server);
+  }
+
+  /** A statement that is not the client's: the server answers 26000, also when the name is spelled like one of ours. */
   #passUnknown(
     kind: 'Bind' | 'Describe',
-    portal: string | null,
+    portal: string,
+    name: string,
     frame: Frame,
-    nameStart: number,
     nameEnd: number,
     server: ServerConnection,
   ): Handled {
-    const name = frame.source.toString('latin1', nameStart, nameEnd);
     if (!isOurs(name)) return this.#pass(kind, frame, server, null);
-    const other = `${name}?`;
+    const other = strangeName(name);
     const note = { replaceError: (bytes: Buffer) => withName(bytes, other, name) };
     const rest = frame.start + frame.size - (nameEnd + 1);
     const head =
-      portal === null
+      kind === 'Describe'
         ? header(ClientMessage.Describe, `S${other}`, rest)
         : header(ClientMessage.Bind, `${portal}\0${other}`, rest);
     return this.#passWith(kind, head, frame, nameEnd + 1, server, note);
   }
 
-  #setPortal(portal: string, verdict: Verdict): void {
-    if (portal === '') {
-      this.#portal = verdict;
-      this.#portalReference = null;
-    } else if (!isHarmless(verdict)) {
+  #setPortal(name: string, verdict: Verdict, translation: Translation | null): void {
+    const portal = isHarmless(verdict) ? harmlessPortal : { verdict, translation };
+    if (name === '') this.#portal = portal;
+    else if (portal === harmlessPortal) this.#portals?.delete(name);
+    else {
       this.#portals ??= new Map();
-      this.#portals.set(portal, verdict);
-    } else this.#portals?.delete(portal);
+      this.#portals.set(name, portal);
+    }
   }
 
   /** Gives the server this client's unnamed statement, or takes somebody else's away. */
-  #bringUnnamed(server: ServerConnection): void {
-    const id = this.#unnamed?.id ?? 0;
-    if (server.unnamedId === id) return;
+  #bringUnnamed(translation: Translation | null, server: ServerConnection): void {
+    const { id, body } = this.#unnamed;
+    // The names in its text are looked up anew each time that it is bound.
+    if (server.unnamedId === id && translation === null) return;
     server.unnamedId = id;
     const forget = () => {
       server.unnamedId = -1;
     };
-    const forgotten = { errorIsForward: true, dropped: forget };
-    if (this.#unnamed !== null) this.#inject('Parse', encode.parse('', this.#unnamed.body), server, forgotten);
-    else this.#inject('Close', encode.aboutStatement(ClientMessage.Close, ''), server, forgotten);
+    const note = { errorIsForward: true, dropped: forget };
+    if (body !== null) inject(this.#host, 'Parse', encode.parse('', translation?.text ?? body), server, note);
+    else inject(this.#host, 'Close', encode.aboutStatement(ClientMessage.Close, ''), server, note);
   }
 
   #onDescribeOrClose(frame: Frame, server: ServerConnection): Handled {
@@ -792,55 +716,59 @@ export class Requests {
     if (!isStatement || nameEnd === -1) return this.#pass(kind, frame, server, null);
     const name = source.toString('latin1', start + HEADER + 1, nameEnd);
     if (this.#mustAwait(name, server)) return 'again';
-    if (kind === 'Close') this.#change(name);
-    if (name === '') {
-      if (kind === 'Describe') this.#bringUnnamed(server);
-      else if (this.#unnamed !== null) {
-        const undo = this.#dropUnnamed(server)(null);
-        server.unnamedId = 0;
-        return this.#pass(kind, frame, server, undo);
-      } else server.unnamedId = 0;
-      return this.#pass(kind, frame, server, null);
-    }
-    const statement = this.#names?.get(name);
-    if (kind === 'Close' && (statement !== undefined || isOurs(name)))
-      return this.#close(name, statement ?? null, server);
-    if (kind === 'Close') return this.#pass(kind, frame, server, null);
-    if (statement === undefined) return this.#passUnknown('Describe', null, frame, start + HEADER + 1, nameEnd, server);
-    if (!this.#prepare(statement, server)) return 'again';
-    const note: Note = { replaceError: (bytes) => withName(bytes, statement.name, name) };
-    if (statement.description === null) {
-      note.message = (type, bytes) => {
-        if (type === ServerMessage.RowDescription || type === ServerMessage.NoData)
-          statement.description ??= rowShape(bytes);
-      };
-    }
-    const bytes = encode.aboutStatement(ClientMessage.Describe, statement.name);
-    if (server.outstanding.push(kind, this.#host, 'forward', null, note)) server.send(bytes);
+    if (kind === 'Close') return this.#onClose(name, frame, server);
+    return name === '' ? this.#onDescribeUnnamed(frame, server) : this.#onDescribe(name, frame, nameEnd, server);
+  }
+
+  #onDescribeUnnamed(frame: Frame, server: ServerConnection): Handled {
+    const { body, verdict } = this.#unnamed;
+    const translation = body === null ? null : translate(body, verdict, this.#names);
+    if (translation !== null && !this.#bring(translation, server)) return 'again';
+    this.#bringUnnamed(translation, server);
+    return this.#pass('Describe', frame, server, null);
+  }
+
+  #onDescribe(name: string, frame: Frame, nameEnd: number, server: ServerConnection): Handled {
+    const statement = this.#names.get(name);
+    if (statement === undefined) return this.#passUnknown('Describe', '', name, frame, nameEnd, server);
+    const translation = translate(statement.body, statement.verdict, this.#names);
+    if (translation !== null && !this.#bring(translation, server)) return 'again';
+    const present = translation === null ? statement : this.#find(translation.text);
+    if (!prepare(this.#host, present, server)) return 'again';
+    const note: Note = { replaceError: (bytes) => withName(bytes, present.name, name) };
+    if (present.description === null) note.message = remembering(present);
+    const bytes = encode.aboutStatement(ClientMessage.Describe, present.name);
+    return this.#passInstead('Describe', bytes, server, note);
+  }
+
+  /** Closing a name of ours never reaches the server: others may use the statement there. */
+  #onClose(name: string, frame: Frame, server: ServerConnection): Handled {
+    this.#names.change(name);
+    if (name === '') return this.#pass('Close', frame, server, this.#unnamed.drop(server));
+    const statement = this.#names.get(name);
+    if (statement === undefined && this.#sqlNames?.has(name)) return this.#closeSqlName(name, server);
+    if (statement === undefined && !isOurs(name)) return this.#pass('Close', frame, server, null);
+    if (statement !== undefined) this.#names.undefine(name, statement);
+    const note = statement === undefined ? null : { dropped: () => this.#names.define(name, statement) };
+    server.outstanding.push('Close', this.#host, 'synthesize', encode.closeComplete, note);
     return 'done';
   }
 
-  /** Closing a name never reaches the server: others may use the statement there. */
-  #close(name: string, statement: Statement | null, server: ServerConnection): Handled {
-    if (statement !== null) this.#undefine(name, statement);
-    const note = statement === null ? null : { dropped: () => this.#define(name, statement) };
-    server.outstanding.push('Close', this.#host, 'synthesize', encode.closeComplete, note);
-    return 'done';
+  /** Close works for statements of SQL-level PREPARE, too, and may undo the pin. */
+  #closeSqlName(name: string, server: ServerConnection): Handled {
+    const bytes = encode.aboutStatement(ClientMessage.Close, isOurs(name) ? strangeName(name) : name);
+    return this.#passInstead('Close', bytes, server, this.#ran(likeDeallocate));
   }
 
   #onExecute(frame: Frame, server: ServerConnection): Handled {
     const { source, start, end } = frame;
     this.#host.counts.queries++;
-    let verdict = this.#portal;
-    if (source[start + HEADER] === 0) {
-      const reference = this.#portalReference;
-      if (reference !== null) return this.#pass('Execute', frame, server, this.#refer(verdict, reference, server));
-    } else {
+    let portal = this.#portal;
+    if (source[start + HEADER] !== 0) {
       const nameEnd = stringEnd(source, start + HEADER, end);
-      verdict = this.#portals?.get(source.toString('latin1', start + HEADER, nameEnd)) ?? harmless;
+      portal = this.#portals?.get(source.toString('latin1', start + HEADER, nameEnd)) ?? harmlessPortal;
     }
-    this.#last = verdict;
-    return this.#pass('Execute', frame, server, this.#forgetting(verdict, server) ?? this.#ran(verdict));
+    return this.#pass('Execute', frame, server, this.#running(portal.verdict, portal.translation, server));
   }
 
   /** Function Call names its function by oid. */
@@ -852,22 +780,16 @@ export class Requests {
   }
 }
 
+const harmlessPortal: Portal = { verdict: harmless, translation: null };
+/** Messages of the extended protocol that do what a text does. */
+const likePrepare: Verdict = { ...harmless, effects: { ...probing, isPreparing: true } };
+const likeExecute: Verdict = {
+  ...harmless,
+  effects: { ...pinning(), references: [{ command: 'execute', name: '', start: 0, end: 0 }] },
+};
+const likeDeallocate: Verdict = { ...harmless, effects: { ...pinning(), isUndoing: true } };
 /** What a function does that is called by its oid is not known. */
 const functionCall: Verdict = { ...harmless, effects: pinning('function') };
-
-/** What a client may send while the server reads CopyData. */
-function isCopyMessage(type: number): boolean {
-  switch (type) {
-    case ClientMessage.CopyData:
-    case ClientMessage.CopyDone:
-    case ClientMessage.CopyFail:
-    case ClientMessage.Flush:
-    case ClientMessage.Sync:
-      return true;
-    default:
-      return false;
-  }
-}
 
 function isHarmless({ effects, shape }: Verdict): boolean {
   return effects === null && shape === null;

@@ -149,7 +149,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#startup = options.settings;
     this.connectedAt = options.house.clock.wall();
     this.changedAt = options.house.clock.now();
-    this.#requests = new Requests(this, options.house.judge, options.pool.statements);
+    this.#requests = new Requests(this, options.house.judge);
     this.#reader = new FrameReader(clientWants, options.messageMax);
   }
 
@@ -186,6 +186,10 @@ export class Session implements Waiter, RequestHost, Cancelable {
 
   get counts() {
     return this.pool.counts;
+  }
+
+  get statements() {
+    return this.pool.statements;
   }
 
   get pins(): readonly PinReason[] {
@@ -299,7 +303,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
       case ClientMessage.Terminate:
         return this.#leave();
       case ClientMessage.Sync:
-        return void this.deliver(encode.readyForQuery());
+        if (message.size === encode.sync.length) return void this.deliver(encode.readyForQuery());
+        break; // A body is wrong here: the server will say so.
       case ClientMessage.Flush:
       case ClientMessage.CopyData:
       case ClientMessage.CopyDone:
@@ -367,11 +372,11 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#leasedAt = this.#house.clock.now();
     const sql = settingsDiff(server.settings, this.settings, server.login);
     if (sql === null) return this.#begin(server);
-    const isReset = sql.startsWith('RESET');
+    const isReset = sql[0]!.startsWith('RESET');
     this.#become('syncing');
     const wants = this.settings.custom;
     let failure: Buffer | null = null;
-    server.ask(sql, this, {
+    server.ask(sql.join('; '), this, {
       message: (type, bytes) => {
         if (type === ServerMessage.ErrorResponse) failure ??= bytes;
       },
@@ -449,7 +454,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#guard('progress', () => {
       const { server } = this;
       if (server?.outstanding.isLost) return this.#onDesync(server);
-      if (server !== null && server.outstanding.size === 0) this.#onQuiet(server);
+      if (server?.outstanding.size === 0) this.#onQuiet(server);
+      else if (server?.outstanding.isCopyOpen) this.#isHolding = false; // What was held is for the COPY to judge.
       this.#pump();
     });
   }
@@ -477,7 +483,6 @@ export class Session implements Waiter, RequestHost, Cancelable {
     }
     if (this.state !== 'active') return;
     if (this.#isTerminating) return this.#lastWord === null ? this.#leave() : this.#end(this.#lastWord);
-    if (outstanding.isAmbiguous) this.#pin('desync');
     if (!outstanding.isQuiet || this.#isBlocked || this.#held !== null || this.#reader.isInside) return;
     if (outstanding.status !== Status.Idle) {
       if (this.#resets !== null && outstanding.status === Status.Transaction) return this.#settle(server);
@@ -659,7 +664,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
   #absorb(effects: Effects): void {
     for (const name of effects.settings) this.#touch(name);
     if (effects.isPreparing) this.#prepared = [...(this.#prepared ?? []), ...effects.settings];
-    if (effects.reference?.command === 'execute') for (const name of this.#prepared ?? []) this.#touch(name);
+    if (effects.references.some(({ command }) => command === 'execute'))
+      for (const name of this.#prepared ?? []) this.#touch(name);
     for (const name of effects.resets) this.#reset(name);
     if (effects.isResetAll) {
       for (const name of [...this.settings.custom.keys(), ...this.#startup.custom.keys()]) this.#reset(name);
@@ -738,7 +744,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
       }
       if (findings.defaults.length > 0) this.#restore(server, findings.defaults);
     });
-    this.#ask(server, settleQuery(question), note);
+    this.#ask(server, [settleQuery(question)], note);
   }
 
   /** These settings are at the server's default, by RESET: give them this client's default, what it asked for at startup. */
@@ -773,9 +779,10 @@ export class Session implements Waiter, RequestHost, Cancelable {
     });
   }
 
-  #ask(server: ServerConnection, sql: string, note: Note): void {
+  #ask(server: ServerConnection, statements: readonly string[], note: Note): void {
     this.#become('settling');
-    server.ask(sql, this, note);
+    if (server.outstanding.status === Status.Idle) server.ask(statements.join('; '), this, note);
+    else server.askAside(statements, this, note);
   }
 
   // --- Cancel, time, end ----------------------------------------------------------------------------------------

@@ -22,7 +22,10 @@ const questions: readonly (readonly [PinReason, string])[] = [
     'temp',
     `SELECT count(*) FROM pg_catalog.pg_depend WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()`,
   ],
-  ['prepare', 'SELECT count(*) FROM pg_catalog.pg_prepared_statements WHERE from_sql'],
+  [
+    'prepare',
+    `SELECT count(*) FROM pg_catalog.pg_prepared_statements WHERE from_sql OR name OPERATOR(pg_catalog.!~) '^pgweir_[0-9]+$'`,
+  ],
   ['hold', 'SELECT count(*) FROM pg_catalog.pg_cursors WHERE is_holdable'],
 ];
 

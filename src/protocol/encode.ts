@@ -163,6 +163,24 @@ export function aboutStatement(
   return message(type, 'S', typeof name === 'string' ? Buffer.from(name, 'latin1') : name, '\0');
 }
 
+/** A Sync and an empty Query: what a Resync consists of (protocol/outstanding). */
+export const resync = Buffer.concat([sync, query('')]);
+
+const ASIDE = 'pgweir';
+
+/** The messages that run one statement in the extended protocol and leave nothing behind, with their kinds. */
+export function aside(sql: string) {
+  const noParameters = Buffer.alloc(2);
+  const noFormats = Buffer.alloc(6);
+  return [
+    ['Parse', message(ClientMessage.Parse, `${ASIDE}\0`, Buffer.from(`${sql}\0`, 'latin1'), noParameters)],
+    ['Bind', message(ClientMessage.Bind, `${ASIDE}\0${ASIDE}\0`, noFormats)],
+    ['Execute', message(ClientMessage.Execute, `${ASIDE}\0`, int32(0))],
+    ['Close', message(ClientMessage.Close, `P${ASIDE}\0`)],
+    ['Close', message(ClientMessage.Close, `S${ASIDE}\0`)],
+  ] as const;
+}
+
 /** A CopyFail. */
 export function copyFail(reason: string): Buffer {
   return message(ClientMessage.CopyFail, `${reason}\0`);

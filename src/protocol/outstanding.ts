@@ -12,14 +12,20 @@
  * Protocol rules it embodies (Postgres manual, "Message Flow"):
  * - Extended Query: after an error the server skips everything until Sync, a simple Query included.
  * - Simple Query and Function Call answer with exactly one ReadyForQuery, Sync likewise; nothing else does.
- * - COPY: while it reads CopyData the server ignores Sync and Flush; after a failure it ignores late CopyData.
+ * - COPY: while it reads CopyData the server ignores Sync and Flush; after a failure it ignores late CopyData. So when
+ *   a COPY fails that was sent a Sync amid its data, nobody can tell from outside whether that Sync counts: the server
+ *   is asked, by a Resync (a Sync and an empty Query behind it, see `#beginResync`).
  *
  * Invariants: replies leave in the order of the requests; an entry ends exactly once, as done or dropped; dropped
  * notes are told in reverse order, so that undoing them restores the state before.
  */
+import { readyForQuery } from './encode.ts';
 import { ServerMessage, Status } from './messages.ts';
 
-/** What was sent. CopyData and CopyEnd get no reply: they mark where in the stream a COPY ends. */
+/**
+ * What was sent. CopyData and CopyEnd get no reply: they mark where in the stream a COPY ends. A Resync is sent by us, a
+ * Sync and an empty Query.
+ */
 export type RequestKind =
   | 'Parse'
   | 'Bind'
@@ -30,7 +36,8 @@ export type RequestKind =
   | 'Query'
   | 'FunctionCall'
   | 'CopyData'
-  | 'CopyEnd';
+  | 'CopyEnd'
+  | 'Resync';
 
 /** What becomes of the reply: passed on, kept from the owner, or written by us (the request was never sent). */
 export type Action = 'forward' | 'swallow' | 'synthesize';
@@ -47,6 +54,35 @@ export interface Note {
   replaceError?(bytes: Buffer): Buffer;
   /** The action is 'swallow', but an error is the owner's: it stands for the request that needed this one. */
   errorIsForward?: boolean;
+}
+
+/** Two notes as one: both hear of the end, and errors are replaced by the first, then by the second. */
+export function both(first: Note | null, second: Note | null): Note | null {
+  if (first === null || second === null) return first ?? second;
+  const note: Note = {
+    done() {
+      first.done?.();
+      second.done?.();
+    },
+    dropped(isSkipped) {
+      first.dropped?.(isSkipped);
+      second.dropped?.(isSkipped);
+    },
+  };
+  if (first.message !== undefined || second.message !== undefined) {
+    note.message = (type, bytes) => {
+      first.message?.(type, bytes);
+      second.message?.(type, bytes);
+    };
+  }
+  if (first.replaceError !== undefined || second.replaceError !== undefined) {
+    note.replaceError = (bytes) => {
+      const replaced = first.replaceError?.(bytes) ?? bytes;
+      return second.replaceError?.(replaced) ?? replaced;
+    };
+  }
+  note.errorIsForward = first.errorIsForward === true || second.errorIsForward === true;
+  return note;
 }
 
 export interface Entry<Owner> {
@@ -82,10 +118,16 @@ export class Outstanding<Owner> {
   #isCopyEnded = false;
   /** CopyData was sent for the COPY that is running. */
   #hasCopyData = false;
-  /** A Sync was sent in the middle of CopyData: whether the server counts it depends on when a COPY fails. */
+  /** A Sync was sent in the middle of CopyData: whether the server counts it depends on when the COPY fails. */
   #hasLooseSync = false;
-  /** It cannot be known whether a Sync sent amid CopyData counts: the server must not serve anyone else any more. */
-  isAmbiguous = false;
+  /** The COPY of `#hasLooseSync` has failed: its sender is to send what a Resync consists of. */
+  isResyncWanted = false;
+  /** Of the Resync whose replies come: ReadyForQuerys so far, the last of which is not passed on yet; then the marker. */
+  #syncs = 0;
+  #heldStatus = 0;
+  #hasMarker = false;
+  /** The COPY that failed was of the extended protocol: without a Sync that counts its client has one to send yet. */
+  #isSyncOwed = false;
   /** Replies can no longer be told apart: pass everything to the holder, then close the server. */
   isLost = false;
   #ending: Ending | 'warned' = 'stays';
@@ -103,6 +145,11 @@ export class Outstanding<Owner> {
   /** The server reads CopyData, and the end of the data has not been sent. */
   get isCopyOpen(): boolean {
     return this.isCopyIn && !this.#isCopyEnded;
+  }
+
+  /** A Sync amid the data of the COPY that is open may or may not count. */
+  get isSyncInDoubt(): boolean {
+    return this.isCopyIn && this.#hasLooseSync;
   }
 
   /** The server owes nothing and has no transaction open: it may serve someone else. */
@@ -162,6 +209,9 @@ export class Outstanding<Owner> {
       case 'Execute':
         this.isBatchOpen = true;
         break;
+      case 'Resync':
+        this.#readies++;
+        break;
       default:
         kind satisfies never;
     }
@@ -190,12 +240,12 @@ export class Outstanding<Owner> {
     if (type === ServerMessage.NotificationResponse) return 'holder';
     if (isAsynchronous(type)) return head !== null && head.action === 'swallow' ? 'swallow' : 'holder';
     if (head === null || this.isLost) {
-      if (type !== ServerMessage.ErrorResponse && !(this.isAmbiguous && type === ServerMessage.ReadyForQuery))
-        this.isLost = true;
+      if (type !== ServerMessage.ErrorResponse) this.isLost = true;
       return 'holder';
     }
     if (type === ServerMessage.ReadyForQuery) this.status = status;
     if (type === ServerMessage.ErrorResponse) return this.#beginError(head);
+    if (head.kind === 'Resync') return this.#beginResync(head, type, status);
     this.#ending = ending(head.kind, type);
     if (this.#ending === 'failed') {
       this.isLost = true; // Not a reply to what was sent: better one lost server than one wrong answer.
@@ -205,13 +255,46 @@ export class Outstanding<Owner> {
   }
 
   #beginError(head: Entry<Owner>): Delivery {
-    if (this.isCopyIn && this.#hasLooseSync) this.isAmbiguous = true;
     this.#ending = endsWithReady(head.kind) ? 'warned' : 'failed';
     return head.action === 'forward' || head.note?.errorIsForward === true ? 'forward' : 'swallow';
   }
 
+  /**
+   * Replies of a Resync: a ReadyForQuery for each loose Sync that counts, one for the Sync of the Resync itself, then the
+   * marker. Each is passed on when the next has come; the last one before the marker is ours.
+   */
+  #beginResync({ owner, action }: Entry<Owner>, type: number, status: number): Delivery {
+    if (type === ServerMessage.EmptyQueryResponse) this.#hasMarker = true;
+    else if (type !== ServerMessage.ReadyForQuery) this.isLost = true;
+    else if (this.#hasMarker) this.#ending = 'done';
+    else {
+      if (this.#syncs++ > 0 && action === 'forward') this.#emit(owner, readyForQuery(this.#heldStatus));
+      this.#heldStatus = status;
+    }
+    return 'swallow';
+  }
+
+  #endResync(): void {
+    // The server has had our Sync; the client is still to send its own.
+    if (this.#isSyncOwed && this.#syncs === 1) this.isDiscarding = true;
+    this.#syncs = 0;
+    this.#hasMarker = false;
+    this.#isSyncOwed = false;
+  }
+
+  /** A COPY with a Sync in doubt has failed: a Resync comes next, unless one is on its way. */
+  #wantResync(head: Entry<Owner>): void {
+    this.#isSyncOwed = head.kind === 'Execute';
+    this.isBatchOpen = false;
+    if (this.#queue.at(-1)!.kind === 'Resync') return;
+    this.isResyncWanted = true;
+    this.push('Resync', head.owner, head.action, null, null);
+  }
+
   /** The message that `begin` announced has been handled. */
   end(): void {
+    if (this.#type === ServerMessage.ErrorResponse && this.isSyncInDoubt && this.head !== null)
+      this.#wantResync(this.head);
     switch (this.#type) {
       case ServerMessage.CopyInResponse:
         this.#beginCopyIn();
@@ -226,6 +309,7 @@ export class Outstanding<Owner> {
     if (this.#ending === 'stays' || this.isLost) return;
     if (this.#ending === 'warned') return this.#warn(this.head!);
     const head = this.#shift();
+    if (head.kind === 'Resync') this.#endResync();
     if (this.#ending === 'done') head.note?.done?.();
     else this.#dropUntilSync(head);
     this.#ending = 'stays';
@@ -289,7 +373,7 @@ export class Outstanding<Owner> {
   /** An extended request failed: the server skips what follows, up to the first Sync. */
   #dropUntilSync(failed: Entry<Owner>): void {
     const dropped = [failed];
-    while (this.head !== null && this.head.kind !== 'Sync') dropped.push(this.#shift());
+    while (this.head !== null && this.head.kind !== 'Sync' && this.head.kind !== 'Resync') dropped.push(this.#shift());
     if (this.head === null) {
       this.isDiscarding = true;
       this.isBatchOpen = false;
@@ -325,7 +409,7 @@ function isAsynchronous(type: number): boolean {
 }
 
 function endsWithReady(kind: RequestKind): boolean {
-  return kind === 'Sync' || kind === 'Query' || kind === 'FunctionCall';
+  return kind === 'Sync' || kind === 'Query' || kind === 'FunctionCall' || kind === 'Resync';
 }
 
 /** How a reply moves the request at the head: it stays, is done, or has failed (or the reply does not fit). */
@@ -362,6 +446,7 @@ function ending(kind: RequestKind, type: number): Ending {
       return endingOfExecute(type);
     case 'CopyData':
     case 'CopyEnd':
+    case 'Resync': // See beginResync.
       return 'failed';
     default:
       return kind satisfies never;

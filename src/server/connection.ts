@@ -9,10 +9,10 @@
  * `statements` (what it has prepared); nothing here knows of pools or policies.
  */
 import type net from 'node:net';
-import { query, terminate } from '../protocol/encode.ts';
+import * as encode from '../protocol/encode.ts';
 import { emptyFrame, type Frame, FrameReader } from '../protocol/frame.ts';
 import { readErrorFields, readParameter, ServerMessage, Status } from '../protocol/messages.ts';
-import { type Note, Outstanding } from '../protocol/outstanding.ts';
+import { type Note, Outstanding, type RequestKind } from '../protocol/outstanding.ts';
 import type { Chain, Link } from '../util/chain.ts';
 import { type LoggedIn, type ServerTarget, sendCancel } from './login.ts';
 import type { Settings, SettingsBook } from './settings.ts';
@@ -189,7 +189,40 @@ export class ServerConnection implements Link<ServerConnection> {
   /** Runs a simple query of the proxy's own; its replies are not delivered. */
   ask(sql: string, owner: Owner, note: Note | null): void {
     this.unnamedId = 0; // A simple Query drops the unnamed statement.
-    if (this.outstanding.push('Query', owner, 'swallow', null, note)) this.send(query(sql));
+    this.#askFor('Query', encode.query(sql), owner, note);
+  }
+
+  /**
+   * As `ask`, within a transaction, where the client's unnamed statement and portal must survive: in the extended
+   * protocol, under names of the proxy's own. The note hears what the last statement answers, and of its end when
+   * ReadyForQuery has come: only before that does a server report what has become of its parameters.
+   */
+  askAside(statements: readonly string[], owner: Owner, note: Note): void {
+    let hasFailed = false;
+    const heard: Note = {
+      message: (type, bytes) => note.message?.(type, bytes),
+      dropped: () => {
+        hasFailed = true;
+      },
+    };
+    for (const sql of statements) {
+      for (const [kind, bytes] of encode.aside(sql))
+        this.#askFor(kind, bytes, owner, kind === 'Execute' ? heard : null);
+    }
+    this.#askFor('Sync', encode.sync, owner, {
+      done: () => (hasFailed ? note.dropped?.(false) : note.done?.()),
+      dropped: (isSkipped) => note.dropped?.(isSkipped),
+    });
+  }
+
+  /** Sends a request of the proxy's own, unless the server would skip it. */
+  #askFor(kind: RequestKind, bytes: Buffer, owner: Owner, note: Note | null): void {
+    if (this.outstanding.push(kind, owner, 'swallow', null, note)) this.send(bytes);
+  }
+
+  /** Finds out whether a Sync counts that was sent amid CopyData (protocol/outstanding). */
+  resync(owner: Owner): void {
+    if (this.outstanding.push('Resync', owner, 'forward', null, null)) this.send(encode.resync);
   }
 
   /** Sends bytes of the proxy's own. */
@@ -246,7 +279,7 @@ export class ServerConnection implements Link<ServerConnection> {
     if (this.isClosed) return;
     this.#reason = reason;
     if (this.outstanding.isQuiet) {
-      this.#socket.end(terminate);
+      this.#socket.end(encode.terminate);
       this.#socket.resume();
     } else this.#socket.destroy();
     this.#onGone();
@@ -302,6 +335,12 @@ export class ServerConnection implements Link<ServerConnection> {
     const replaced = isWhole && this.#look(type, source, start, end);
     if (!replaced && this.#delivery !== 'swallow') this.#take(source, start, end);
     if (isEnd) this.outstanding.end();
+    if (this.outstanding.isResyncWanted) this.#sendResync();
+  }
+
+  #sendResync(): void {
+    this.outstanding.isResyncWanted = false;
+    this.send(encode.resync);
   }
 
   /** Acts upon what a whole message says. True: the owner has been given something else in its place. */

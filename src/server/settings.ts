@@ -115,10 +115,10 @@ function quoteName(name: string): string {
 }
 
 /**
- * SQL that gives a server with settings `has` the settings `wants`; null when there is nothing to do. `login` is what
+ * Statements that give a server with settings `has` the settings `wants`; null when there is nothing to do. `login` is what
  * the server had right after login, to which a reported parameter that `wants` does not know goes back.
  */
-export function settingsDiff(has: Settings, wants: Settings, login: Settings): string | null {
+export function settingsDiff(has: Settings, wants: Settings, login: Settings): string[] | null {
   if (has === wants) return null;
   const resets: string[] = [];
   const sets = new Map<string, string>();
@@ -139,7 +139,7 @@ function statements(
   resets: string[],
   sets: Map<string, string>,
   login: Settings,
-): string {
+): string[] {
   // A role that is in force may lack the right to change the rest: give it up first, take it on again last.
   for (const name of identity) {
     const value = has.custom.get(name);
@@ -157,5 +157,5 @@ function statements(
     .sort(([a], [b]) => Number(rank(a) >= 0) - Number(rank(b) >= 0) || rank(b) - rank(a))
     .map(([name, value]) => `pg_catalog.set_config(${quoteLiteral(name)}, ${quoteLiteral(value)}, false)`);
   const reset = first.map((name) => `RESET ${quoteName(name)}`);
-  return [...reset, ...(calls.length > 0 ? [`SELECT ${calls.join(', ')}`] : [])].join('; ');
+  return [...reset, ...(calls.length > 0 ? [`SELECT ${calls.join(', ')}`] : [])];
 }

@@ -107,11 +107,16 @@ export class StatementBook {
   }
 }
 
+/**
+ * 'pending': its Parse is not answered. 'changed': its rows no longer have the shape that clients were told of. 'dummy':
+ * its name stands for another text, made only to be given up.
+ */
+export type Presence = 'pending' | 'ready' | 'changed' | 'dummy';
+
 /** What one server has, in the order of use. */
 export class ServerStatements {
   readonly #max: number;
-  /** 'pending': its Parse is not answered. 'changed': its rows no longer have the shape that clients were told of. */
-  readonly #present = new Map<Statement, 'pending' | 'ready' | 'changed'>();
+  readonly #present = new Map<Statement, Presence>();
 
   constructor(max: number) {
     this.#max = max;
@@ -121,58 +126,60 @@ export class ServerStatements {
     return this.#present.size;
   }
 
+  /** Its name stands for it on the server, or will. */
   has(statement: Statement): boolean {
-    return this.#present.has(statement);
+    const presence = this.#present.get(statement);
+    return presence !== undefined && presence !== 'dummy';
   }
 
-  /** Marks `statement` as used just now. */
-  touch(statement: Statement): void {
-    // The youngest entry of a Map is its last; most statements are used again and again, so do nothing when alone.
-    const state = this.#present.get(statement);
-    if (this.#present.size > 1 && state !== undefined) {
-      this.#present.delete(statement);
-      this.#present.set(statement, state);
-    }
-  }
-
-  /** Its Parse has been sent. */
-  add(statement: Statement): void {
-    this.#present.set(statement, 'pending');
-  }
-
-  /** Its Parse has been answered. */
-  settle(statement: Statement): void {
-    if (this.#present.has(statement)) this.#present.set(statement, 'ready');
-  }
-
-  /** Its rows have another shape here than clients were told. */
-  markChanged(statement: Statement): void {
-    this.#present.set(statement, 'changed');
+  isDummy(statement: Statement): boolean {
+    return this.#present.get(statement) === 'dummy';
   }
 
   isChanged(statement: Statement): boolean {
     return this.#present.get(statement) === 'changed';
   }
 
-  remove(statement: Statement): void {
+  /** Marks `statement` as used just now. */
+  touch(statement: Statement): void {
+    // The youngest entry of a Map is its last; most statements are used again and again, so do nothing when alone.
+    const presence = this.#present.get(statement);
+    if (this.#present.size > 1 && presence !== undefined) {
+      this.#present.delete(statement);
+      this.#present.set(statement, presence);
+    }
+  }
+
+  /** Its Parse has been sent; or its name is what `presence` says. */
+  add(statement: Statement, presence: Presence = 'pending'): void {
+    this.#present.set(statement, presence);
+  }
+
+  /** What was there before changes to `presence`, if it still is. */
+  become(statement: Statement, presence: Presence): void {
+    if (this.#present.has(statement)) this.#present.set(statement, presence);
+  }
+
+  /** Its Close has been sent. Gives what it is if that fails, to be handed to `add`. */
+  remove(statement: Statement): Presence {
+    const presence = this.#present.get(statement);
     this.#present.delete(statement);
+    return settled(presence);
   }
 
   /** The server dropped all that it had (DEALLOCATE ALL, DISCARD ALL); what was sent after that comes later. */
   clear(): void {
-    for (const [statement, state] of this.#present) if (state !== 'pending') this.#present.delete(statement);
+    for (const [statement, presence] of this.#present) if (presence !== 'pending') this.#present.delete(statement);
   }
 
   /** DEALLOCATE ALL is on its way: from here on the server has none. */
-  takeAll(): Statement[] {
-    const all = [...this.#present.keys()];
+  takeAll(): [Statement, Presence][] {
+    const all = [...this.#present].map(([statement, presence]): [Statement, Presence] => [
+      statement,
+      settled(presence),
+    ]);
     this.#present.clear();
     return all;
-  }
-
-  /** It has failed. */
-  putBack(statements: readonly Statement[]): void {
-    for (const statement of statements) this.#present.set(statement, 'ready');
   }
 
   /** The statement to close before another can be added, or null while there is room. */
@@ -180,4 +187,9 @@ export class ServerStatements {
     if (this.#present.size < this.#max) return null;
     return this.#present.keys().next().value ?? null;
   }
+}
+
+/** What a statement is once its Parse has been answered. */
+function settled(presence: Presence | undefined): Presence {
+  return presence === undefined || presence === 'pending' ? 'ready' : presence;
 }

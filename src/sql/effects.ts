@@ -47,9 +47,9 @@ export type PinReason =
   /** Replies can no longer be told apart. */
   | 'desync';
 
-/** A statement that names a prepared statement, which may be one of the protocol level and then has another name. */
+/** Where a text names a prepared statement, which may be one of the protocol level and then has another name. */
 export interface Reference {
-  command: 'execute' | 'deallocate';
+  command: 'prepare' | 'execute' | 'deallocate';
   name: string;
   /** Where the name stands in the text, quotes included: offsets from its start. */
   start: number;
@@ -72,8 +72,11 @@ export interface Effects {
   isPreparing: boolean;
   /** Is DEALLOCATE ALL or DISCARD ALL, and nothing else. */
   isForgetting: boolean;
+  /** COPY FROM STDIN: what is sent behind it may be read as its data. */
+  isCopyIn: boolean;
   pins: readonly PinReason[];
-  reference: Reference | null;
+  /** In the order of the text. */
+  references: readonly Reference[];
 }
 
 export interface Findings {
@@ -92,8 +95,9 @@ interface Draft {
   isUndoing: boolean;
   isPreparing: boolean;
   isForgetting: boolean;
+  isCopyIn: boolean;
   pins: PinReason[];
-  reference: Reference | null;
+  references: Reference[];
   unknown: string[];
   needsParser: boolean;
   isEmpty: boolean;
@@ -106,6 +110,7 @@ const blank = (): Draft => ({
   settings: [],
   resets: [],
   pins: [],
+  references: [],
   unknown: [],
   needsParser: false,
   isEmpty: true,
@@ -129,8 +134,8 @@ export function findEffects(tokens: Tokens): Findings {
     !effects.isChecked &&
     !effects.isUndoing &&
     !effects.isResetAll &&
-    effects.reference === null &&
-    effects.settings.length + effects.resets.length + effects.pins.length === 0;
+    !effects.isCopyIn &&
+    effects.settings.length + effects.resets.length + effects.pins.length + effects.references.length === 0;
   return { effects: isHarmless ? null : effects, unknown, needsParser };
 }
 
@@ -146,8 +151,9 @@ export function mergeEffects(a: Effects | null, b: Effects | null): Effects | nu
     isUndoing: a.isUndoing || b.isUndoing,
     isPreparing: a.isPreparing || b.isPreparing,
     isForgetting: a.isForgetting && b.isForgetting,
+    isCopyIn: a.isCopyIn || b.isCopyIn,
     pins: [...new Set([...a.pins, ...b.pins])],
-    reference: a.reference ?? b.reference,
+    references: a.references.length > 0 ? a.references : b.references,
   };
 }
 
@@ -162,8 +168,9 @@ export function pinning(...pins: PinReason[]): Effects {
     isUndoing: false,
     isPreparing: false,
     isForgetting: false,
+    isCopyIn: false,
     pins,
-    reference: null,
+    references: [],
   };
 }
 
@@ -194,6 +201,7 @@ function findInStatement(tokens: Tokens, first: number, end: number): void {
       break;
     case 'copy':
       findInExpressions(tokens, afterName(tokens, first + 1), end);
+      for (let at = first + 1; at < end; at++) if (tokens.is(at, 'stdin')) mark().isCopyIn = true;
       break;
     case '':
       // ( SELECT … ) or something that is no statement.
@@ -291,6 +299,7 @@ function afterName(tokens: Tokens, at: number): number {
 /** PREPARE: the statement inside runs at each EXECUTE, so whatever it does is believed from the start. */
 function findInPrepare(tokens: Tokens, first: number, end: number): void {
   mark().isProbed = true;
+  findReference('prepare', tokens, first + 1);
   let at = first + 2;
   while (at < end && !tokens.is(at, 'as')) at++;
   const { settings } = mark();
@@ -302,7 +311,7 @@ function findInPrepare(tokens: Tokens, first: number, end: number): void {
 function findReference(command: Reference['command'], tokens: Tokens, at: number): void {
   const name = tokens.name(at);
   if (name === '' || (command === 'deallocate' && tokens.is(at, 'all'))) return;
-  mark().reference = { command, name, start: tokens.starts[at]!, end: tokens.ends[at]! };
+  mark().references.push({ command, name, start: tokens.starts[at]!, end: tokens.ends[at]! });
 }
 
 /** The dotted name of a setting at `at`, in lower case. */

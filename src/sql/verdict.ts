@@ -67,7 +67,7 @@ export class Judge {
     } else if (effects !== null) {
       verdict = { ...verdict, effects };
     }
-    if (effects?.reference) moveReference(effects, start);
+    if (effects !== null && effects.references.length > 0) moveReferences(effects, start);
     tokens.clear();
     return verdict;
   }
@@ -86,13 +86,9 @@ export class Judge {
   }
 }
 
-/** Offsets of a reference count from the start of the text. */
-function moveReference(effects: Effects, start: number): void {
-  effects.reference = {
-    ...effects.reference!,
-    start: effects.reference!.start - start,
-    end: effects.reference!.end - start,
-  };
+/** Offsets of references count from the start of the text. */
+function moveReferences(effects: Effects, by: number): void {
+  effects.references = effects.references.map((one) => ({ ...one, start: one.start - by, end: one.end - by }));
 }
 
 /** `hasEffects`: the tokens have found what the text does; otherwise even a known name was written so that they could not. */

@@ -87,14 +87,14 @@ t.test('effects are found, in any statement of a text and however it is written'
 });
 
 t.test('names of prepared statements are found with their place', async (t) => {
-  t.match(find('DEALLOCATE PREPARE "a""b"').effects?.reference, {
+  t.match(find('DEALLOCATE PREPARE "a""b"').effects?.references[0], {
     command: 'deallocate',
     name: 'a"b',
     start: 19,
     end: 25,
   });
-  t.match(find('execute P1(2)').effects?.reference, { command: 'execute', name: 'p1', start: 8, end: 10 });
-  t.equal(find('DEALLOCATE ALL').effects?.reference, null);
+  t.match(find('execute P1(2)').effects?.references[0], { command: 'execute', name: 'p1', start: 8, end: 10 });
+  t.same(find('DEALLOCATE ALL').effects?.references, []);
 });
 
 t.test('what tokens cannot prove is left to the parser', async (t) => {

@@ -214,6 +214,7 @@ t.test('malformed messages of known types get what Postgres answers', async (t) 
     ['an empty Query', message(0x51)],
     ['a Query without a zero', message(0x51, 'SELECT 1')],
     ['a Query with a zero inside', message(0x51, 'SELECT 1\0garbage\0')],
+    ['a Sync with a body', message(0x53, 'x')],
     ['an empty Parse', Buffer.concat([message(0x50), send.sync()])],
     [
       'a Parse that lies about its types',

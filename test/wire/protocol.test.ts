@@ -10,6 +10,7 @@ import t from 'tap';
 import { int32, sslRequest, startup, Version } from '../../src/protocol/encode.ts';
 import { readErrorFields } from '../../src/protocol/messages.ts';
 import { type Message, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
+import { scenarios } from '../fixtures/scenario.ts';
 import { startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
 const { query: Q, parse: P, bind: B, describe: D, close: C, execute: E, copyData, copyDone, copyFail } = send;
@@ -47,118 +48,7 @@ async function reset(): Promise<void> {
   if (type![0] !== 'integer') await admin.rows('ALTER TABLE shape ALTER COLUMN value TYPE int USING value::int');
 }
 
-/** One of the two things that are compared: Postgres itself, or the proxy. */
-interface Side {
-  open(parameters?: Record<string, string>, version?: number): Promise<RawClient>;
-  /** Lets other clients use every server; all servers must be free. Nothing happens on Postgres itself. */
-  disturb(): Promise<void>;
-  /** Takes the server that was used last, if there is another one; gives a function that gives it back. */
-  elsewhere(): Promise<() => Promise<void>>;
-}
-
-/** A side that ends all its clients at the end. */
-function makeSide(port: number, servers: number): { side: Side; end: () => Promise<void> } {
-  const clients: RawClient[] = [];
-  const open = async (parameters = {}, version: number = Version.v3_0) => {
-    const client = await RawClient.open(port, parameters, version);
-    clients.push(client);
-    return client;
-  };
-  const disturb = async () => {
-    const others = await Promise.all(Array.from({ length: servers }, () => open()));
-    for (const other of others)
-      await other.ask([Q('BEGIN'), P('', `SELECT 'theirs'`), P('s', `SELECT 'theirs', 2`), B('', 's'), E(''), S], 2);
-    for (const other of others) await other.rows('COMMIT');
-    for (const other of others) await other.ask([P('', `SELECT 'theirs'`), S]);
-    for (const other of others) other.write(send.terminate());
-    for (const other of others) await other.closed();
-  };
-  const elsewhere = async () => {
-    if (servers < 2) return async () => {};
-    const other = await open();
-    await other.rows('BEGIN');
-    return async () => {
-      await other.rows('COMMIT');
-    };
-  };
-  const end = async () => {
-    for (const client of clients) client.end();
-    await until(() => clients.every(({ isClosed }) => isClosed), 'clients to end');
-  };
-  return { side: { open, disturb, elsewhere }, end };
-}
-
-/** Messages as lines of text, without what may differ. */
-function show(messages: readonly Message[]): string[] {
-  return messages.map(({ type, body }) => {
-    if (type !== 'E' && type !== 'N') return `${type} ${JSON.stringify(body.toString('latin1'))}`;
-    const fields = [...readErrorFields(body)].filter(([code]) => !'FLR'.includes(code));
-    const isViolation = fields.some(([code, value]) => code === 'C' && value === '08P01');
-    return `${type} ${JSON.stringify(isViolation ? '08P01' : fields)}`;
-  });
-}
-
-type Json = { [key: string]: unknown };
-type Run = (side: Side) => Promise<Message[]>;
-
-/**
- * Compares both sides. `expected` are the types of the messages that `run` is to get from Postgres, so that a scenario
- * cannot come to nothing on both sides.
- */
-function scenario(name: string, expected: string, run: Run, pool: Json = {}, isSession = false): void {
-  t.test(name, async (t) => {
-    await reset();
-    const direct = makeSide(postgres.port, 0);
-    const messages = await run(direct.side).finally(direct.end);
-    const wanted = show(messages);
-    t.equal(types(messages), expected, 'Postgres itself');
-    const modes: [string, Json, number][] = [
-      ['one server', { size: 1 }, 1],
-      ['two servers', { size: 2 }, 2],
-    ];
-    if (isSession) modes.push(['session mode', { size: 4, mode: 'session' }, 0]);
-    for (const [mode, keys, servers] of modes) {
-      await reset();
-      const proxy = await startProxy(postgres.port, { pool: { pinnedMax: '100%', ...keys, ...pool } });
-      const proxied = makeSide(proxy.port, servers);
-      try {
-        t.same(show(await run(proxied.side)), wanted, mode);
-      } catch (thrown) {
-        t.fail(`${mode}: ${thrown}`);
-      } finally {
-        await proxied.end();
-        t.equal(proxy.bugs(), 0, 'bugs');
-        await proxy.stop();
-      }
-    }
-  });
-}
-
-/** A scenario of one client that sends `parts` at once, and gets `count` ReadyForQuery. */
-function exchange(name: string, expected: string, parts: Buffer[], pool: Json = {}, isSession = false): void {
-  const count = [...expected].filter((type) => type === 'Z').length;
-  scenario(name, expected, async (side) => (await side.open()).ask(parts, count), pool, isSession);
-}
-
-/** Several exchanges of one client, one after the other; between them other clients use every server. */
-function exchanges(name: string, expected: string[], groups: Buffer[][], pool: Json = {}, isSession = false): void {
-  scenario(
-    name,
-    expected.join(''),
-    async (side) => {
-      const client = await side.open();
-      const messages: Message[] = [];
-      for (const [index, parts] of groups.entries()) {
-        const count = [...expected[index]!].filter((type) => type === 'Z').length;
-        messages.push(...(await client.ask(parts, count)));
-        if (messages.at(-1)?.body[0] === 0x49 && !isSession) await side.disturb();
-      }
-      return messages;
-    },
-    pool,
-    isSession,
-  );
-}
+const { scenario, exchange, exchanges } = scenarios(postgres.port, reset);
 
 const SELECT = 'SELECT id, name FROM items WHERE id = $1 ORDER BY id';
 const ALL = 'SELECT id FROM items ORDER BY id';
@@ -1120,6 +1010,116 @@ ending('an unknown message type ends the connection, behind what was sent before
   Q('SELECT 1'),
   Buffer.from([0x79, 0, 0, 0, 4]),
 ]);
+
+// --- Names in SQL and on the protocol level ---------------------------------------------------------------------
+
+exchanges(
+  'one query may run and drop several statements',
+  ['11Z', 'TDCTDCZ', 'CCZ', 'EZEZ', '11Z', 'TDCCEZ', 'EZ2DCZ', 'CCEZ'],
+  [
+    [P('a', 'SELECT 1'), P('b', 'SELECT 2'), S],
+    [Q('EXECUTE a; EXECUTE b')],
+    [Q('DEALLOCATE a; DEALLOCATE b')],
+    [B('', 'a'), S, B('', 'b'), S],
+    [P('a', 'SELECT 1'), P('b', 'SELECT 2'), S],
+    [Q('EXECUTE a; DEALLOCATE a; EXECUTE a')],
+    [B('', 'a'), S, B('', 'b'), E(''), S],
+    [Q('DEALLOCATE b; SET work_mem = 6000; DEALLOCATE b')],
+  ],
+);
+
+exchanges(
+  'a named statement may run or drop another',
+  ['1Z', '11Z', 'tTZ', '2DCZ2DCZ', '2CZ', '2EZ', '2EZ', '1Z2DCZ', '2CZ', 'EZ'],
+  [
+    [P('a', 'SELECT 1'), S],
+    [P('run', 'EXECUTE a'), P('drop', 'DEALLOCATE a'), S],
+    [D('S', 'run'), S],
+    [B('', 'run'), E(''), S, B('p', 'run'), E('p'), S],
+    [B('', 'drop'), E(''), S],
+    [B('', 'run'), E(''), S],
+    [B('', 'drop'), E(''), S],
+    [P('a', 'SELECT 11'), S, B('', 'run'), E(''), S],
+    [B('', 'drop'), E(''), S],
+    [B('', 'a'), S],
+  ],
+);
+
+exchanges(
+  'PREPARE of SQL and Parse share one namespace',
+  ['1Z', 'EZ', '2DCZ', 'CZ', 'EZ', '2DCZTDCZ', '3Z', 'EZ', '1Z', '2DCZ', '3ZEZ'],
+  [
+    [P('a', 'SELECT 1'), S],
+    [Q('PREPARE a AS SELECT 7')],
+    [B('', 'a'), E(''), S],
+    [Q('PREPARE b AS SELECT 8')],
+    [P('b', 'SELECT 2'), S],
+    [B('', 'b'), E(''), S, Q('EXECUTE b')],
+    [C('S', 'b'), S],
+    [B('', 'b'), E(''), S],
+    [P('b', 'SELECT 9'), S],
+    [B('', 'b'), E(''), S],
+    [C('S', 'b'), S, B('', 'b'), S],
+  ],
+  {},
+  true, // A pinned client leaves no server to disturb.
+);
+
+exchange('a name that an unanswered batch has changed may be used in the middle of the next', '1EZ1Z122DCZ2Z', [
+  ...[P('b', 'SELECT 1'), B('', 'unknown'), S],
+  ...[P('a', 'SELECT 2'), S],
+  ...[P('c', 'SELECT 3'), B('', 'a'), B('', 'b'), E(''), S],
+  ...[B('', 'c'), S],
+]);
+
+for (const [title, part] of [
+  ['a Parse of a known text', P('known too', 'SELECT 1')],
+  ['a Close of a known name', C('S', 'known')],
+  ['a Bind of a known name', B('', 'known')],
+] as const) {
+  scenario(`${title} amid COPY data ends the connection`, '1ZGEE', async (side) => {
+    const client = await side.open();
+    const messages = await client.ask([P('known', 'SELECT 1'), S]);
+    client.write(Q('COPY sink FROM STDIN'), part, S);
+    messages.push(...(await client.closed()));
+    return messages;
+  });
+}
+
+for (const [title, data, count] of [
+  ['the Sync counts when the data before it has failed', ['bad\n', S, '1\ta\n'], 2],
+  ['the Sync is ignored when the data behind it fails', ['1\ta\n', S, 'bad\n'], 1],
+  ['of two Syncs the second counts', ['1\ta\n', S, 'bad\n', S, '2\tb\n'], 2],
+  ['the Sync is ignored when all goes well', ['1\ta\n', S, '2\tb\n'], 1],
+] as const) {
+  const isFine = !(data as readonly unknown[]).includes('bad\n');
+  const parts = [...data.map((each) => (typeof each === 'string' ? copyData(each) : each)), copyDone(), S];
+  exchange(`a Sync amid COPY data: ${title}`, `12G${isFine ? 'C' : 'E'}${'Z'.repeat(count)}TDCZ1Z2DC3Z`, [
+    P('', COPY_IN),
+    B('', ''),
+    E(''),
+    ...parts,
+    Q('SELECT count(*) FROM sink'),
+    P('x', 'SELECT 1'),
+    S,
+    B('', 'x'),
+    E(''),
+    C('S', 'x'),
+    S,
+  ]);
+}
+
+scenario('RESET in a transaction leaves the unnamed portal alone', 'CZ12DsZ12CZDsZCZ', async (side) => {
+  const client = await side.open({ options: '-c work_mem=7MB' });
+  const messages = await client.ask(Q('BEGIN'));
+  messages.push(...(await client.ask([P('', ALL), B('', ''), E('', 1), S])));
+  messages.push(...(await client.ask([P('r', 'RESET work_mem'), B('p', 'r'), E('p'), S])));
+  messages.push(...(await client.ask([E('', 1), S])));
+  messages.push(...(await client.ask(Q('ROLLBACK'))));
+  return messages;
+});
+
+// --- Floods -----------------------------------------------------------------------------------------------------
 
 t.test('a flood of pipelined requests is answered, however many', async (t) => {
   await reset();
