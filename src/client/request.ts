@@ -685,7 +685,7 @@ export class Requests {
   }
 
   #setPortal(name: string, verdict: Verdict, translation: Translation | null): void {
-    const portal = isHarmless(verdict) ? harmlessPortal : { verdict, translation };
+    const portal = isHarmless(verdict) && !verdict.isCommit ? harmlessPortal : { verdict, translation };
     if (name === '') this.#portal = portal;
     else if (portal === harmlessPortal) this.#portals?.delete(name);
     else {

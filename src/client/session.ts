@@ -22,16 +22,18 @@ import type { Note } from '../protocol/outstanding.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import type { ServerPool, Waiter } from '../server/pool.ts';
-import { CUSTOM_MAX, reportedName, type Settings, settingsDiff } from '../server/settings.ts';
-import { type Effects, type PinReason, pinning } from '../sql/effects.ts';
+import { type Settings, settingsDiff } from '../server/settings.ts';
+import type { PinReason } from '../sql/effects.ts';
 import { effectsOf, type Judge, type Verdict } from '../sql/verdict.ts';
 import type { Chain } from '../util/chain.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
 import { linger } from './linger.ts';
+import { overdue } from './overdue.ts';
 import { clientWants, type RequestHost, Requests } from './request.ts';
-import { askedReasons, settleNote, settleQuery } from './settle.ts';
+import { settleNote, settleQuery } from './settle.ts';
+import { Ties } from './ties.ts';
 
 export type SessionState =
   /** No server; nothing asked. */
@@ -78,9 +80,6 @@ const OUTSTANDING_MAX = 4096;
 const CANCEL_MS = 5_000;
 /** Encodings in whose multi-byte characters a quote or backslash byte may hide. */
 const unsafeEncodings = new Set(['SJIS', 'BIG5', 'GBK', 'GB18030', 'JOHAB', 'UHC', 'SHIFT_JIS_2004']);
-/** What DISCARD ALL does not undo. */
-const lastingPins: readonly PinReason[] = ['session', 'load', 'desync'];
-
 const frame = emptyFrame();
 
 export class Session implements Waiter, RequestHost, Cancelable {
@@ -119,16 +118,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
   #isSkipping = false;
   #isCorked = false;
   #isPaused = false;
-  #pins: Set<PinReason> | null = null;
-  #isCounted = false;
-  /** It has been pinned since its lease began. */
-  #wasPinned = false;
-  #touched: Set<string> | null = null;
-  /** Settings that its statements of SQL-level PREPARE touch. */
-  #prepared: string[] | null = null;
-  #resets: Set<string> | null = null;
-  #isProbeWanted = false;
-  #pendingVerdicts = 0;
+  /** What ties it to its server; null until a statement first has an effect. */
+  #ties: Ties | null = null;
   /** Monotonic ms since when the server owes something, or 0. */
   #workingSince = 0;
   #leasedAt = 0;
@@ -193,7 +184,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
   }
 
   get pins(): readonly PinReason[] {
-    return [...(this.#pins ?? [])];
+    return this.#ties?.pins ?? [];
   }
 
   get preparedCount(): number {
@@ -416,7 +407,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#become('active');
     server.cork();
     this.#checkEncoding();
-    if (this.pool.config.mode === 'session') this.#pin('session');
+    if (this.pool.config.mode === 'session') this.#tied.pin('session');
     if (this.#isCancelWanted) {
       this.#isCancelWanted = false;
       this.#giveBack();
@@ -463,7 +454,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
   /** A reply came that fits nothing: what would follow could be anybody's. */
   #onDesync(server: ServerConnection): void {
     server.isDoomed = true;
-    this.#pin('desync');
+    this.#tied.pin('desync');
     this.#end(
       fatal(SqlState.InternalError, 'the server sent a reply that does not fit any request', { hint: 'connect again' }),
     );
@@ -472,6 +463,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
   /** The server owes nothing at the moment. */
   #onQuiet(server: ServerConnection): void {
     const { outstanding } = server;
+    const ties = this.#ties;
     const now = this.#house.clock.now();
     // What was held waited for just this; in an open batch only the client can go on.
     if (this.#held !== null || outstanding.isBatchOpen || outstanding.isDiscarding) this.#isHolding = false;
@@ -485,15 +477,15 @@ export class Session implements Waiter, RequestHost, Cancelable {
     if (this.#isTerminating) return this.#lastWord === null ? this.#leave() : this.#end(this.#lastWord);
     if (!outstanding.isQuiet || this.#isBlocked || this.#held !== null || this.#reader.isInside) return;
     if (outstanding.status !== Status.Idle) {
-      if (this.#resets !== null && outstanding.status === Status.Transaction) return this.#settle(server);
+      if (ties?.hasResets && outstanding.status === Status.Transaction) return this.#settle(server);
       this.#isHolding = false;
       if (this.pool.config.mode === 'statement') this.#refuseTransaction();
       return;
     }
-    if (!server.isFree || this.#pendingVerdicts > 0) return;
-    if (this.#touched !== null || this.#resets !== null || this.#isProbeWanted) return this.#settle(server);
+    if (!server.isFree || (ties !== null && ties.pendingVerdicts > 0)) return;
+    if (ties?.isQuestion) return this.#settle(server);
     this.#isHolding = false;
-    if (this.#pins === null) this.#giveBack();
+    if (!ties?.isPinned) this.#giveBack();
   }
 
   #refuseTransaction(): void {
@@ -508,13 +500,13 @@ export class Session implements Waiter, RequestHost, Cancelable {
     const server = this.server!;
     this.counts.transactionMs += this.#house.clock.now() - this.#leasedAt;
     this.server = null;
-    this.#uncount();
+    const wasPinned = this.#ties?.wasPinned === true;
+    this.#ties?.release();
+    this.#ties = null;
     this.#become('idle');
     server.uncork();
-    if (!this.#wasPinned) return this.pool.giveBack(server);
-    // After a pin nothing of the session may be left, whatever it was.
-    this.#wasPinned = false;
-    this.pool.recover(server, true);
+    if (wasPinned) this.pool.recover(server, true);
+    else this.pool.giveBack(server);
   }
 
   onWritable(): void {
@@ -533,7 +525,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
       reported.get('standard_conforming_strings') === 'off' ||
       unsafeEncodings.has(reported.get('client_encoding') ?? '')
     ) {
-      this.#pin('encoding');
+      this.#tied.pin('encoding');
     }
   }
 
@@ -543,9 +535,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     if (tag !== 'DISCARD ALL' && tag !== 'DEALLOCATE ALL') return;
     this.#requests.forgetNames();
     if (tag === 'DEALLOCATE ALL') return;
-    this.#absorb({ ...pinning(), isResetAll: true });
-    this.#unpin((this.pins as PinReason[]).filter((reason) => !lastingPins.includes(reason)));
-    this.#isProbeWanted = false;
+    this.#tied.discardAll(this.settings);
   }
 
   /** The server is gone, and with it whatever it was doing or keeping for this client. */
@@ -554,7 +544,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#guard('lost', () => {
       this.server = null;
       if (this.state === 'closed' || server === null) return;
-      this.#releasePins();
+      this.#ties?.release();
       if (isTold) return this.#leave();
       const isUnknown = server.outstanding.size > 0 && this.#requests.isCommitting;
       this.#end(
@@ -578,46 +568,30 @@ export class Session implements Waiter, RequestHost, Cancelable {
   /** The message would pin this client, and pool.pinnedMax is reached: nothing of it has been sent. */
   #refusePin(message: Frame): void {
     const held = { ...message }; // The frame is shared by all sessions, and giving back may run another one.
+    const { pinned } = this.pool;
     this.#giveBack();
     this.#held = held;
     this.#refuse(
-      this.pool.refuse(
-        'pinned',
-        `it would pin a server, and ${this.pool.pinned} servers are pinned already (pool.pinnedMax)`,
-      ),
+      this.pool.refuse('pinned', `it would pin a server, and ${pinned} are pinned already (pool.pinnedMax)`),
     );
   }
 
   get isFresh(): boolean {
-    return (
-      this.server!.isFree &&
-      this.#pins === null &&
-      this.#pendingVerdicts === 0 &&
-      this.#touched === null &&
-      !this.#isProbeWanted
-    );
+    return this.server!.isFree && (this.#ties === null || this.#ties.isClean);
   }
 
   mayRun(verdict: Verdict): boolean {
     if (verdict.effects === null && verdict.shape === null) return true;
     const effects = verdict.shape?.state === 'known' ? effectsOf(verdict, this.pool.catalog) : verdict.effects;
     if (effects === null || !(effects.isProbed || effects.pins.length > 0)) return true;
-    if (this.isFresh && this.pool.pinned >= this.pool.pinnedMax) return false;
-    this.#count();
+    if (this.isFresh && !this.#tied.isCounted && this.pool.pinned >= this.pool.pinnedMax) return false;
+    this.#tied.count();
     return true;
   }
 
-  /** This client counts as pinned, from the statement that is likely to pin it to the end of the lease. */
-  #count(): void {
-    // Mode session is asked for, not suffered: it does not count against pinnedMax.
-    if (this.#isCounted || this.pool.config.mode === 'session') return;
-    this.#isCounted = true;
-    this.pool.pinned++;
-  }
-
-  #uncount(): void {
-    if (this.#isCounted) this.pool.pinned--;
-    this.#isCounted = false;
+  get #tied(): Ties {
+    this.#ties ??= new Ties(this.pool, this.#startup);
+    return this.#ties;
   }
 
   get planSettings(): string {
@@ -639,75 +613,22 @@ export class Session implements Waiter, RequestHost, Cancelable {
   }
 
   onRan(verdict: Verdict, isOk: boolean): void {
-    if (verdict.shape !== null && verdict.shape.state === 'pending') {
-      this.#pendingVerdicts++;
-      verdict.shape.waiting.push(() => {
-        this.#pendingVerdicts--;
-        this.#onVerdict(verdict, isOk);
-        this.onProgress();
-      });
-      return;
-    }
-    this.#onVerdict(verdict, isOk);
+    if (verdict.shape?.state !== 'pending') return this.#onVerdict(verdict, isOk);
+    this.#tied.pendingVerdicts++;
+    verdict.shape.waiting.push(() => {
+      this.#tied.pendingVerdicts--;
+      this.#onVerdict(verdict, isOk);
+      this.onProgress();
+    });
   }
 
   #onVerdict(verdict: Verdict, isOk: boolean): void {
     if (this.state === 'closed') return;
     const effects = effectsOf(verdict, this.pool.catalog);
-    if (effects === null) return;
     // What has failed may have been committed in part, or not be undone by rollback; but what no parser takes, no
     // server has run.
     const isRejected = !isOk && verdict.shape?.isUnparsed === true;
-    if (!isRejected) this.#absorb(effects);
-  }
-
-  #absorb(effects: Effects): void {
-    for (const name of effects.settings) this.#touch(name);
-    if (effects.isPreparing) this.#prepared = [...(this.#prepared ?? []), ...effects.settings];
-    if (effects.references.some(({ command }) => command === 'execute'))
-      for (const name of this.#prepared ?? []) this.#touch(name);
-    for (const name of effects.resets) this.#reset(name);
-    if (effects.isResetAll) {
-      for (const name of [...this.settings.custom.keys(), ...this.#startup.custom.keys()]) this.#reset(name);
-      for (const name of this.#startup.reported.keys()) this.#reset(name.toLowerCase());
-    }
-    if (effects.isProbed || effects.isChecked || (effects.isUndoing && this.#pins !== null)) this.#isProbeWanted = true;
-    for (const reason of effects.pins) this.#pin(reason);
-  }
-
-  #touch(name: string): void {
-    if (reportedName(this.settings, name) !== null) return; // Followed as it is reported.
-    this.#touched ??= new Set();
-    this.#touched.add(name);
-    if (this.#touched.size + this.settings.custom.size > CUSTOM_MAX) this.#pin('setting');
-  }
-
-  #reset(name: string): void {
-    this.#touch(name);
-    this.#resets ??= new Set();
-    this.#resets.add(name);
-  }
-
-  #pin(reason: PinReason): void {
-    if (this.#pins?.has(reason)) return;
-    if (this.#pins === null) {
-      this.#count();
-      this.#pins = new Set();
-      this.#wasPinned = true;
-    }
-    this.counts.pins[reason]++;
-    this.#pins.add(reason);
-  }
-
-  #unpin(reasons: readonly PinReason[]): void {
-    if (this.#pins === null) return;
-    for (const reason of reasons) this.#pins.delete(reason);
-    if (this.#pins.size === 0) this.#releasePins();
-  }
-
-  #releasePins(): void {
-    this.#pins = null;
-    this.#uncount();
+    if (effects !== null && !isRejected) this.#tied.absorb(effects, this.settings);
   }
 
   /**
@@ -716,32 +637,20 @@ export class Session implements Waiter, RequestHost, Cancelable {
    */
   #settle(server: ServerConnection): void {
     const isOver = server.outstanding.status === Status.Idle;
-    const question = {
-      settings: isOver ? [...(this.#touched ?? [])] : [],
-      resets: [...(this.#resets ?? [])],
-      isProbed: isOver && this.#isProbeWanted,
-    };
-    this.#resets = null;
-    if (isOver) {
-      this.#touched = null;
-      this.#isProbeWanted = false;
-    }
+    const question = this.#tied.takeQuestion(isOver);
     const note = settleNote(question, (findings) => {
       if (this.server === null) return;
       this.#become('active');
-      if (findings === null) return this.#pin('setting');
+      if (findings === null) return this.#tied.pin('setting');
       if (isOver) {
         const asked = question.settings.map((name, index) => [name, findings.values[index]!] as const);
         // What is too large to keep and to replay stays where it is.
         const changes = asked.filter(([, value]) => (value?.length ?? 0) <= VALUE_MAX);
-        if (changes.length < asked.length) this.#pin('setting');
+        if (changes.length < asked.length) this.#tied.pin('setting');
         this.settings = this.pool.book.withCustom(server.settings, changes);
         server.settings = this.settings;
       }
-      if (findings.pins !== null) {
-        for (const reason of findings.pins) this.#pin(reason);
-        this.#unpin(askedReasons.filter((reason) => !findings.pins!.includes(reason)));
-      }
+      this.#tied.answer(findings);
       if (findings.defaults.length > 0) this.#restore(server, findings.defaults);
     });
     this.#ask(server, [settleQuery(question)], note);
@@ -774,7 +683,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
       dropped: () => {
         if (this.server === null) return;
         this.#become('active');
-        this.#pin('setting');
+        this.#tied.pin('setting');
       },
     });
   }
@@ -809,36 +718,21 @@ export class Session implements Waiter, RequestHost, Cancelable {
 
   /** Ends what has taken too long. Called by client/listener every fraction of a second. */
   tick(now: number): void {
-    const { config } = this.pool;
     const { server } = this;
-    if (server === null) {
-      if (this.state === 'idle' && config.clientIdleMax > 0 && now - this.changedAt > config.clientIdleMax) {
-        this.#end(
-          fatal(SqlState.IdleSessionTimeout, 'terminating connection due to idle-session timeout (pool.clientIdleMax)'),
-        );
-      }
-      return;
-    }
-    const isWorking = server.outstanding.size > 0;
-    if (isWorking && this.#workingSince > 0 && config.queryMax > 0 && now - this.#workingSince > config.queryMax)
-      this.#stopQuery(server, now);
-    else if (
-      !isWorking &&
-      this.isInTransaction &&
-      config.idleInTransactionMax > 0 &&
-      now - this.changedAt > config.idleInTransactionMax
-    ) {
-      this.#end(
-        fatal(
-          SqlState.IdleInTransactionTimeout,
-          'terminating connection due to idle-in-transaction timeout (pool.idleInTransactionMax)',
-        ),
-      );
-    } else if (this.isInTransaction && config.transactionMax > 0 && now - this.#beganAt > config.transactionMax) {
-      this.#end(
-        fatal(SqlState.TransactionTimeout, 'terminating connection due to transaction timeout (pool.transactionMax)'),
-      );
-    }
+    if (server === null && this.state !== 'idle') return;
+    const found = overdue(
+      this.pool.config,
+      {
+        isIdle: server === null,
+        isInTransaction: this.isInTransaction,
+        workingSince: this.#workingSince,
+        changedAt: this.changedAt,
+        beganAt: this.#beganAt,
+      },
+      now,
+    );
+    if (found === 'query') this.#stopQuery(server!, now);
+    else if (found !== null) this.#end(found);
   }
 
   #stopQuery(server: ServerConnection, now: number): void {
@@ -883,24 +777,15 @@ export class Session implements Waiter, RequestHost, Cancelable {
     const isTerminated = this.#isTerminating;
     const { server } = this;
     const isMidMessage = this.#reader.isInside && !this.#isSkipping;
-    const isDiscardWanted =
-      this.#pins !== null ||
-      this.#touched !== null ||
-      this.#resets !== null ||
-      this.#isProbeWanted ||
-      this.#pendingVerdicts > 0 ||
-      this.#wasPinned ||
-      (server?.outstanding.size ?? 0) > 0; // What has not been answered may yet have an effect.
+    const ties = this.#ties;
+    const isDiscardWanted = (ties !== null && (!ties.isClean || ties.wasPinned)) || (server?.outstanding.size ?? 0) > 0; // What has not been answered may yet have an effect.
     const isSpent =
-      isMidMessage ||
-      this.state === 'syncing' ||
-      (this.#pins?.has('load') ?? false) ||
-      (this.#pins?.has('desync') ?? false);
+      isMidMessage || this.state === 'syncing' || (ties !== null && (ties.has('load') || ties.has('desync')));
     if (this.state === 'waiting') this.pool.leave(this);
     this.#become('closed');
     this.server = null;
     this.#held = null;
-    this.#releasePins();
+    ties?.release();
     this.#requests.close();
     if (server !== null) {
       server.uncork();

@@ -13,7 +13,7 @@ import type { Names } from './names.ts';
 import { rename, withName } from './rewrite.ts';
 
 /** A statement of the protocol level that a text names. */
-export interface Mention {
+interface Mention {
   reference: Reference;
   statement: Statement;
 }

@@ -222,7 +222,7 @@ export class ServerConnection implements Link<ServerConnection> {
 
   /** Finds out whether a Sync counts that was sent amid CopyData (protocol/outstanding). */
   resync(owner: Owner): void {
-    if (this.outstanding.push('Resync', owner, 'forward', null, null)) this.send(encode.resync);
+    if (this.outstanding.push('Resync', owner, 'forward', null, null)) this.#sendResync();
   }
 
   /** Sends bytes of the proxy's own. */
@@ -340,6 +340,7 @@ export class ServerConnection implements Link<ServerConnection> {
 
   #sendResync(): void {
     this.outstanding.isResyncWanted = false;
+    this.unnamedId = 0; // A simple Query drops the unnamed statement.
     this.send(encode.resync);
   }
 
