@@ -105,11 +105,20 @@ export function closeOn(host: RequestHost, server: ServerConnection, statement: 
 }
 
 /** For the note of a Bind: watches for a plan that became invalid, so that the next Parse is real. */
-export function planNote(host: RequestHost, statement: Statement, name: string, server: ServerConnection): Note {
+export function planNote(
+  host: RequestHost,
+  statement: Statement,
+  name: string,
+  server: ServerConnection,
+  onGone: () => void,
+): Note {
   return {
     replaceError: (bytes) => {
       // Somebody has closed it behind our back: the next one to need it parses it again.
-      if (bytes.includes('C26000\0') && bytes.includes(statement.name)) server.statements.remove(statement);
+      if (bytes.includes('C26000\0') && bytes.includes(statement.name)) {
+        server.statements.remove(statement);
+        onGone();
+      }
       if (bytes.includes('C0A000\0') && bytes.includes('RRevalidateCachedQuery\0')) host.statements.forget(statement);
       return withName(bytes, statement.name, name);
     },

@@ -53,6 +53,10 @@ export interface RequestHost extends Owner {
   unblock(): void;
   /** What the client has sent by now is dealt with before anything that it sends later. */
   hold(): void;
+  /** The client is given ReadyForQuery with this status when the hold ends. */
+  keepReady(status: number): void;
+  /** A pin keeps the server. */
+  readonly isPinned: boolean;
 }
 
 /**
@@ -165,7 +169,7 @@ export class Requests {
         return this.#onFunctionCall(frame, server);
       case ClientMessage.Sync:
         this.#names.endBatch();
-        return this.#holdAfter(this.#pass('Sync', frame, server, null));
+        return this.#holdAfter(this.#pass('Sync', frame, server, this.#isHoldWanted ? this.#keeping() : null));
       case ClientMessage.Flush:
         server.forward(frame.source, frame.start, frame.end);
         return 'done';
@@ -215,6 +219,11 @@ export class Requests {
   /** The client has gone. */
   close(): void {
     this.#names.close();
+  }
+
+  /** A note for what ends the request of a RESET: the client hears of its end when its own defaults are in force. */
+  #keeping(): Note {
+    return { ready: (status) => this.#host.keepReady(status) };
   }
 
   /** After RESET the client's own defaults must be put in force before anything else runs. */
@@ -456,7 +465,8 @@ export class Requests {
     const undo = this.#unnamed.drop(server);
     this.#portal = harmlessPortal;
     this.#names.endBatch();
-    const note = both(this.#running(verdict, translation, server), undo);
+    const running = both(this.#running(verdict, translation, server), undo);
+    const note = endsBatch && this.#isHoldWanted ? both(running, this.#keeping()) : running;
     const handled =
       translation === null
         ? this.#pass('Query', frame, server, note)
@@ -642,9 +652,16 @@ export class Requests {
     // A name that no server has makes the server raise an error, so that its transaction fails as it should.
     const serverName = isChanged ? `${present.name}_changed` : present.name;
     const rest = start + frame.size - (nameEnd + 1);
-    const note: Note = isChanged ? { replaceError: planChanged } : planNote(this.#host, present, name, server);
+    const note: Note = isChanged ? { replaceError: planChanged } : this.#planNote(present, name, server);
     const head = header(ClientMessage.Bind, `${portal}\0${serverName}`, rest);
     return this.#passWith('Bind', head, frame, nameEnd + 1, server, note);
+  }
+
+  /** As planNote; and a statement that a pinned client has dropped where we do not look (DO, a function) is gone. */
+  #planNote(statement: Statement, name: string, server: ServerConnection): Note {
+    return planNote(this.#host, statement, name, server, () => {
+      if (this.#host.isPinned) this.#names.undefine(name, statement);
+    });
   }
 
   #onBindUnnamed(portal: string, frame: Frame, server: ServerConnection): Handled {

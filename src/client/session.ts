@@ -111,6 +111,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
   #isBlocked = false;
   /** RESET was sent: what follows waits until this client's own defaults are in force again. */
   #isHolding = false;
+  /** The status of a ReadyForQuery that the client is given at the end of the hold; 0: none. */
+  #keptStatus = 0;
   /** Terminate (or a violation) has come; what was sent before it is being answered. */
   #isTerminating = false;
   #lastWord: Refusal | null = null;
@@ -446,7 +448,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
       const { server } = this;
       if (server?.outstanding.isLost) return this.#onDesync(server);
       if (server?.outstanding.size === 0) this.#onQuiet(server);
-      else if (server?.outstanding.isCopyOpen) this.#isHolding = false; // What was held is for the COPY to judge.
+      else if (server?.outstanding.isCopyOpen) this.#endHold(server); // What was held is for the COPY to judge.
       this.#pump();
     });
   }
@@ -466,7 +468,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     const ties = this.#ties;
     const now = this.#house.clock.now();
     // What was held waited for just this; in an open batch only the client can go on.
-    if (this.#held !== null || outstanding.isBatchOpen || outstanding.isDiscarding) this.#isHolding = false;
+    if (this.#held !== null || outstanding.isBatchOpen || outstanding.isDiscarding) this.#endHold(server);
     if (this.#workingSince > 0) {
       this.counts.queryMs += now - this.#workingSince;
       this.#workingSince = 0;
@@ -474,17 +476,20 @@ export class Session implements Waiter, RequestHost, Cancelable {
       this.changedAt = now;
     }
     if (this.state !== 'active') return;
-    if (this.#isTerminating) return this.#lastWord === null ? this.#leave() : this.#end(this.#lastWord);
+    if (this.#isTerminating) {
+      this.#endHold(server);
+      return this.#lastWord === null ? this.#leave() : this.#end(this.#lastWord);
+    }
     if (!outstanding.isQuiet || this.#isBlocked || this.#held !== null || this.#reader.isInside) return;
     if (outstanding.status !== Status.Idle) {
       if (ties?.hasResets && outstanding.status === Status.Transaction) return this.#settle(server);
-      this.#isHolding = false;
+      this.#endHold(server);
       if (this.pool.config.mode === 'statement') this.#refuseTransaction();
       return;
     }
     if (!server.isFree || (ties !== null && ties.pendingVerdicts > 0)) return;
     if (ties?.isQuestion) return this.#settle(server);
-    this.#isHolding = false;
+    this.#endHold(server);
     if (!ties?.isPinned) this.#giveBack();
   }
 
@@ -612,6 +617,23 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#isHolding = true;
   }
 
+  keepReady(status: number): void {
+    this.#keptStatus = status;
+  }
+
+  #endHold(server: ServerConnection): void {
+    this.#isHolding = false;
+    if (this.#keptStatus === 0) return;
+    this.#adopt(server);
+    this.#checkEncoding();
+    this.deliver(encode.readyForQuery(this.#keptStatus));
+    this.#keptStatus = 0;
+  }
+
+  get isPinned(): boolean {
+    return this.#ties?.isPinned === true;
+  }
+
   onRan(verdict: Verdict, isOk: boolean): void {
     if (verdict.shape?.state !== 'pending') return this.#onVerdict(verdict, isOk);
     this.#tied.pendingVerdicts++;
@@ -647,17 +669,19 @@ export class Session implements Waiter, RequestHost, Cancelable {
         // What is too large to keep and to replay stays where it is.
         const changes = asked.filter(([, value]) => (value?.length ?? 0) <= VALUE_MAX);
         if (changes.length < asked.length) this.#tied.pin('setting');
-        this.settings = this.pool.book.withCustom(server.settings, changes);
-        server.settings = this.settings;
+        server.settings = this.pool.book.withCustom(server.settings, changes);
       }
       this.#tied.answer(findings);
-      if (findings.defaults.length > 0) this.#restore(server, findings.defaults);
+      if (findings.defaults.length === 0 || !this.#restore(server, findings.defaults)) this.#adopt(server);
     });
     this.#ask(server, [settleQuery(question)], note);
   }
 
-  /** These settings are at the server's default, by RESET: give them this client's default, what it asked for at startup. */
-  #restore(server: ServerConnection, names: readonly string[]): void {
+  /**
+   * These settings are at the server's default, by RESET: give them this client's default, what it asked for at startup.
+   * False: they are as they should be.
+   */
+  #restore(server: ServerConnection, names: readonly string[]): boolean {
     const { book } = this.pool;
     const custom = [...this.#startup.custom].filter(([name]) => names.includes(name));
     const reported = [...this.#startup.reported].filter(([name]) => names.includes(name.toLowerCase()));
@@ -671,7 +695,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
       custom,
     );
     const sql = settingsDiff(has, wants, server.login);
-    if (sql === null) return;
+    if (sql === null) return false;
     this.#ask(server, sql, {
       done: () => {
         if (this.server === null) return;
@@ -686,6 +710,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
         this.#tied.pin('setting');
       },
     });
+    return true;
   }
 
   #ask(server: ServerConnection, statements: readonly string[], note: Note): void {

@@ -52,6 +52,11 @@ export interface Note {
   message?(type: number, bytes: Buffer): void;
   /** Sent to the owner instead of the server's error, given that error. */
   replaceError?(bytes: Buffer): Buffer;
+  /**
+   * ReadyForQuery has come, with this status: the owner is given it, and what has become of reported parameters since
+   * the reply began, by somebody else and later.
+   */
+  ready?(status: number): void;
   /** The action is 'swallow', but an error is the owner's: it stands for the request that needed this one. */
   errorIsForward?: boolean;
 }
@@ -79,6 +84,12 @@ export function both(first: Note | null, second: Note | null): Note | null {
     note.replaceError = (bytes) => {
       const replaced = first.replaceError?.(bytes) ?? bytes;
       return second.replaceError?.(replaced) ?? replaced;
+    };
+  }
+  if (first.ready !== undefined || second.ready !== undefined) {
+    note.ready = (status) => {
+      first.ready?.(status);
+      second.ready?.(status);
     };
   }
   note.errorIsForward = first.errorIsForward === true || second.errorIsForward === true;
@@ -421,6 +432,7 @@ function withoutEnd(note: Note | null): Note | null {
   const rest: Note = {};
   if (note.message !== undefined) rest.message = note.message.bind(note);
   if (note.replaceError !== undefined) rest.replaceError = note.replaceError.bind(note);
+  if (note.ready !== undefined) rest.ready = note.ready.bind(note);
   if (note.errorIsForward !== undefined) rest.errorIsForward = note.errorIsForward;
   return rest;
 }

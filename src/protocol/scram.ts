@@ -116,6 +116,9 @@ export class ScramServer {
   }
 }
 
+/** Ours is not the secret that the server has: trying again cannot help. */
+export class ScramMismatch extends Error {}
+
 /** The client's role, for one login, with a password or with keys. Errors are thrown: they name the server's fault. */
 export class ScramClient {
   readonly #secret: string | Keys;
@@ -154,7 +157,9 @@ export class ScramClient {
   async #keys(salt: Buffer, iterations: number): Promise<Keys> {
     if (typeof this.#secret === 'string') return deriveKeys(this.#secret, salt, iterations);
     if (!this.#secret.salt.equals(salt) || this.#secret.iterations !== iterations) {
-      throw new Error('the server has another SCRAM verifier for this user than the userlist: copy it there anew');
+      throw new ScramMismatch(
+        'the server has another SCRAM verifier for this user than the userlist: copy it there anew',
+      );
     }
     return this.#secret;
   }

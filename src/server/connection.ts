@@ -350,15 +350,16 @@ export class ServerConnection implements Link<ServerConnection> {
     if (note?.message !== undefined) note.message(type, Buffer.from(source.subarray(start, end)));
     switch (type) {
       case ServerMessage.ParameterStatus:
-        this.#onParameter(source.subarray(start + HEADER, end));
-        return false;
+        return this.#onParameter(source.subarray(start + HEADER, end), note?.ready !== undefined);
       case ServerMessage.CommandComplete:
         if (source[start + HEADER] === LETTER_D || source[start + HEADER] === LETTER_A)
           this.#onTag(source.toString('latin1', start + HEADER, end - 1));
         return false;
       case ServerMessage.ReadyForQuery:
         if (this.#delivery === 'forward' && source[start + HEADER] === Status.Idle) this.#counts.transactions++;
-        return false;
+        if (note?.ready === undefined || this.#delivery !== 'forward') return false;
+        note.ready(source[start + HEADER]!);
+        return true;
       case ServerMessage.ErrorResponse:
         return this.#onError(note?.replaceError, source.subarray(start, end));
       default:
@@ -366,12 +367,14 @@ export class ServerConnection implements Link<ServerConnection> {
     }
   }
 
-  #onParameter(body: Buffer): void {
+  /** True: it is kept from the holder. */
+  #onParameter(body: Buffer, isKept: boolean): boolean {
     const { name, value } = readParameter(body);
     this.settings = this.#book.withReported(this.settings, name, value);
     // Reported while nobody uses the server: its configuration was reloaded, this is the new default.
     if (this.holder === null) this.login = this.#book.withReported(this.login, name, value);
-    else if (this.#delivery !== 'swallow') this.holder.onParameter(name, value);
+    else if (this.#delivery !== 'swallow' && !isKept) this.holder.onParameter(name, value);
+    return isKept;
   }
 
   #onTag(tag: string): void {

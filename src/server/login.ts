@@ -12,7 +12,8 @@ import * as encode from '../protocol/encode.ts';
 import { emptyFrame, FrameReader } from '../protocol/frame.ts';
 import { md5Answer, md5Secret } from '../protocol/md5.ts';
 import { type ErrorFields, readErrorFields, readParameter, ServerMessage } from '../protocol/messages.ts';
-import { type Keys, SCRAM_SHA_256, ScramClient } from '../protocol/scram.ts';
+import { type Keys, SCRAM_SHA_256, ScramClient, ScramMismatch } from '../protocol/scram.ts';
+import { SqlState } from '../protocol/sqlstate.ts';
 import { messageOf } from '../util/errors.ts';
 
 /** What a user can prove itself with. */
@@ -141,7 +142,10 @@ export async function openServer(target: ServerTarget, secret: Secret, limitMs: 
   } catch (thrown) {
     (socket as net.Socket | null)?.on('error', () => {}).destroy();
     void attempted.then(({ socket: late }) => late.destroy()).catch(() => {});
-    throw thrown instanceof ServerLoginError ? thrown : new ServerLoginError(messageOf(thrown));
+    if (thrown instanceof ServerLoginError) throw thrown;
+    const fields: ErrorFields | null =
+      thrown instanceof ScramMismatch ? new Map([['C', SqlState.InvalidPassword]]) : null;
+    throw new ServerLoginError(messageOf(thrown), fields);
   } finally {
     clearTimeout(timer);
   }
