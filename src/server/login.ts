@@ -144,7 +144,7 @@ export async function openServer(target: ServerTarget, secret: Secret, limitMs: 
     void attempted.then(({ socket: late }) => late.destroy()).catch(() => {});
     if (thrown instanceof ServerLoginError) throw thrown;
     const fields: ErrorFields | null =
-      thrown instanceof ScramMismatch ? new Map([['C', SqlState.InvalidPassword]]) : null;
+      thrown instanceof ScramMismatch ? new Map([['C', SqlState.InvalidAuthorization]]) : null;
     throw new ServerLoginError(messageOf(thrown), fields);
   } finally {
     clearTimeout(timer);
@@ -293,7 +293,7 @@ function needsSecret(user: string, what: string): ServerLoginError {
   return new ServerLoginError(
     `the server asks user "${user}" for ${what}, and the proxy has none: set databases.*.passwordFile, or auth.users with this user's password`,
     new Map([
-      ['C', '28000'],
+      ['C', SqlState.InvalidAuthorization],
       ['M', `no secret for user "${user}"`],
     ]),
   );

@@ -992,7 +992,7 @@ t.test('trap 30: a replication connection has a server of its own, which nobody 
     const senders = 'SELECT count(*) FROM pg_stat_replication';
     await until(async () => (await admin.rows(senders))[0]![0] === '0', 'its server to be gone');
   }
-  t.equal(proxy.app.snapshot().replications, 0);
+  await until(() => proxy.app.snapshot().replications === 0, 'the replication connections to end');
   t.equal(poolOf(proxy).counts.connects, 1, 'none of them came from the pool');
   t.equal(types(await pooled.ask(Q('COMMIT'))), 'CZ');
 });
