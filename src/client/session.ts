@@ -28,6 +28,7 @@ import { effectsOf, type Judge, type Verdict } from '../sql/verdict.ts';
 import type { Chain } from '../util/chain.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
+import { Outbox } from '../util/outbox.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
 import { linger } from './linger.ts';
 import { overdue } from './overdue.ts';
@@ -78,8 +79,6 @@ const VALUE_MAX = 16 * 1024;
 const OUTSTANDING_MAX = 4096;
 /** How long a statement has to answer a cancel request of `pool.queryMax` before its server is closed. */
 const CANCEL_MS = 5_000;
-/** Encodings in whose multi-byte characters a quote or backslash byte may hide. */
-const unsafeEncodings = new Set(['SJIS', 'BIG5', 'GBK', 'GB18030', 'JOHAB', 'UHC', 'SHIFT_JIS_2004']);
 const frame = emptyFrame();
 
 export class Session implements Waiter, RequestHost, Cancelable {
@@ -105,6 +104,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
   readonly #house: SessionHouse;
   readonly #requests: Requests;
   readonly #reader: FrameReader;
+  readonly #outbox: Outbox;
   /** The message that must wait for something before it is handled (again). */
   #held: Frame | null = null;
   /** Waiting for an injected request that the held message needs. */
@@ -118,7 +118,6 @@ export class Session implements Waiter, RequestHost, Cancelable {
   #lastWord: Refusal | null = null;
   /** A batch was refused: everything up to Sync is skipped. */
   #isSkipping = false;
-  #isCorked = false;
   #isPaused = false;
   /** What ties it to its server; null until a statement first has an effect. */
   #ties: Ties | null = null;
@@ -144,6 +143,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.changedAt = options.house.clock.now();
     this.#requests = new Requests(this, options.house.judge);
     this.#reader = new FrameReader(clientWants, options.messageMax);
+    this.#outbox = new Outbox(options.socket);
   }
 
   /** Begins to serve; `rest` is what the client has sent since its login. */
@@ -233,14 +233,13 @@ export class Session implements Waiter, RequestHost, Cancelable {
       this.#handle(frame);
     }
     this.server?.uncork();
-    this.#uncork();
+    this.#outbox.flush();
     this.#readOrPause();
   }
 
   /** May the next message be handled? */
   #isReady(): boolean {
-    if (this.#isBlocked || this.#isHolding || this.#isTerminating || this.socket.writableLength > OUTPUT_MAX)
-      return false;
+    if (this.#isBlocked || this.#isHolding || this.#isTerminating || this.#outbox.pending > OUTPUT_MAX) return false;
     switch (this.state) {
       case 'idle':
         return true;
@@ -257,7 +256,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     const isAhead =
       !this.#isReady() && this.#reader.pending + (this.#held?.end ?? 0) - (this.#held?.start ?? 0) > INPUT_MAX;
     const isStuck = this.state === 'active' && !this.server!.isWritable;
-    const mustPause = isAhead || isStuck || this.socket.writableLength > OUTPUT_MAX;
+    const mustPause = isAhead || isStuck || this.#outbox.pending > OUTPUT_MAX;
     if (mustPause === this.#isPaused) return;
     this.#isPaused = mustPause;
     if (mustPause) this.socket.pause();
@@ -316,12 +315,11 @@ export class Session implements Waiter, RequestHost, Cancelable {
       default:
         return this.#end(fatal(SqlState.ProtocolViolation, `invalid frontend message type ${message.type}`));
     }
-    this.#held = { ...message };
-    this.#become('waiting');
     const leased = this.pool.lease(this);
-    if (leased === null) return;
-    if ('sqlstate' in leased) this.#refuse(leased);
-    else this.#attach(leased);
+    if (leased !== null && !('sqlstate' in leased) && this.#attach(leased)) return this.#handle(message);
+    this.#held = { ...message };
+    if (leased === null) this.#become('waiting');
+    else if ('sqlstate' in leased) this.#refuse(leased);
   }
 
   #skip(message: Frame): void {
@@ -359,12 +357,16 @@ export class Session implements Waiter, RequestHost, Cancelable {
     else this.deliver(encode.readyForQuery());
   }
 
-  #attach(server: ServerConnection): void {
+  /** True: the server suits this client as it is. */
+  #attach(server: ServerConnection): boolean {
     server.holder = this;
     this.server = server;
     this.#leasedAt = this.#house.clock.now();
     const sql = settingsDiff(server.settings, this.settings, server.login);
-    if (sql === null) return this.#begin(server);
+    if (sql === null) {
+      this.#begin(server);
+      return true;
+    }
     const isReset = sql[0]!.startsWith('RESET');
     this.#become('syncing');
     const wants = this.settings.custom;
@@ -379,6 +381,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
       },
       dropped: () => this.#onSyncFailed(failure, isReset),
     });
+    return false;
   }
 
   /**
@@ -396,7 +399,9 @@ export class Session implements Waiter, RequestHost, Cancelable {
       server.close('its settings could not be changed');
       const leased = this.pool.lease(this);
       if (leased === null) return;
-      return 'sqlstate' in leased ? this.#refuse(leased) : this.#attach(leased);
+      if ('sqlstate' in leased) this.#refuse(leased);
+      else this.#attach(leased);
+      return;
     }
     const fields = failure === null ? new Map<string, string>() : new Map(readErrorFields(failure.subarray(5)));
     fields.set('S', 'FATAL').set('V', 'FATAL');
@@ -419,6 +424,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
 
   /** The server's settings are this client's from here on: tell it of those that it has not been told of. */
   #adopt(server: ServerConnection): void {
+    if (this.settings === server.settings) return;
     for (const [name, value] of server.settings.reported) {
       if (this.settings.reported.get(name) !== value) this.deliver(encode.parameterStatus(name, value));
     }
@@ -429,18 +435,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
 
   deliver(bytes: Buffer): boolean {
     if (this.state === 'closed') return true;
-    if (!this.#isCorked) {
-      this.#isCorked = true;
-      this.socket.cork();
-    }
-    this.socket.write(bytes);
-    return this.socket.writableLength <= OUTPUT_MAX;
-  }
-
-  #uncork(): void {
-    if (!this.#isCorked) return;
-    this.#isCorked = false;
-    this.socket.uncork();
+    this.#outbox.add(bytes);
+    return this.#outbox.pending <= OUTPUT_MAX;
   }
 
   onProgress(): void {
@@ -525,13 +521,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
 
   /** Texts that cannot be read reliably may have any effect. */
   #checkEncoding(): void {
-    const { reported } = this.settings;
-    if (
-      reported.get('standard_conforming_strings') === 'off' ||
-      unsafeEncodings.has(reported.get('client_encoding') ?? '')
-    ) {
-      this.#tied.pin('encoding');
-    }
+    if (this.settings.isOpaque) this.#tied.pin('encoding');
   }
 
   onTag(tag: string): void {
@@ -788,7 +778,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
   #endWith(bytes: Buffer): void {
     if (this.state === 'closed') return;
     this.deliver(bytes);
-    this.#uncork();
+    this.#outbox.flush();
     this.socket.end();
     this.#leave();
   }
@@ -820,7 +810,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
       } else if (server.isFree && !isDiscardWanted) this.pool.giveBack(server);
       else this.pool.recover(server, isDiscardWanted, isTerminated);
     }
-    this.#uncork();
+    this.#outbox.flush();
     if (!this.socket.writableEnded) this.socket.end();
     linger(this.socket, this.#house.clock);
     this.#house.onEnd(this);

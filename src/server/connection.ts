@@ -14,6 +14,7 @@ import { emptyFrame, type Frame, FrameReader } from '../protocol/frame.ts';
 import { readErrorFields, readParameter, ServerMessage, Status } from '../protocol/messages.ts';
 import { type Note, Outstanding, type RequestKind } from '../protocol/outstanding.ts';
 import type { Chain, Link } from '../util/chain.ts';
+import { Outbox } from '../util/outbox.ts';
 import { type LoggedIn, type ServerTarget, sendCancel } from './login.ts';
 import type { Settings, SettingsBook } from './settings.ts';
 import { ServerStatements } from './statements.ts';
@@ -81,6 +82,7 @@ export class ServerConnection implements Link<ServerConnection> {
   isClosed = false;
 
   readonly #socket: net.Socket;
+  readonly #outbox: Outbox;
   readonly #key: Buffer;
   readonly #book: SettingsBook;
   readonly #counts: TrafficCounts;
@@ -121,6 +123,7 @@ export class ServerConnection implements Link<ServerConnection> {
     this.changedAt = options.now;
     this.lifetimeMs = options.lifetimeMs;
     this.#socket = loggedIn.socket;
+    this.#outbox = new Outbox(loggedIn.socket);
     this.#key = loggedIn.key;
     this.pid = loggedIn.key.length >= 4 ? loggedIn.key.readInt32BE(0) : 0;
     this.#book = options.book;
@@ -174,16 +177,14 @@ export class ServerConnection implements Link<ServerConnection> {
 
   /** Everything sent between `cork` and `uncork` leaves in one system call. */
   cork(): void {
-    if (this.#isCorked) return;
     this.#isCorked = true;
-    this.#socket.cork();
   }
 
   uncork(): void {
     if (!this.#isCorked) return;
     this.#isCorked = false;
     this.#flushOut();
-    this.#socket.uncork();
+    this.#outbox.flush();
   }
 
   /** Runs a simple query of the proxy's own; its replies are not delivered. */
@@ -251,7 +252,8 @@ export class ServerConnection implements Link<ServerConnection> {
 
   #write(bytes: Buffer): void {
     this.#counts.sent += bytes.length;
-    this.#socket.write(bytes);
+    this.#outbox.add(bytes);
+    if (!this.#isCorked) this.#outbox.flush();
   }
 
   /** Reads on after `Owner.deliver` said stop. */

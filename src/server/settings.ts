@@ -21,6 +21,8 @@ export interface Settings {
   readonly key: string;
   /** What decides how the text of a statement is understood: statements are shared only among sessions that agree. */
   readonly planKey: string;
+  /** Texts cannot be read reliably: a quote or backslash may not be what it looks like. */
+  readonly isOpaque: boolean;
 }
 
 /** Reported, but not to be set. */
@@ -47,6 +49,15 @@ function planKeyOf(reported: ReadonlyMap<string, string>, custom: ReadonlyMap<st
   return keyOf(new Map(planned.map((name) => [name, reported.get(name) ?? ''])), custom);
 }
 
+/** Encodings in whose multi-byte characters a quote or backslash byte may hide. */
+const unsafeEncodings = new Set(['SJIS', 'BIG5', 'GBK', 'GB18030', 'JOHAB', 'UHC', 'SHIFT_JIS_2004']);
+
+function isOpaque(reported: ReadonlyMap<string, string>): boolean {
+  return (
+    reported.get('standard_conforming_strings') === 'off' || unsafeEncodings.has(reported.get('client_encoding') ?? '')
+  );
+}
+
 /** Makes Settings, giving equal ones the same identity. One book per pool. */
 export class SettingsBook {
   readonly #interned = new LRUCache<string, Settings>({
@@ -59,7 +70,7 @@ export class SettingsBook {
     const key = keyOf(reported, custom);
     let settings = this.#interned.get(key);
     if (settings === undefined) {
-      settings = { reported, custom, key, planKey: planKeyOf(reported, custom) };
+      settings = { reported, custom, key, planKey: planKeyOf(reported, custom), isOpaque: isOpaque(reported) };
       this.#interned.set(key, settings);
     }
     return settings;
