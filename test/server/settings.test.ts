@@ -45,7 +45,7 @@ t.test('what differs is set, and what only the server has is reset', async (t) =
   const has = book.withCustom(book.withReported(login, 'TimeZone', 'GMT'), [['app.tenant', '1']]);
   const wants = book.withCustom(login, [['search_path', `a, "B'c\\d"`]]);
   t.equal(
-    settingsDiff(has, wants, login),
+    settingsDiff(has, wants, login)?.join('; '),
     `RESET "app"."tenant"; SELECT pg_catalog.set_config(E'search_path', E'a, "B''c\\\\d"', false), pg_catalog.set_config(E'TimeZone', E'UTC', false)`,
   );
 });
@@ -60,7 +60,7 @@ t.test('a role is given up before anything else changes, and taken on again last
     ['log_statement', 'all'],
   ]);
   t.equal(
-    settingsDiff(has, wants, login),
+    settingsDiff(has, wants, login)?.join('; '),
     `RESET "role"; RESET "a"; SELECT pg_catalog.set_config(E'log_statement', E'all', false), pg_catalog.set_config(E'role', E'weak', false)`,
   );
 });

@@ -33,7 +33,7 @@ t.test('plain statements are harmless, proved from tokens alone', async (t) => {
     'SET LOCAL statement_timeout = 1; SET TRANSACTION READ ONLY; SET CONSTRAINTS ALL DEFERRED',
     "SELECT set_config('a.b', $1, true)",
     'SELECT pg_advisory_xact_lock(1)',
-    'COPY s.t (a, b) FROM STDIN',
+    'COPY s.t (a, b) TO STDOUT',
     'SHOW ALL',
     "NOTIFY c, 'x'",
     'PREPARE TRANSACTION $1',
@@ -81,6 +81,7 @@ t.test('effects are found, in any statement of a text and however it is written'
     ["SELECT E'a'\n'\\'', pg_advisory_lock(1), 'z'", { isProbed: true }],
     ["SELECT E'a'\n  -- comment\n '\\'', pg_advisory_lock(1), 'z', pg_advisory_lock(2)", { isProbed: true }],
     ['EXPLAIN ANALYZE UPDATE ONLY pg_catalog."pg_settings" SET setting = 1', { pins: ['setting'] }],
+    ['COPY s.t (a, b) FROM STDIN', { isCopyIn: true }],
     ['CREATE FUNCTION f() RETURNS int LANGUAGE sql RETURN 1', { isChecked: true }],
   ];
   for (const [sql, part] of expected) t.match(find(sql).effects, part, sql);
