@@ -256,7 +256,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     const isAhead =
       !this.#isReady() && this.#reader.pending + (this.#held?.end ?? 0) - (this.#held?.start ?? 0) > INPUT_MAX;
     const isStuck = this.state === 'active' && !this.server!.isWritable;
-    const mustPause = isAhead || isStuck || this.#outbox.pending > OUTPUT_MAX;
+    const mustPause = isAhead || isStuck || this.socket.writableLength > OUTPUT_MAX;
     if (mustPause === this.#isPaused) return;
     this.#isPaused = mustPause;
     if (mustPause) this.socket.pause();
@@ -436,7 +436,9 @@ export class Session implements Waiter, RequestHost, Cancelable {
   deliver(bytes: Buffer): boolean {
     if (this.state === 'closed') return true;
     this.#outbox.add(bytes);
-    return this.#outbox.pending <= OUTPUT_MAX;
+    if (this.#outbox.pending > OUTPUT_MAX) this.#outbox.flush();
+    // Only what the system has not taken counts: for that there will be a 'drain'.
+    return this.socket.writableLength <= OUTPUT_MAX;
   }
 
   onProgress(): void {

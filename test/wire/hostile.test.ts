@@ -344,6 +344,14 @@ t.test('many texts that the parser must see, each harder than the last, do not h
   await arena.beats();
 });
 
+t.test('an error message longer than all buffers is passed on whole, again and again', async (t) => {
+  const arena = await startArena(t);
+  const client = await arena.open();
+  const quotes = Array.from({ length: 50_000 }, (_, i) => `$a${i}$`).join(' ');
+  // Whether the system takes it at once or in parts differs from time to time; either way the server is read on.
+  for (let time = 0; time < 60; time++) t.equal(types(await client.ask(send.query(`SELECT ${quotes}`))), 'EZ');
+});
+
 t.test('a Parse of 3 MiB is prepared, bound and run', async (t) => {
   const arena = await startArena(t, { pinnedMax: '100%' });
   const client = await arena.open();
