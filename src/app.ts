@@ -275,8 +275,10 @@ export class App {
     });
   }
 
+  /** What the configuration decides for all pools together. */
   #setCaps(): void {
     const databases = Object.values(this.config.databases);
+    this.#judge.findsReads = databases.some(({ pool }) => pool.share === 'auto');
     this.#hosts.setCaps(
       databases.flatMap((database) => database.hosts.map((host) => [host, database.serversMax] as const)),
     );

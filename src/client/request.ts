@@ -12,7 +12,7 @@
  * have): then its transaction fails with it, and everything after it is skipped by the same rules.
  */
 import * as encode from '../protocol/encode.ts';
-import type { Frame } from '../protocol/frame.ts';
+import type { Frame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage, ServerMessage, Status, stringEnd } from '../protocol/messages.ts';
 import { both, type Note, type RequestKind } from '../protocol/outstanding.ts';
 import { error, SqlState } from '../protocol/sqlstate.ts';
@@ -21,6 +21,7 @@ import type { PoolCounts } from '../server/pool.ts';
 import { isOurs, type Statement, type StatementBook } from '../server/statements.ts';
 import { pinning, probing } from '../sql/effects.ts';
 import { harmless, type Judge, TEXT_BYTES_MAX, type Verdict } from '../sql/verdict.ts';
+import { assert } from '../util/errors.ts';
 import { NAMES_MAX, Names } from './names.ts';
 import {
   closeOn,
@@ -32,6 +33,7 @@ import {
   prepareDummy,
   remembering,
 } from './prepare.ts';
+import { type Read, restOfGroup } from './read.ts';
 import { header, planChanged, withName } from './rewrite.ts';
 import { strangeName, type Translation, translate } from './translate.ts';
 import { UnnamedStatement } from './unnamed.ts';
@@ -214,6 +216,42 @@ export class Requests {
     this.#names.define(name, statement);
     this.#host.deliver(encode.parseComplete);
     return true;
+  }
+
+  /**
+   * The read that begins with `message` and has arrived whole, if it is one that may ride on a server with others. What
+   * follows `message` is in `reader`.
+   */
+  findRead(message: Frame, reader: FrameReader): Read | null {
+    const { source, start, end, type } = message;
+    if (!message.isEnd) return null;
+    if (type === ClientMessage.Query) {
+      const { read } = this.#judge.judge(source, start + HEADER, end - 1);
+      return read === 0 ? null : { key: read, rest: 0, statement: null };
+    }
+    if (source[start + HEADER] !== 0) return null; // Parse of a name, or Bind to a named portal.
+    const rest = restOfGroup(type, reader.chunk, reader.position, reader.chunk.length);
+    if (rest === 0) return null;
+    if (type === ClientMessage.Parse) {
+      const { read } = this.#judgeBody(source, start + HEADER + 1, end);
+      return read === 0 ? null : { key: read, rest, statement: null };
+    }
+    const nameEnd = stringEnd(source, start + HEADER + 1, end);
+    const statement = this.#names.get(source.toString('latin1', start + HEADER + 1, Math.max(nameEnd, 0)));
+    return statement === undefined || statement.verdict.read === 0
+      ? null
+      : { key: statement.verdict.read, rest, statement };
+  }
+
+  /** Sends a read that `findRead` has found: `message` and the `rest` messages in `reader`. */
+  ride(message: Frame, rest: number, reader: FrameReader, server: ServerConnection): void {
+    this.#names.settle();
+    let isDone = this.handle(message, server) === 'done';
+    for (let left = rest; left > 0; left--) {
+      reader.next(message);
+      isDone &&= this.handle(message, server) === 'done';
+    }
+    assert(isDone, 'a read that rides waits for nothing');
   }
 
   /** The client has gone. */
@@ -560,17 +598,18 @@ export class Requests {
   }
 
   #find(body: Buffer): Statement {
-    return this.#host.statements.find(body, this.#host.planSettings, (text) => this.#judgeBody(text));
+    return this.#host.statements.find(body, this.#host.planSettings, (text) => this.#judgeBody(text, 0, text.length));
   }
 
-  #judgeBody(body: Buffer): Verdict {
-    const textEnd = stringEnd(body, 0, body.length);
-    return this.#judge.judge(body, 0, textEnd === -1 ? body.length : textEnd);
+  /** Judges the text in the body of a Parse message, `source[start, end)`. */
+  #judgeBody(source: Buffer, start: number, end: number): Verdict {
+    const textEnd = stringEnd(source, start, end);
+    return this.#judge.judge(source, start, textEnd === -1 ? end : textEnd);
   }
 
   #onParseUnnamed(frame: Frame, bodyStart: number, server: ServerConnection): Handled {
     const body: Buffer = Buffer.from(frame.source.subarray(bodyStart, frame.end));
-    const verdict = this.#judgeBody(body);
+    const verdict = this.#judgeBody(frame.source, bodyStart, frame.end);
     if (!this.#host.mayRun(verdict)) return 'refused';
     const translation = translate(body, verdict, this.#names);
     if (translation !== null && !this.#bring(translation, server)) return 'again';

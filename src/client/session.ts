@@ -4,6 +4,7 @@
  *     socket → FrameReader → (no server? lease one, give it this client's settings) → Requests → server
  *     server → deliver → socket;   at the last ReadyForQuery: settle what must be settled, give the server back
  *
+ *     idle ──short read──▶ sharing ──▶ idle                              (server/line)
  *     idle ──first message──▶ waiting ──lease──▶ syncing ──settings fit──▶ active ──▶ settling ──▶ idle
  *                                │                                           ▲           │
  *                                └─refused: one error, skip to Sync─▶ idle   └──pinned───┘
@@ -21,7 +22,9 @@ import { ClientMessage, readErrorFields, ServerMessage, Status } from '../protoc
 import type { Note } from '../protocol/outstanding.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { ServerConnection } from '../server/connection.ts';
+import type { Line, Rider } from '../server/line.ts';
 import type { ServerPool, Waiter } from '../server/pool.ts';
+import type { ReadCost } from '../server/reads.ts';
 import { type Settings, settingsDiff } from '../server/settings.ts';
 import type { PinReason } from '../sql/effects.ts';
 import { effectsOf, type Judge, type Verdict } from '../sql/verdict.ts';
@@ -43,6 +46,8 @@ export type SessionState =
   | 'waiting'
   /** The server is being given this client's settings. */
   | 'syncing'
+  /** A read of its rides on a server with those of others. */
+  | 'sharing'
   /** The server works for this client. */
   | 'active'
   /** The client has its answer; the server is asked what is left of the transaction. */
@@ -77,11 +82,13 @@ const OUTPUT_MAX = 256 * 1024;
 const VALUE_MAX = 16 * 1024;
 /** Entries that a server may owe before the client is not read. */
 const OUTSTANDING_MAX = 4096;
+/** Bytes kept for a client that does not read while others wait behind it on the same server: more, and it is ended. */
+const RIDER_OUTPUT_MAX = 1024 * 1024;
 /** How long a statement has to answer a cancel request of `pool.queryMax` before its server is closed. */
 const CANCEL_MS = 5_000;
 const frame = emptyFrame();
 
-export class Session implements Waiter, RequestHost, Cancelable {
+export class Session implements Waiter, RequestHost, Rider, Cancelable {
   chain: Chain<Waiter> | null = null;
   before: Waiter | null = null;
   behind: Waiter | null = null;
@@ -97,6 +104,13 @@ export class Session implements Waiter, RequestHost, Cancelable {
   readonly #startup: Settings;
   state: SessionState = 'idle';
   server: ServerConnection | null = null;
+  /** What its request rides on, in state 'sharing'. */
+  #line: Line | null = null;
+  /** Bytes that the client has been given. */
+  delivered = 0;
+  /** The read that the present lease is for: its cost is learned. */
+  #cost: ReadCost | null = null;
+  #deliveredBefore = 0;
   /** Wall-clock ms of the login; monotonic ms of the last change of state. */
   readonly connectedAt: number;
   changedAt: number;
@@ -191,6 +205,11 @@ export class Session implements Waiter, RequestHost, Cancelable {
 
   get preparedCount(): number {
     return this.#requests.preparedCount;
+  }
+
+  /** The server that works for it, alone or with others. */
+  get workingServer(): ServerConnection | null {
+    return this.server ?? this.#line?.server ?? null;
   }
 
   get isWaiting(): boolean {
@@ -291,6 +310,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
   /** A message while no server is held: most need one. */
   #handleIdle(message: Frame): void {
     if (!message.isStart) return; // The rest of a message that was skipped.
+    if (this.pool.config.share === 'auto' && this.#ride(message)) return;
     switch (message.type) {
       case ClientMessage.Terminate:
         return this.#leave();
@@ -320,6 +340,46 @@ export class Session implements Waiter, RequestHost, Cancelable {
     this.#held = { ...message };
     if (leased === null) this.#become('waiting');
     else if ('sqlstate' in leased) this.#refuse(leased);
+  }
+
+  /** A short read rides on a server with others, if there is one that suits. */
+  #ride(message: Frame): boolean {
+    this.#cost = null;
+    switch (message.type) {
+      case ClientMessage.Query:
+      case ClientMessage.Parse:
+      case ClientMessage.Bind:
+        break;
+      default:
+        return false;
+    }
+    const read = this.pool.config.mode === 'session' ? null : this.#requests.findRead(message, this.#reader);
+    if (read === null) return false;
+    const cost = this.pool.reads.of(read.key);
+    const line = cost.isSmall ? this.pool.share(this.settings, cost, read.statement) : null;
+    if (line === null) {
+      this.#cost = cost;
+      return false;
+    }
+    this.counts.shared++;
+    this.#become('sharing');
+    this.#line = line;
+    line.board(this, cost);
+    this.#requests.ride(message, read.rest, this.#reader, line.server);
+    return true;
+  }
+
+  onRideEnd(): void {
+    this.#guard('ride', () => {
+      if (this.state === 'closed') return;
+      this.#line = null;
+      this.#become('idle');
+      this.#pump();
+    });
+  }
+
+  flush(): void {
+    this.#outbox.flush();
   }
 
   #skip(message: Frame): void {
@@ -362,6 +422,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
     server.holder = this;
     this.server = server;
     this.#leasedAt = this.#house.clock.now();
+    this.#deliveredBefore = this.delivered;
     const sql = settingsDiff(server.settings, this.settings, server.login);
     if (sql === null) {
       this.#begin(server);
@@ -435,10 +496,14 @@ export class Session implements Waiter, RequestHost, Cancelable {
 
   deliver(bytes: Buffer): boolean {
     if (this.state === 'closed') return true;
+    this.delivered += bytes.length;
     this.#outbox.add(bytes);
     if (this.#outbox.pending > OUTPUT_MAX) this.#outbox.flush();
     // Only what the system has not taken counts: for that there will be a 'drain'.
-    return this.socket.writableLength <= OUTPUT_MAX;
+    if (this.#line === null) return this.socket.writableLength <= OUTPUT_MAX;
+    // Others are behind it: it is not waited for.
+    if (this.socket.writableLength > RIDER_OUTPUT_MAX) this.#end(tooSlow());
+    return true;
   }
 
   onProgress(): void {
@@ -501,7 +566,10 @@ export class Session implements Waiter, RequestHost, Cancelable {
 
   #giveBack(): void {
     const server = this.server!;
-    this.counts.transactionMs += this.#house.clock.now() - this.#leasedAt;
+    const elapsed = this.#house.clock.now() - this.#leasedAt;
+    this.counts.transactionMs += elapsed;
+    this.#cost?.add(elapsed, this.delivered - this.#deliveredBefore);
+    this.#cost = null;
     this.server = null;
     const wasPinned = this.#ties?.wasPinned === true;
     this.#ties?.release();
@@ -540,10 +608,11 @@ export class Session implements Waiter, RequestHost, Cancelable {
     const { server } = this;
     this.#guard('lost', () => {
       this.server = null;
-      if (this.state === 'closed' || server === null) return;
+      this.#line = null;
+      if (this.state === 'closed') return;
       this.#ties?.release();
       if (isTold) return this.#leave();
-      const isUnknown = server.outstanding.size > 0 && this.#requests.isCommitting;
+      const isUnknown = server !== null && server.outstanding.size > 0 && this.#requests.isCommitting;
       this.#end(
         isUnknown
           ? fatal(
@@ -725,6 +794,9 @@ export class Session implements Waiter, RequestHost, Cancelable {
         case 'syncing':
           this.#isCancelWanted = true;
           break;
+        case 'sharing':
+          this.#line!.cancel(this);
+          break;
         case 'active':
           if (this.server!.outstanding.size > 0) this.server!.cancel(this);
           break;
@@ -736,6 +808,11 @@ export class Session implements Waiter, RequestHost, Cancelable {
   /** Ends what has taken too long. Called by client/listener every fraction of a second. */
   tick(now: number): void {
     const { server } = this;
+    if (this.state === 'sharing') {
+      const { queryMax } = this.pool.config;
+      if (queryMax > 0 && now - this.changedAt > queryMax) this.#line!.cancel(this);
+      return;
+    }
     if (server === null && this.state !== 'idle') return;
     const found = overdue(
       this.pool.config,
@@ -763,7 +840,7 @@ export class Session implements Waiter, RequestHost, Cancelable {
   /** Drain: a client without a transaction is told to go (57P01); one with a transaction may finish it. */
   drain(): boolean {
     if (this.state !== 'idle' && this.isInTransaction) return false;
-    if (this.state === 'waiting' || this.state === 'syncing' || this.state === 'settling') return false;
+    if (['waiting', 'syncing', 'settling', 'sharing'].includes(this.state)) return false;
     this.end('terminating connection due to administrator command');
     return true;
   }
@@ -799,6 +876,8 @@ export class Session implements Waiter, RequestHost, Cancelable {
     const isSpent =
       isMidMessage || this.state === 'syncing' || (ties !== null && (ties.has('load') || ties.has('desync')));
     if (this.state === 'waiting') this.pool.leave(this);
+    this.#line?.abandon(this);
+    this.#line = null;
     this.#become('closed');
     this.server = null;
     this.#held = null;
@@ -856,6 +935,12 @@ function onEnd(this: net.Socket): void {
 }
 
 function onError(): void {}
+
+function tooSlow(): Refusal {
+  return fatal(SqlState.ProgramLimit, 'terminating connection: the client does not read its answers', {
+    hint: 'use a cursor, a transaction, or databases.*.pool.share: off',
+  });
+}
 
 function canceled(): Refusal {
   return error(SqlState.QueryCanceled, 'canceling statement due to user request');

@@ -171,6 +171,10 @@ const pool = z
     waitMax: duration().prefault('5s').describe('Longest wait for a server before a refusal (53000).'),
     queueMax: count().prefault(1000).describe('Most requests waiting for a server; one more is refused (53000).'),
     preparedMax: count(1).prefault(200).describe('Prepared statements kept per server connection.'),
+    share: z
+      .preprocess((value) => (value === false ? 'off' : value), z.enum(['off', 'auto']))
+      .prefault('auto')
+      .describe('auto: short single reads of several clients are in flight on one server; off: one client at a time.'),
     idleMax: duration().prefault('10m').describe('A server idle for longer is closed; 0s: never.'),
     lifetimeMax: duration()
       .prefault('1h')
@@ -244,7 +248,6 @@ export const laterKeys: readonly string[] = [
   'databases.*.hold',
   'databases.*.ledgers',
   'databases.*.cache',
-  'databases.*.pool.share',
   'databases.*.hosts.*.ledgers',
 ];
 

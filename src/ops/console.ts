@@ -314,7 +314,7 @@ function time(ms: number): string {
 function clientRow(session: Session, { now }: Snapshot): Value[] {
   const { socket } = session;
   const waitUs = session.isWaiting ? Math.round((now - session.waitingSince) * 1000) : 0;
-  const state = session.isWaiting ? 'waiting' : session.server === null ? 'idle' : 'active';
+  const state = session.isWaiting ? 'waiting' : session.workingServer === null ? 'idle' : 'active';
   return [
     'C',
     session.user,
@@ -331,7 +331,7 @@ function clientRow(session: Session, { now }: Snapshot): Value[] {
     waitUs % 1e6,
     0,
     `c${session.id}`,
-    session.server === null ? '' : `s${session.server.id}`,
+    session.workingServer === null ? '' : `s${session.workingServer.id}`,
     0,
     'encrypted' in socket ? 'TLS' : '',
     session.settings.reported.get('application_name') ?? '',
@@ -343,7 +343,7 @@ function clientRow(session: Session, { now }: Snapshot): Value[] {
 function serverRow(pool: ServerPool, server: ServerConnection, state: string, { sessions, now }: Snapshot): Value[] {
   const { host } = server.target;
   const shown = server.isCanceling ? 'active_cancel' : state === 'cleaning' ? 'used' : state;
-  const client = [...sessions].find((session) => session.server === server);
+  const client = [...sessions].find((session) => session.workingServer === server);
   return [
     'S',
     pool.user,

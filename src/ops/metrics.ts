@@ -175,6 +175,13 @@ export const metrics: readonly Metric[] = [
     read: perPool((pool) => pool.counts.connectFailures),
   },
   {
+    name: 'pgweir_shared_requests_total',
+    help: 'Short reads that ran on a server in line with those of other clients (pool.share).',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool((pool) => pool.counts.shared),
+  },
+  {
     name: 'pgweir_waiting',
     help: 'Requests that wait for a server.',
     type: 'gauge',

@@ -79,6 +79,16 @@ export class FrameReader {
     return this.#left > 0;
   }
 
+  /** Where in the present chunk stands what is not yet cut. */
+  get position(): number {
+    return this.#position;
+  }
+
+  /** The present chunk; bytes from `position` on are not yet cut. */
+  get chunk(): Buffer {
+    return this.#chunk;
+  }
+
   /** Takes what is not yet cut out of the present chunk, for a change of protocol (TLS). */
   rest(): Buffer {
     const rest = this.#chunk.subarray(this.#position);

@@ -31,6 +31,8 @@ export interface Owner {
   onParameter(name: string, value: string): void;
   /** A command ended with a tag that begins with A or D (ALTER TABLE, DISCARD ALL, …). */
   onTag(tag: string): void;
+  /** A ReadyForQuery has been delivered, or swallowed, whose request has ended. */
+  onReady?(): void;
   /** The connection is gone and taken from its pool. `isTold`: the server's own FATAL has been delivered. */
   onLost(reason: string, isTold: boolean): void;
 }
@@ -336,8 +338,12 @@ export class ServerConnection implements Link<ServerConnection> {
     const isWhole = isStart && isEnd;
     const replaced = isWhole && this.#look(type, source, start, end);
     if (!replaced && this.#delivery !== 'swallow') this.#take(source, start, end);
-    if (isEnd) this.outstanding.end();
+    if (!isEnd) return;
+    this.outstanding.end();
     if (this.outstanding.isResyncWanted) this.#sendResync();
+    if (type !== ServerMessage.ReadyForQuery || this.holder?.onReady === undefined) return;
+    this.#flush();
+    this.holder.onReady();
   }
 
   #sendResync(): void {

@@ -23,9 +23,11 @@ import { Histogram } from '../util/histogram.ts';
 import { Cleanup } from './cleanup.ts';
 import { ServerConnection, type TrafficCounts } from './connection.ts';
 import type { Host, Tenant } from './hosts.ts';
+import { Line } from './line.ts';
 import { openServer, type Secret, ServerLoginError, type ServerTarget } from './login.ts';
+import { ReadBook, type ReadCost } from './reads.ts';
 import { type Settings, SettingsBook } from './settings.ts';
-import { StatementBook } from './statements.ts';
+import { type Statement, StatementBook } from './statements.ts';
 
 /** Someone who waits for a server. */
 export interface Waiter extends Link<Waiter> {
@@ -39,6 +41,8 @@ export interface Waiter extends Link<Waiter> {
 export interface PoolCounts extends TrafficCounts {
   /** Leases given. */
   leases: number;
+  /** Requests that shared a server with others. */
+  shared: number;
   /** Milliseconds that requests have waited for a server, in all. */
   waitMs: number;
   connects: number;
@@ -77,6 +81,8 @@ const PERMANENT_MS = 1_000;
 /** How many idle servers are looked at for one with the right settings. */
 const LOOK_MAX = 8;
 const LIFETIME_JITTER = 0.1;
+/** While fewer servers are at work a read gets one of its own, if one is idle: twice the cores of a small database. */
+const SPREAD = 4;
 
 const zeroes = <Key extends string>(keys: readonly Key[]) =>
   Object.fromEntries(keys.map((key) => [key, 0])) as Record<Key, number>;
@@ -112,6 +118,9 @@ export class ServerPool implements Tenant {
   readonly active = new Chain<ServerConnection>();
   readonly cleaning = new Chain<ServerConnection>();
   readonly waiters = new Chain<Waiter>();
+  /** Servers of `active` that several clients' reads are in flight on. */
+  readonly lines = new Set<Line>();
+  readonly reads = new ReadBook();
   readonly waits = new Histogram();
   readonly counts: PoolCounts = {
     transactions: 0,
@@ -120,6 +129,7 @@ export class ServerPool implements Tenant {
     sent: 0,
     errors: 0,
     leases: 0,
+    shared: 0,
     waitMs: 0,
     connects: 0,
     connectFailures: 0,
@@ -217,6 +227,41 @@ export class ServerPool implements Tenant {
     return null;
   }
 
+  /**
+   * A line that a read with these settings and this cost may board, on a server that has its named `statement`; null: it
+   * must have a server of its own. Lines end when somebody waits for a server, because nobody boards them then.
+   */
+  share(settings: Settings, cost: ReadCost, statement: Statement | null): Line | null {
+    if (this.isPaused || this.waiters.size > 0 || this.#host.owes(this)) return null;
+    if (this.active.size < SPREAD) {
+      const opened = this.#openLine(settings, statement);
+      if (opened !== null) return opened;
+    }
+    let best: Line | null = null;
+    for (const line of this.lines) {
+      if (best !== null && line.backlogMs >= best.backlogMs) continue;
+      if (line.suits(settings, cost) && !this.#isOld(line.server) && has(line.server, statement)) best = line;
+    }
+    return best ?? this.#openLine(settings, statement);
+  }
+
+  #openLine(settings: Settings, statement: Statement | null): Line | null {
+    const server = this.idle.last;
+    if (server === null || server.settings !== settings || !has(server, statement)) return null;
+    this.idle.remove(server);
+    this.#grant(server, 0);
+    const line = new Line(server, this.#clock, (ended) => {
+      this.lines.delete(ended);
+      if (!ended.server.isClosed) this.giveBack(ended.server);
+    });
+    this.lines.add(line);
+    return line;
+  }
+
+  #isOld(server: ServerConnection): boolean {
+    return server.lifetimeMs > 0 && this.#clock.now() - server.openedAt > server.lifetimeMs;
+  }
+
   #refuseAtOnce(): Refusal | null {
     if (this.#failure?.isPermanent && this.#clock.now() - this.#failedAt < PERMANENT_MS && this.serverCount === 0) {
       return this.#refuseConnect(this.#failure);
@@ -257,8 +302,7 @@ export class ServerPool implements Tenant {
 
   #isSpent(server: ServerConnection): boolean {
     if (server.isDoomed || this.#isClosed || this.serverCount >= this.config.size) return true;
-    const age = this.#clock.now() - server.openedAt;
-    return (server.lifetimeMs > 0 && age > server.lifetimeMs) || this.#host.owes(this);
+    return this.#isOld(server) || this.#host.owes(this);
   }
 
   /**
@@ -332,9 +376,8 @@ export class ServerPool implements Tenant {
       );
     }
     for (const server of this.idle) {
-      const isOld = server.lifetimeMs > 0 && now - server.openedAt > server.lifetimeMs;
       const isIdle = this.config.idleMax > 0 && now - server.changedAt > this.config.idleMax;
-      if (server.isDoomed || isOld || (isIdle && this.serverCount > this.config.sizeMin)) {
+      if (server.isDoomed || this.#isOld(server) || (isIdle && this.serverCount > this.config.sizeMin)) {
         this.idle.remove(server);
         server.close('idle for too long, or too old');
       }
@@ -530,4 +573,8 @@ export class ServerPool implements Tenant {
       [...chain].map((server) => ({ server, state }));
     return [...list(this.active, 'active'), ...list(this.cleaning, 'cleaning'), ...list(this.idle, 'idle')];
   }
+}
+
+function has(server: ServerConnection, statement: Statement | null): boolean {
+  return statement === null || server.statements.isReady(statement);
 }

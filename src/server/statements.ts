@@ -132,6 +132,11 @@ export class ServerStatements {
     return presence !== undefined && presence !== 'dummy';
   }
 
+  /** It is there, as clients were told of it. */
+  isReady(statement: Statement): boolean {
+    return this.#present.get(statement) === 'ready';
+  }
+
   isDummy(statement: Statement): boolean {
     return this.#present.get(statement) === 'dummy';
   }

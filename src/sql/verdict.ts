@@ -10,6 +10,7 @@ import { harmlessFunctions } from './builtins.ts';
 import type { Catalog } from './catalog.ts';
 import { type Effects, findEffects, mergeEffects, pinning, probing } from './effects.ts';
 import { type Parser, SQL_BYTES_MAX, type Syntax } from './parser.ts';
+import { readKey } from './read.ts';
 import { cut, shapeOf, Tokens } from './shape.ts';
 
 const SHAPES_MAX = 10_000;
@@ -33,9 +34,11 @@ export interface Verdict {
   shape: ShapeVerdict | null;
   /** Nothing but COMMIT or END: if its server is lost, its outcome is unknown. */
   isCommit: boolean;
+  /** A read that may share a server: the number of its shape (sql/read); 0 for everything else. */
+  read: number;
 }
 
-export const harmless: Verdict = { effects: null, shape: null, isCommit: false };
+export const harmless: Verdict = { effects: null, shape: null, isCommit: false, read: 0 };
 const commit: Verdict = { ...harmless, isCommit: true };
 const opaque: Verdict = { ...harmless, effects: pinning('opaque') };
 /** The longest text that is cut into tokens; a longer one is opaque. */
@@ -45,6 +48,10 @@ export class Judge {
   readonly #parser: Parser;
   readonly #tokens = new Tokens();
   readonly #shapes = new LRUCache<string, ShapeVerdict>({ max: SHAPES_MAX });
+  /** The text that was judged last. */
+  readonly #last = { source: Buffer.alloc(0) as Buffer, start: -1, end: -1, verdict: harmless };
+  /** Somebody wants to know which statements are reads that may share a server. */
+  findsReads = false;
 
   constructor(parser: Parser) {
     this.#parser = parser;
@@ -52,6 +59,17 @@ export class Judge {
 
   /** Judges the text `source[start, end)`. */
   judge(source: Buffer, start: number, end: number): Verdict {
+    // A request is often looked at before it is known how it will run, and again when it does.
+    const last = this.#last;
+    if (last.source === source && last.start === start && last.end === end) return last.verdict;
+    last.source = source;
+    last.start = start;
+    last.end = end;
+    last.verdict = this.#judge(source, start, end);
+    return last.verdict;
+  }
+
+  #judge(source: Buffer, start: number, end: number): Verdict {
     if (end - start > TEXT_BYTES_MAX) return opaque;
     const tokens = this.#tokens;
     cut(tokens, source, start, end);
@@ -66,6 +84,9 @@ export class Judge {
       if (verdict.shape === null) verdict.effects = mergeEffects(effects, pinning('opaque'));
     } else if (effects !== null) {
       verdict = { ...verdict, effects };
+    } else if (verdict === harmless && this.findsReads) {
+      const read = readKey(tokens);
+      if (read !== 0) verdict = { effects: null, shape: null, isCommit: false, read };
     }
     if (effects !== null && effects.references.length > 0) moveReferences(effects, start);
     tokens.clear();

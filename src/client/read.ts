@@ -1,0 +1,54 @@
+/**
+ * Recognises a request that may ride on a server with others (server/line): one simple Query, or one group of the
+ * extended protocol, that is a read and has arrived whole. Called by client/request.
+ *
+ *     Query        Parse(unnamed) Bind [Describe] Execute Sync        Bind(named) [Describe] Execute Sync
+ */
+import { ClientMessage } from '../protocol/messages.ts';
+import type { Statement } from '../server/statements.ts';
+
+/** A read that may ride. */
+export interface Read {
+  /** The number of its shape (sql/read). */
+  key: number;
+  /** How many messages follow the first. */
+  rest: number;
+  /** The named statement that it runs, which the server must have. */
+  statement: Statement | null;
+}
+
+const HEADER = 5;
+const PORTAL = 0x50;
+
+/**
+ * Counts the messages in `source[start, end)` that complete the group which a Parse or Bind (`first`) has begun; 0: they
+ * are others, or not all there.
+ */
+export function restOfGroup(first: number, source: Buffer, start: number, end: number): number {
+  let wanted: 'Bind' | 'Execute' | 'Sync' = first === ClientMessage.Parse ? 'Bind' : 'Execute';
+  let count = 0;
+  for (let at = start; at + HEADER <= end; count++) {
+    const size = source.readUInt32BE(at + 1) + 1;
+    if (size < HEADER || at + size > end) return 0;
+    const body = at + HEADER;
+    switch (source[at]) {
+      case ClientMessage.Bind: // The unnamed statement to the unnamed portal.
+        if (wanted !== 'Bind' || size < HEADER + 2 || source.readUInt16BE(body) !== 0) return 0;
+        wanted = 'Execute';
+        break;
+      case ClientMessage.Describe:
+        if (wanted !== 'Execute' || size !== HEADER + 2 || source[body] !== PORTAL) return 0;
+        break;
+      case ClientMessage.Execute:
+        if (wanted !== 'Execute' || size !== HEADER + 5 || source[body] !== 0) return 0;
+        wanted = 'Sync';
+        break;
+      case ClientMessage.Sync:
+        return wanted === 'Sync' && size === HEADER ? count + 1 : 0;
+      default:
+        return 0;
+    }
+    at += size;
+  }
+  return 0;
+}

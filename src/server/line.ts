@@ -1,0 +1,164 @@
+/**
+ * Several clients' short reads in flight on one server, in order. Made by server/pool, boarded by client/session.
+ *
+ *     sent      [a: Query] [b: Bind Execute Sync] [c: Query]      one system call for what arrives in one turn
+ *     answered  a's rows, Z · b's rows, Z · c's rows, Z           each reply judged by the head of the queue
+ *
+ * The one idea: a request that is one autocommit read leaves nothing behind on its server, so the next may be sent
+ * before its answer is there. Nothing else may ride: no transaction, no write, no session effect (sql/read).
+ *
+ * Why riders cannot touch each other:
+ * - every entry of the queue (protocol/outstanding) has its rider as its owner, and replies go to the owner;
+ * - every ride ends with its own ReadyForQuery, and an error discards no further than its own Sync;
+ * - riders have the very settings of the server; statements have names of the pool's; the unnamed ones are replaced;
+ * - a CancelRequest hits whatever runs when it arrives, so it is sent only when its rider is alone on the server.
+ *
+ * Invariants: a line has at most RIDERS_MAX riders and BACKLOG_MAX_MS of expected work; nobody boards behind a head
+ * that takes longer than SLOW_MS; the line ends, and its server goes back to the pool, when the last rider has left.
+ */
+import type { Clock } from '../util/clock.ts';
+import { atEndOfTurn } from '../util/turn.ts';
+import type { Owner, ServerConnection } from './connection.ts';
+import type { ReadCost } from './reads.ts';
+import type { Settings } from './settings.ts';
+
+/** A client's session whose request rides. It is the owner of the entries of its request. */
+export interface Rider extends Owner {
+  /** Bytes that it has been given so far. */
+  readonly delivered: number;
+  /** Its answer has been delivered whole. */
+  onRideEnd(): void;
+  /** Part of its answer has been delivered: what is kept for one system call is to leave. */
+  flush(): void;
+}
+
+interface Ride {
+  rider: Rider;
+  cost: ReadCost;
+  expectedMs: number;
+  /** `rider.delivered` at the start. */
+  before: number;
+  isCancelWanted: boolean;
+}
+
+/** Requests in flight on one server. */
+const RIDERS_MAX = 16;
+/** Expected work of all of them together. */
+const BACKLOG_MAX_MS = 20;
+/** A head that takes longer turns out not to be short. */
+const SLOW_MS = 20;
+
+export class Line implements Owner {
+  readonly server: ServerConnection;
+  readonly #clock: Clock;
+  readonly #onEnd: (line: Line) => void;
+  readonly #rides: Ride[] = [];
+  #backlogMs = 0;
+  /** Since when the server works for the head. */
+  #headSince = 0;
+  /** Nobody boards any more: someone is to be cancelled. */
+  #isClosed = false;
+  #isDeparting = false;
+  readonly #depart = () => {
+    this.#isDeparting = false;
+    this.server.uncork();
+  };
+
+  constructor(server: ServerConnection, clock: Clock, onEnd: (line: Line) => void) {
+    this.server = server;
+    this.#clock = clock;
+    this.#onEnd = onEnd;
+    server.holder = this;
+  }
+
+  get size(): number {
+    return this.#rides.length;
+  }
+
+  get backlogMs(): number {
+    return this.#backlogMs;
+  }
+
+  /** May a read with these settings and this cost board? */
+  suits(settings: Settings, cost: ReadCost): boolean {
+    const { server } = this;
+    return (
+      server.settings === settings &&
+      !this.#isClosed &&
+      !server.isDoomed &&
+      server.isWritable &&
+      this.#rides.length < RIDERS_MAX &&
+      this.#backlogMs + cost.meanMs <= BACKLOG_MAX_MS &&
+      (this.#rides.length === 0 || this.#clock.now() - this.#headSince < SLOW_MS)
+    );
+  }
+
+  /** `rider` boards: what it sends to the server from here on, up to its ReadyForQuery, leaves at the end of the turn. */
+  board(rider: Rider, cost: ReadCost): void {
+    if (this.#rides.length === 0) this.#headSince = this.#clock.now();
+    const expectedMs = cost.meanMs;
+    this.#rides.push({ rider, cost, expectedMs, before: rider.delivered, isCancelWanted: false });
+    this.#backlogMs += expectedMs;
+    if (this.#isDeparting) return;
+    this.#isDeparting = true;
+    this.server.cork();
+    atEndOfTurn(this.#depart);
+  }
+
+  /** The client of `rider` has gone: its answers are nobody's. */
+  abandon(rider: Rider): void {
+    this.server.outstanding.abandon(rider);
+  }
+
+  /** Cancels what `rider` has sent, when nobody else is on the server: until then the wish waits, or comes to nothing. */
+  cancel(rider: Rider): void {
+    for (const ride of this.#rides) if (ride.rider === rider) ride.isCancelWanted = true;
+    this.#isClosed = true;
+    this.#cancelIfAlone();
+  }
+
+  #cancelIfAlone(): void {
+    if (this.#rides.length === 1 && this.#rides[0]!.isCancelWanted) this.server.cancel(this);
+  }
+
+  // --- From the server ------------------------------------------------------------------------------------------
+
+  /** A ReadyForQuery has been delivered: the head's ride is over. */
+  onReady(): void {
+    const ride = this.#rides.shift();
+    if (ride === undefined) return;
+    const now = this.#clock.now();
+    const { rider, cost } = ride;
+    cost.add(now - this.#headSince, rider.delivered - ride.before);
+    this.#headSince = now;
+    this.#backlogMs = this.#rides.length === 0 ? 0 : this.#backlogMs - ride.expectedMs;
+    rider.onRideEnd();
+    if (this.#isClosed) this.#cancelIfAlone();
+  }
+
+  /** What belongs to no request, such as a notice, is the head's. */
+  deliver(bytes: Buffer): boolean {
+    return this.#rides[0]?.rider.deliver(bytes) ?? true;
+  }
+
+  onProgress(): void {
+    if (this.server.outstanding.isLost)
+      return this.server.close('the server sent a reply that does not fit any request');
+    if (this.#rides.length > 0) this.#rides[0]!.rider.flush();
+    else if (this.server.isFree) this.#onEnd(this);
+  }
+
+  onWritable(): void {}
+
+  onParameter(name: string, value: string): void {
+    this.#rides[0]?.rider.onParameter(name, value);
+  }
+
+  onTag(): void {}
+
+  onLost(reason: string, isTold: boolean): void {
+    const rides = this.#rides.splice(0);
+    for (const [index, { rider }] of rides.entries()) rider.onLost(reason, isTold && index === 0);
+    this.#onEnd(this);
+  }
+}
