@@ -38,6 +38,11 @@ export class Names {
     return this.#statements?.get(name);
   }
 
+  /** Any one of them; there must be one. */
+  any(): Statement {
+    return this.#statements!.values().next().value!;
+  }
+
   /** All of them, as pairs of name and statement: a copy. */
   all(): [string, Statement][] {
     return [...(this.#statements ?? [])];

@@ -61,7 +61,8 @@ export class Replication implements Cancelable {
     // `pipe` stops reading the side that is ahead, and ends one side when the other has ended.
     client.pipe(server);
     server.pipe(client);
-    client.once('close', () => server.end());
+    // Nobody hears the server any more: it is read on so that its end is noticed.
+    client.once('close', () => server.end().resume());
     return replication;
   }
 

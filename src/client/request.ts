@@ -645,7 +645,7 @@ export class Requests {
 
   /** No more names for this client: the server is made to raise an error, which is then ours. */
   #refuseName(server: ServerConnection): Handled {
-    const known = this.#names.all()[0]![1];
+    const known = this.#names.any();
     if (!prepare(this.#host, known, server)) return 'again';
     const refusal = error(SqlState.ConfigurationLimit, `a session may have ${NAMES_MAX} prepared statements`, {
       hint: 'close what is no longer needed',

@@ -231,7 +231,6 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
 
   /** Handles what the client has sent, as far as the state allows. */
   #pump(): void {
-    this.server?.cork();
     while (this.#isReady()) {
       if (this.#held !== null) {
         const held = this.#held;
@@ -251,8 +250,6 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
       }
       this.#handle(frame);
     }
-    this.server?.uncork();
-    this.#outbox.flush();
     this.#readOrPause();
   }
 
@@ -378,10 +375,6 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     });
   }
 
-  flush(): void {
-    this.#outbox.flush();
-  }
-
   #skip(message: Frame): void {
     if (message.type === ClientMessage.Terminate) return this.#leave();
     if (message.type !== ClientMessage.Sync) return;
@@ -473,7 +466,6 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   #begin(server: ServerConnection): void {
     this.#adopt(server);
     this.#become('active');
-    server.cork();
     this.#checkEncoding();
     if (this.pool.config.mode === 'session') this.#tied.pin('session');
     if (this.#isCancelWanted) {
@@ -575,7 +567,6 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     this.#ties?.release();
     this.#ties = null;
     this.#become('idle');
-    server.uncork();
     if (wasPinned) this.pool.recover(server, true);
     else this.pool.giveBack(server);
   }
@@ -884,7 +875,6 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     ties?.release();
     this.#requests.close();
     if (server !== null) {
-      server.uncork();
       if (isSpent) {
         server.holder = null;
         server.close('the client left it in a state that nobody else can use');

@@ -92,11 +92,6 @@ export class ServerConnection implements Link<ServerConnection> {
   readonly #reader: FrameReader;
   #cancels = 0;
   #reason = 'the server closed the connection';
-  // The run of bytes not yet sent: `#outSource[#outStart, #outEnd)`.
-  #outSource: Buffer | null = null;
-  #outStart = 0;
-  #outEnd = 0;
-  #isCorked = false;
   #isTold = false;
   // The run of bytes not yet delivered: `#source[#start, #end)` for `#receiver`.
   #source: Buffer | null = null;
@@ -177,18 +172,6 @@ export class ServerConnection implements Link<ServerConnection> {
     return !this.#socket.writableNeedDrain;
   }
 
-  /** Everything sent between `cork` and `uncork` leaves in one system call. */
-  cork(): void {
-    this.#isCorked = true;
-  }
-
-  uncork(): void {
-    if (!this.#isCorked) return;
-    this.#isCorked = false;
-    this.#flushOut();
-    this.#outbox.flush();
-  }
-
   /** Runs a simple query of the proxy's own; its replies are not delivered. */
   ask(sql: string, owner: Owner, note: Note | null): void {
     this.unnamedId = 0; // A simple Query drops the unnamed statement.
@@ -228,34 +211,16 @@ export class ServerConnection implements Link<ServerConnection> {
     if (this.outstanding.push('Resync', owner, 'forward', null, null)) this.#sendResync();
   }
 
-  /** Sends bytes of the proxy's own. */
+  /** Sends bytes of the proxy's own. What is sent in one turn of the event loop leaves in one system call. */
   send(bytes: Buffer): void {
-    this.#flushOut();
-    this.#write(bytes);
-  }
-
-  /** Passes on `source[start, end)`; neighbouring pieces leave as one slice. Only between `cork` and `uncork`. */
-  forward(source: Buffer, start: number, end: number): void {
-    if (source !== this.#outSource || start !== this.#outEnd) {
-      this.#flushOut();
-      this.#outSource = source;
-      this.#outStart = start;
-    }
-    this.#outEnd = end;
-  }
-
-  #flushOut(): void {
-    const source = this.#outSource;
-    if (source === null) return;
-    this.#outSource = null;
-    const isAll = this.#outStart === 0 && this.#outEnd === source.length;
-    this.#write(isAll ? source : source.subarray(this.#outStart, this.#outEnd));
-  }
-
-  #write(bytes: Buffer): void {
     this.#counts.sent += bytes.length;
     this.#outbox.add(bytes);
-    if (!this.#isCorked) this.#outbox.flush();
+  }
+
+  /** Passes on `source[start, end)`; neighbouring pieces leave as one slice. */
+  forward(source: Buffer, start: number, end: number): void {
+    this.#counts.sent += end - start;
+    this.#outbox.addRun(source, start, end);
   }
 
   /** Reads on after `Owner.deliver` said stop. */
@@ -282,6 +247,7 @@ export class ServerConnection implements Link<ServerConnection> {
   close(reason: string): void {
     if (this.isClosed) return;
     this.#reason = reason;
+    this.#outbox.flush();
     if (this.outstanding.isQuiet) {
       this.#socket.end(encode.terminate);
       this.#socket.resume();

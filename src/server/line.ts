@@ -17,7 +17,6 @@
  * that takes longer than SLOW_MS; the line ends, and its server goes back to the pool, when the last rider has left.
  */
 import type { Clock } from '../util/clock.ts';
-import { atEndOfTurn } from '../util/turn.ts';
 import type { Owner, ServerConnection } from './connection.ts';
 import type { ReadCost } from './reads.ts';
 import type { Settings } from './settings.ts';
@@ -28,8 +27,6 @@ export interface Rider extends Owner {
   readonly delivered: number;
   /** Its answer has been delivered whole. */
   onRideEnd(): void;
-  /** Part of its answer has been delivered: what is kept for one system call is to leave. */
-  flush(): void;
 }
 
 interface Ride {
@@ -58,11 +55,6 @@ export class Line implements Owner {
   #headSince = 0;
   /** Nobody boards any more: someone is to be cancelled. */
   #isClosed = false;
-  #isDeparting = false;
-  readonly #depart = () => {
-    this.#isDeparting = false;
-    this.server.uncork();
-  };
 
   constructor(server: ServerConnection, clock: Clock, onEnd: (line: Line) => void) {
     this.server = server;
@@ -93,16 +85,12 @@ export class Line implements Owner {
     );
   }
 
-  /** `rider` boards: what it sends to the server from here on, up to its ReadyForQuery, leaves at the end of the turn. */
+  /** `rider` boards: from here on, and up to its Query or Sync, it sends to the server. */
   board(rider: Rider, cost: ReadCost): void {
     if (this.#rides.length === 0) this.#headSince = this.#clock.now();
     const expectedMs = cost.meanMs;
     this.#rides.push({ rider, cost, expectedMs, before: rider.delivered, isCancelWanted: false });
     this.#backlogMs += expectedMs;
-    if (this.#isDeparting) return;
-    this.#isDeparting = true;
-    this.server.cork();
-    atEndOfTurn(this.#depart);
   }
 
   /** The client of `rider` has gone: its answers are nobody's. */
@@ -144,8 +132,7 @@ export class Line implements Owner {
   onProgress(): void {
     if (this.server.outstanding.isLost)
       return this.server.close('the server sent a reply that does not fit any request');
-    if (this.#rides.length > 0) this.#rides[0]!.rider.flush();
-    else if (this.server.isFree) this.#onEnd(this);
+    if (this.#rides.length === 0 && this.server.isFree) this.#onEnd(this);
   }
 
   onWritable(): void {}

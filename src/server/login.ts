@@ -15,6 +15,7 @@ import { type ErrorFields, readErrorFields, readParameter, ServerMessage } from 
 import { type Keys, SCRAM_SHA_256, ScramClient, ScramMismatch } from '../protocol/scram.ts';
 import { SqlState } from '../protocol/sqlstate.ts';
 import { messageOf } from '../util/errors.ts';
+import { readIntoSlab } from '../util/slab.ts';
 
 /** What a user can prove itself with. */
 export type Secret =
@@ -131,7 +132,7 @@ export async function openServer(target: ServerTarget, secret: Secret, limitMs: 
     timer = setTimeout(() => reject(new ServerLoginError(`no login within ${limitMs} ms`)), limitMs);
   });
   const attempt = async () => {
-    socket = await connect(target.host);
+    socket = await connect(target.host, isPlain(target));
     socket = await secure(socket, target);
     return logIn(socket, target, secret);
   };
@@ -151,9 +152,11 @@ export async function openServer(target: ServerTarget, secret: Secret, limitMs: 
   }
 }
 
-function connect(host: HostConfig, limitMs = 0): Promise<net.Socket> {
+/** `isPlain`: no TLS will be spoken on it. */
+function connect(host: HostConfig, isPlain: boolean, limitMs = 0): Promise<net.Socket> {
   return new Promise((resolve, reject) => {
-    const socket = net.connect(addressOf(host));
+    const options = addressOf(host);
+    const socket: net.Socket = net.connect(isPlain ? { ...options, onread: readIntoSlab(() => socket) } : options);
     socket.setTimeout(limitMs, () => socket.destroy(new Error(`no connection within ${limitMs} ms`)));
     socket.once('error', reject);
     socket.once('connect', () => {
@@ -163,9 +166,14 @@ function connect(host: HostConfig, limitMs = 0): Promise<net.Socket> {
   });
 }
 
+/** TLS is not asked for: by configuration, or on a Unix socket. */
+function isPlain({ tls: { mode }, host }: Pick<ServerTarget, 'tls' | 'host'>): boolean {
+  return mode === 'disable' || host.host.startsWith('/');
+}
+
 /** Asks for TLS as `tls.mode` says. The answer must be exactly one byte: more would be stuffed in by someone else. */
 async function secure(socket: net.Socket, { tls: options, host }: ServerTarget): Promise<net.Socket> {
-  if (options.mode === 'disable' || host.host.startsWith('/')) return socket;
+  if (isPlain({ tls: options, host })) return socket;
   socket.write(encode.sslRequest);
   const answer = await new Promise<Buffer>((resolve, reject) => {
     socket
@@ -305,7 +313,7 @@ function needsSecret(user: string, what: string): ServerLoginError {
  */
 export function sendCancel(target: ServerTarget, key: Buffer, isStillWanted: () => boolean, done: () => void): void {
   const run = async () => {
-    const plain = await connect(target.host, CANCEL_MS);
+    const plain = await connect(target.host, isPlain(target), CANCEL_MS);
     plain.setTimeout(CANCEL_MS, () => plain.destroy());
     // TLS as the connection itself, so that the key crosses the network no more readable than anything else.
     const socket = await secure(plain, target).catch((thrown: unknown) => {

@@ -1,19 +1,28 @@
 /**
- * Bytes on their way to a socket that leave together, in one system call. Used for both sides of the data path.
+ * Bytes on their way to a socket that leave together, in one system call, at the end of the turn of the event loop. Used
+ * for both sides of the data path.
  *
- * The one idea: most often there is one piece, and it is written as it is. Several small ones are copied together,
- * which costs less than a gathering write; only large ones are gathered by the socket.
+ * The one idea: a write wakes somebody up, who may take the processor away from us. So first everything is read that
+ * has arrived, then everything is written; a lone request is not held up, because the turn ends right behind it. Most
+ * often there is one piece, and it is written as it is. Several small ones are copied together, which costs less than
+ * a gathering write; only large ones are gathered by the socket.
  */
 import type net from 'node:net';
+import { atEndOfTurn, type Turning } from './turn.ts';
 
 /** Pieces of up to this size in all are copied together, in bytes. */
 const COPY_MAX = 16 * 1024;
 
-export class Outbox {
+export class Outbox implements Turning {
   readonly #socket: net.Socket;
   #first: Buffer | null = null;
   #others: Buffer[] | null = null;
   #size = 0;
+  // The run that was added last, which the next bytes may continue: `#source[#start, #end)`.
+  #source: Buffer | null = null;
+  #start = 0;
+  #end = 0;
+  #isDue = false;
 
   constructor(socket: net.Socket) {
     this.#socket = socket;
@@ -24,15 +33,32 @@ export class Outbox {
     return this.#size + this.#socket.writableLength;
   }
 
-  /** Keeps `bytes` for the next `flush`. */
+  /** Writes `bytes` behind what was added before, at the end of the turn at the latest. */
   add(bytes: Buffer): void {
-    this.#size += bytes.length;
-    if (this.#first === null) this.#first = bytes;
-    else if (this.#others === null) this.#others = [bytes];
-    else this.#others.push(bytes);
+    this.#endRun();
+    this.#grow(bytes.length);
+    this.#push(bytes);
   }
 
+  /** As `add`, with `source[start, end)`; neighbouring pieces of one source leave as one. */
+  addRun(source: Buffer, start: number, end: number): void {
+    this.#grow(end - start);
+    if (source !== this.#source || start !== this.#end) {
+      this.#endRun();
+      this.#source = source;
+      this.#start = start;
+    }
+    this.#end = end;
+  }
+
+  endTurn(): void {
+    this.#isDue = false;
+    this.flush();
+  }
+
+  /** Writes now. */
   flush(): void {
+    this.#endRun();
     const first = this.#first;
     if (first === null) return;
     const others = this.#others;
@@ -49,5 +75,26 @@ export class Outbox {
       for (const bytes of others) socket.write(bytes);
       socket.uncork();
     }
+  }
+
+  #grow(size: number): void {
+    this.#size += size;
+    if (this.#isDue) return;
+    this.#isDue = true;
+    atEndOfTurn(this);
+  }
+
+  #endRun(): void {
+    const source = this.#source;
+    if (source === null) return;
+    this.#source = null;
+    const isAll = this.#start === 0 && this.#end === source.length;
+    this.#push(isAll ? source : source.subarray(this.#start, this.#end));
+  }
+
+  #push(bytes: Buffer): void {
+    if (this.#first === null) this.#first = bytes;
+    else if (this.#others === null) this.#others = [bytes];
+    else this.#others.push(bytes);
   }
 }

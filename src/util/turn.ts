@@ -1,20 +1,22 @@
 /**
- * The end of a turn of the event loop: what several events of one turn have to say to one socket leaves in one system
- * call there. Called by server/line.
- *
- * A turn ends when everything that had arrived has been read, so a lone request is not held up for others.
+ * The end of a turn of the event loop, when everything that had arrived has been handled. Called by util/outbox.
  */
 
-let ending: (() => void)[] = [];
+/** Has something to do at the end of the turn. It must not throw. */
+export interface Turning {
+  endTurn(): void;
+}
 
-/** Calls `run` once, when what has arrived by now has been handled. It must not throw. */
-export function atEndOfTurn(run: () => void): void {
+let ending: Turning[] = [];
+
+/** Calls `member.endTurn()` once, at the end of this turn. */
+export function atEndOfTurn(member: Turning): void {
   if (ending.length === 0) setImmediate(endTurn);
-  ending.push(run);
+  ending.push(member);
 }
 
 function endTurn(): void {
-  const runs = ending;
+  const members = ending;
   ending = [];
-  for (const run of runs) run();
+  for (const member of members) member.endTurn();
 }
