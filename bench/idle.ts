@@ -1,19 +1,17 @@
 /**
- * Memory per idle client: `npm run bench:idle`. Starts an embedded Postgres and the built proxy, logs CLIENTS clients
- * in (no TLS), lets each run one named prepared statement over 8 servers, and prints the proxy's resident memory per
- * client when all are idle. Then every client asks once more, and must be answered.
+ * Memory per idle client: logs clients in (no TLS), lets each run one named prepared statement over 8 servers, and gives
+ * the proxy's resident memory per client when all are idle. Then every client asks once more, and must be answered.
+ * `npm run bench:idle` measures the built pgweir; bench/scenarios measures all contenders.
  *
  * The clients are raw sockets in another process, so that only the proxy's memory is measured.
  */
-import { fork, spawn } from 'node:child_process';
+import { fork } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { startEmbeddedPostgres } from '../src/embedded.ts';
 import { int32, message, startup, Version } from '../src/protocol/encode.ts';
+import { type Contender, pgweir, rssKib } from './contenders.ts';
 
 const CLIENTS = Number(process.env.CLIENTS ?? 10_000);
 const SERVERS = 8;
@@ -28,16 +26,30 @@ const zero = Buffer.alloc(2);
 const ask = Buffer.concat([message(0x42, '\0s\0', zero, zero, zero), message(0x45, '\0', int32(0)), message(0x53)]);
 const first = Buffer.concat([message(0x50, 's\0SELECT 1\0', zero), ask]);
 
-if (process.argv[2] === 'clients') await beClients(Number(process.argv[3]));
-else await measure();
+/** KiB of resident memory: without clients, with idle clients, after another query each, and per idle client. */
+export async function idleKib({ port, pid }: Contender, count: number) {
+  const before = rssKib(pid!);
+  const clients = fork(fileURLToPath(import.meta.url), ['clients', `${port}`, `${count}`], {
+    execArgv: process.execArgv.length > 0 ? process.execArgv : ['--import', 'tsx'],
+  });
+  await once(clients, 'message');
+  const idle = rssKib(pid!);
+  clients.send('again');
+  const [answered] = (await once(clients, 'message')) as [number];
+  const again = rssKib(pid!);
+  clients.send('end');
+  await once(clients, 'exit');
+  if (answered !== count) throw new Error(`of ${count} clients ${answered} were answered`);
+  return { before, idle, again, each: (idle - before) / count };
+}
 
 /** Child: opens all clients, says so, asks with each again when told to, and says how many were answered. */
-async function beClients(port: number): Promise<void> {
+async function beClients(port: number, count: number): Promise<void> {
   const sockets: net.Socket[] = [];
   const inTurns = async (work: (index: number) => Promise<void>) => {
     let next = 0;
     const worker = async () => {
-      while (next < CLIENTS) await work(next++);
+      while (next < count) await work(next++);
     };
     await Promise.all(Array.from({ length: PARALLEL }, worker));
   };
@@ -70,62 +82,21 @@ async function beClients(port: number): Promise<void> {
   process.exit(0);
 }
 
-async function measure(): Promise<void> {
+async function main(): Promise<void> {
   const postgres = await startEmbeddedPostgres({ dataDir: null, settings: { fsync: 'off' } });
-  const config = join(mkdtempSync(join(tmpdir(), 'pgweir-bench-')), 'config.yaml');
-  const port = 7432;
-  writeFileSync(
-    config,
-    JSON.stringify({
-      listen: { port, clientsMax: CLIENTS + 100 },
-      ops: { port: 0 },
-      log: { level: 'warn' },
-      auth: { method: 'trust' },
-      databases: {
-        '*': {
-          hosts: [`127.0.0.1:${postgres.port}`],
-          tls: { mode: 'disable' },
-          pool: { size: SERVERS, queueMax: CLIENTS },
-        },
-      },
-    }),
-  );
-  // As `pgweir`, `npm start` and the image run it.
-  const flags = [`--max-semi-space-size=${process.env.SEMI_SPACE ?? 8}`];
-  const proxy = spawn(process.execPath, [...flags, 'dist/cli.js', 'serve', '-c', config], { stdio: 'inherit' });
-  await untilListening(port);
-  const before = rssKib(proxy.pid!);
-  const clients = fork(fileURLToPath(import.meta.url), ['clients', String(port)], { execArgv: process.execArgv });
-  await once(clients, 'message');
-  const after = rssKib(proxy.pid!);
-  clients.send('again');
-  const [answered] = (await once(clients, 'message')) as [number];
-  const again = rssKib(proxy.pid!);
-  clients.send('end');
-  proxy.kill('SIGTERM');
+  const proxy = await pgweir('pgweir', postgres, { size: SERVERS, queueMax: CLIENTS });
+  const { before, idle, again, each } = await idleKib(proxy, CLIENTS);
+  await proxy.stop();
   await postgres.stop();
-  const each = (after - before) / CLIENTS;
-  console.log(`clients ${CLIENTS}, servers ${SERVERS}, answered ${answered}`);
+  console.log(`clients ${CLIENTS}, servers ${SERVERS}, all answered`);
   console.log(
-    `resident memory: ${before} KiB without clients, ${after} KiB with idle clients, ${again} KiB after another query each`,
+    `resident memory: ${before} KiB without clients, ${idle} KiB with idle clients, ${again} KiB after another query each`,
   );
   console.log(`per idle client: ${each.toFixed(2)} KiB (limit ${LIMIT_KIB})`);
-  process.exit(answered === CLIENTS && each < LIMIT_KIB ? 0 : 1);
+  process.exit(each < LIMIT_KIB ? 0 : 1);
 }
 
-function rssKib(pid: number): number {
-  return Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))![1]);
-}
-
-async function untilListening(port: number): Promise<void> {
-  for (let tries = 0; tries < 200; tries++) {
-    const socket = net.connect(port, '127.0.0.1');
-    const isOpen = await new Promise<boolean>((resolve) =>
-      socket.once('connect', () => resolve(true)).once('error', () => resolve(false)),
-    );
-    socket.destroy();
-    if (isOpen) return;
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
-  throw new Error('the proxy does not listen');
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  if (process.argv[2] === 'clients') await beClients(Number(process.argv[3]), Number(process.argv[4]));
+  else await main();
 }

@@ -5,16 +5,12 @@
  *     Query        Parse(unnamed) Bind [Describe] Execute Sync        Bind(named) [Describe] Execute Sync
  */
 import { ClientMessage } from '../protocol/messages.ts';
-import type { Statement } from '../server/statements.ts';
+import type { Wish } from '../server/line.ts';
 
-/** A read that may ride. */
-export interface Read {
-  /** The number of its shape (sql/read). */
-  key: number;
+/** A read that may ride, if its cost is small. */
+export interface Read extends Wish {
   /** How many messages follow the first. */
   rest: number;
-  /** The named statement that it runs, which the server must have. */
-  statement: Statement | null;
 }
 
 const HEADER = 5;

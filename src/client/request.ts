@@ -18,6 +18,7 @@ import { both, type Note, type RequestKind } from '../protocol/outstanding.ts';
 import { error, SqlState } from '../protocol/sqlstate.ts';
 import type { Owner, ServerConnection } from '../server/connection.ts';
 import type { PoolCounts } from '../server/pool.ts';
+import type { ReadBook } from '../server/reads.ts';
 import { isOurs, type Statement, type StatementBook } from '../server/statements.ts';
 import { pinning, probing } from '../sql/effects.ts';
 import { harmless, type Judge, TEXT_BYTES_MAX, type Verdict } from '../sql/verdict.ts';
@@ -42,6 +43,7 @@ import { UnnamedStatement } from './unnamed.ts';
 export interface RequestHost extends Owner {
   readonly counts: PoolCounts;
   readonly statements: StatementBook;
+  readonly reads: ReadBook;
   /** A statement with this verdict ran to its end, or failed. */
   onRan(verdict: Verdict, isOk: boolean): void;
   /** Nothing has been sent to the server in this lease, and no pin keeps it. */
@@ -227,25 +229,29 @@ export class Requests {
     if (!message.isEnd) return null;
     if (type === ClientMessage.Query) {
       const { read } = this.#judge.judge(source, start + HEADER, end - 1);
-      return read === 0 ? null : { key: read, rest: 0, statement: null };
+      return this.#readOf(read, 0, null);
     }
     if (source[start + HEADER] !== 0) return null; // Parse of a name, or Bind to a named portal.
     const rest = restOfGroup(type, reader.chunk, reader.position, reader.chunk.length);
     if (rest === 0) return null;
     if (type === ClientMessage.Parse) {
       const { read } = this.#judgeBody(source, start + HEADER + 1, end);
-      return read === 0 ? null : { key: read, rest, statement: null };
+      return this.#readOf(read, rest, null);
     }
     const nameEnd = stringEnd(source, start + HEADER + 1, end);
     const statement = this.#names.get(source.toString('latin1', start + HEADER + 1, Math.max(nameEnd, 0)));
-    return statement === undefined || statement.verdict.read === 0
-      ? null
-      : { key: statement.verdict.read, rest, statement };
+    return statement === undefined ? null : this.#readOf(statement.verdict.read, rest, statement);
+  }
+
+  #readOf(key: number, rest: number, statement: Statement | null): Read | null {
+    return key === 0 ? null : { cost: this.#host.reads.of(key), rest, statement };
   }
 
   /** Sends a read that `findRead` has found: `message` and the `rest` messages in `reader`. */
   ride(message: Frame, rest: number, reader: FrameReader, server: ServerConnection): void {
+    // Of what this client has sent before, all is answered.
     this.#names.settle();
+    this.#copy = 'none';
     let isDone = this.handle(message, server) === 'done';
     for (let left = rest; left > 0; left--) {
       reader.next(message);

@@ -24,7 +24,6 @@ import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import type { Line, Rider } from '../server/line.ts';
 import type { ServerPool, Waiter } from '../server/pool.ts';
-import type { ReadCost } from '../server/reads.ts';
 import { type Settings, settingsDiff } from '../server/settings.ts';
 import type { PinReason } from '../sql/effects.ts';
 import { effectsOf, type Judge, type Verdict } from '../sql/verdict.ts';
@@ -35,6 +34,7 @@ import { Outbox } from '../util/outbox.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
 import { linger } from './linger.ts';
 import { overdue } from './overdue.ts';
+import type { Read } from './read.ts';
 import { clientWants, type RequestHost, Requests } from './request.ts';
 import { settleNote, settleQuery } from './settle.ts';
 import { Ties } from './ties.ts';
@@ -108,8 +108,8 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   #line: Line | null = null;
   /** Bytes that the client has been given. */
   delivered = 0;
-  /** The read that the present lease is for: its cost is learned. */
-  #cost: ReadCost | null = null;
+  /** The read that the present lease is for, or is waited for: its cost is learned. */
+  #read: Read | null = null;
   #deliveredBefore = 0;
   /** Wall-clock ms of the login; monotonic ms of the last change of state. */
   readonly connectedAt: number;
@@ -197,6 +197,10 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
 
   get statements() {
     return this.pool.statements;
+  }
+
+  get reads() {
+    return this.pool.reads;
   }
 
   get pins(): readonly PinReason[] {
@@ -341,7 +345,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
 
   /** A short read rides on a server with others, if there is one that suits. */
   #ride(message: Frame): boolean {
-    this.#cost = null;
+    this.#read = null;
     switch (message.type) {
       case ClientMessage.Query:
       case ClientMessage.Parse:
@@ -350,20 +354,34 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
       default:
         return false;
     }
-    const read = this.pool.config.mode === 'session' ? null : this.#requests.findRead(message, this.#reader);
-    if (read === null) return false;
-    const cost = this.pool.reads.of(read.key);
-    const line = cost.isSmall ? this.pool.share(this.settings, cost, read.statement) : null;
-    if (line === null) {
-      this.#cost = cost;
-      return false;
-    }
+    this.#read = this.pool.config.mode === 'session' ? null : this.#requests.findRead(message, this.#reader);
+    const line = this.#read?.cost.isSmall ? this.pool.share(this, this.#read) : null;
+    if (line === null) return false;
+    this.#board(line, message);
+    return true;
+  }
+
+  #board(line: Line, message: Frame): void {
+    const { cost, rest } = this.#read!;
+    this.#read = null;
     this.counts.shared++;
     this.#become('sharing');
     this.#line = line;
     line.board(this, cost);
-    this.#requests.ride(message, read.rest, this.#reader, line.server);
-    return true;
+    this.#requests.ride(message, rest, this.#reader, line.server);
+  }
+
+  /** The read that it waits with, if that may ride. */
+  get wish(): Read | null {
+    return this.#read?.cost.isSmall ? this.#read : null;
+  }
+
+  onBoard(line: Line): void {
+    this.#guard('board', () => {
+      const held = this.#held!;
+      this.#held = null;
+      this.#board(line, held);
+    });
   }
 
   onRideEnd(): void {
@@ -493,8 +511,11 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     if (this.#outbox.pending > OUTPUT_MAX) this.#outbox.flush();
     // Only what the system has not taken counts: for that there will be a 'drain'.
     if (this.#line === null) return this.socket.writableLength <= OUTPUT_MAX;
-    // Others are behind it: it is not waited for.
-    if (this.socket.writableLength > RIDER_OUTPUT_MAX) this.#end(tooSlow());
+    // Others are behind it: it is not waited for. What it is being sent may be half a message, so there is no last word.
+    if (this.socket.writableLength > RIDER_OUTPUT_MAX) {
+      this.socket.destroy();
+      this.onGone();
+    }
     return true;
   }
 
@@ -560,8 +581,8 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     const server = this.server!;
     const elapsed = this.#house.clock.now() - this.#leasedAt;
     this.counts.transactionMs += elapsed;
-    this.#cost?.add(elapsed, this.delivered - this.#deliveredBefore);
-    this.#cost = null;
+    this.#read?.cost.add(elapsed, this.delivered - this.#deliveredBefore);
+    this.#read = null;
     this.server = null;
     const wasPinned = this.#ties?.wasPinned === true;
     this.#ties?.release();
@@ -801,7 +822,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     const { server } = this;
     if (this.state === 'sharing') {
       const { queryMax } = this.pool.config;
-      if (queryMax > 0 && now - this.changedAt > queryMax) this.#line!.cancel(this);
+      if (queryMax > 0) this.#line!.cancelOverdue(this, now - queryMax);
       return;
     }
     if (server === null && this.state !== 'idle') return;
@@ -899,6 +920,8 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     } catch (thrown) {
       this.#house.onBug(where, thrown);
       if (this.server !== null) this.server.isDoomed = true;
+      // What it has sent there may be half a request: whoever else is on that server must not wait for its end.
+      this.#line?.server.close('a bug in the proxy');
       try {
         this.#end(fatal(SqlState.InternalError, `internal error in the proxy: ${messageOf(thrown)}`));
       } catch {
@@ -925,12 +948,6 @@ function onEnd(this: net.Socket): void {
 }
 
 function onError(): void {}
-
-function tooSlow(): Refusal {
-  return fatal(SqlState.ProgramLimit, 'terminating connection: the client does not read its answers', {
-    hint: 'use a cursor, a transaction, or databases.*.pool.share: off',
-  });
-}
 
 function canceled(): Refusal {
   return error(SqlState.QueryCanceled, 'canceling statement due to user request');

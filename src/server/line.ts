@@ -20,6 +20,7 @@ import type { Clock } from '../util/clock.ts';
 import type { Owner, ServerConnection } from './connection.ts';
 import type { ReadCost } from './reads.ts';
 import type { Settings } from './settings.ts';
+import type { Statement } from './statements.ts';
 
 /** A client's session whose request rides. It is the owner of the entries of its request. */
 export interface Rider extends Owner {
@@ -27,6 +28,13 @@ export interface Rider extends Owner {
   readonly delivered: number;
   /** Its answer has been delivered whole. */
   onRideEnd(): void;
+}
+
+/** What a read asks of the server that it rides on. */
+export interface Wish {
+  cost: ReadCost;
+  /** The named statement that it runs, which the server must have. */
+  statement: Statement | null;
 }
 
 interface Ride {
@@ -48,6 +56,7 @@ const SLOW_MS = 20;
 export class Line implements Owner {
   readonly server: ServerConnection;
   readonly #clock: Clock;
+  readonly #onRoom: (line: Line) => void;
   readonly #onEnd: (line: Line) => void;
   readonly #rides: Ride[] = [];
   #backlogMs = 0;
@@ -56,9 +65,15 @@ export class Line implements Owner {
   /** Nobody boards any more: someone is to be cancelled. */
   #isClosed = false;
 
-  constructor(server: ServerConnection, clock: Clock, onEnd: (line: Line) => void) {
+  /** `onRoom` is called when a rider has left, `onEnd` when the last has. */
+  constructor(
+    server: ServerConnection,
+    clock: Clock,
+    { onRoom, onEnd }: { onRoom: (line: Line) => void; onEnd: (line: Line) => void },
+  ) {
     this.server = server;
     this.#clock = clock;
+    this.#onRoom = onRoom;
     this.#onEnd = onEnd;
     server.holder = this;
   }
@@ -71,11 +86,12 @@ export class Line implements Owner {
     return this.#backlogMs;
   }
 
-  /** May a read with these settings and this cost board? */
-  suits(settings: Settings, cost: ReadCost): boolean {
+  /** May a read of a client with these settings board? */
+  suits(settings: Settings, { cost, statement }: Wish): boolean {
     const { server } = this;
     return (
       server.settings === settings &&
+      (statement === null || server.statements.isReady(statement)) &&
       !this.#isClosed &&
       !server.isDoomed &&
       server.isWritable &&
@@ -93,9 +109,10 @@ export class Line implements Owner {
     this.#backlogMs += expectedMs;
   }
 
-  /** The client of `rider` has gone: its answers are nobody's. */
+  /** The client of `rider` has gone: its answers are nobody's, and what it runs is cancelled if it is alone. */
   abandon(rider: Rider): void {
     this.server.outstanding.abandon(rider);
+    this.cancel(rider);
   }
 
   /** Cancels what `rider` has sent, when nobody else is on the server: until then the wish waits, or comes to nothing. */
@@ -103,6 +120,11 @@ export class Line implements Owner {
     for (const ride of this.#rides) if (ride.rider === rider) ride.isCancelWanted = true;
     this.#isClosed = true;
     this.#cancelIfAlone();
+  }
+
+  /** Cancels what `rider` runs, as `cancel` does, if the server has worked for it since before `since`. */
+  cancelOverdue(rider: Rider, since: number): void {
+    if (this.#rides[0]?.rider === rider && this.#headSince < since) this.cancel(rider);
   }
 
   #cancelIfAlone(): void {
@@ -122,6 +144,7 @@ export class Line implements Owner {
     this.#backlogMs = this.#rides.length === 0 ? 0 : this.#backlogMs - ride.expectedMs;
     rider.onRideEnd();
     if (this.#isClosed) this.#cancelIfAlone();
+    else this.#onRoom(this);
   }
 
   /** What belongs to no request, such as a notice, is the head's. */

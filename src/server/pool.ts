@@ -23,9 +23,9 @@ import { Histogram } from '../util/histogram.ts';
 import { Cleanup } from './cleanup.ts';
 import { ServerConnection, type TrafficCounts } from './connection.ts';
 import type { Host, Tenant } from './hosts.ts';
-import { Line } from './line.ts';
+import { Line, type Wish } from './line.ts';
 import { openServer, type Secret, ServerLoginError, type ServerTarget } from './login.ts';
-import { ReadBook, type ReadCost } from './reads.ts';
+import { ReadBook } from './reads.ts';
 import { type Settings, SettingsBook } from './settings.ts';
 import { type Statement, StatementBook } from './statements.ts';
 
@@ -34,7 +34,11 @@ export interface Waiter extends Link<Waiter> {
   waitingSince: number;
   /** Preferred: a server that has these settings already. */
   readonly settings: Settings;
+  /** The read that it waits with, if that may ride on a server with others. */
+  readonly wish: Wish | null;
   onLease(server: ServerConnection): void;
+  /** Its read is to ride. */
+  onBoard(line: Line): void;
   onRefused(refusal: Refusal): void;
 }
 
@@ -228,34 +232,61 @@ export class ServerPool implements Tenant {
   }
 
   /**
-   * A line that a read with these settings and this cost may board, on a server that has its named `statement`; null: it
-   * must have a server of its own. Lines end when somebody waits for a server, because nobody boards them then.
+   * A line that the read of `waiter` may board at once; null: it must wait, or have a server of its own. Nobody boards
+   * ahead of those who wait, so lines end when somebody waits for a server of his own.
    */
-  share(settings: Settings, cost: ReadCost, statement: Statement | null): Line | null {
+  share({ settings }: Waiter, wish: Wish): Line | null {
     if (this.isPaused || this.waiters.size > 0 || this.#host.owes(this)) return null;
-    if (this.active.size < SPREAD) {
-      const opened = this.#openLine(settings, statement);
-      if (opened !== null) return opened;
-    }
+    const server = this.idle.last;
+    const isFit = server !== null && server.settings === settings && has(server, wish.statement);
+    if (isFit && this.active.size < SPREAD) return this.#openLine(server);
     let best: Line | null = null;
     for (const line of this.lines) {
       if (best !== null && line.backlogMs >= best.backlogMs) continue;
-      if (line.suits(settings, cost) && !this.#isOld(line.server) && has(line.server, statement)) best = line;
+      if (line.suits(settings, wish) && !this.#isOld(line.server)) best = line;
     }
-    return best ?? this.#openLine(settings, statement);
+    return best ?? (isFit ? this.#openLine(server) : null);
   }
 
-  #openLine(settings: Settings, statement: Statement | null): Line | null {
-    const server = this.idle.last;
-    if (server === null || server.settings !== settings || !has(server, statement)) return null;
-    this.idle.remove(server);
+  /** Makes a line of a free server. */
+  #openLine(server: ServerConnection): Line {
+    if (server.chain !== null) (server.chain as Chain<ServerConnection>).remove(server);
     this.#grant(server, 0);
-    const line = new Line(server, this.#clock, (ended) => {
-      this.lines.delete(ended);
-      if (!ended.server.isClosed) this.giveBack(ended.server);
+    const line = new Line(server, this.#clock, {
+      onRoom: (open) => this.#boardWaiters(open),
+      onEnd: (ended) => {
+        this.lines.delete(ended);
+        if (!ended.server.isClosed) this.giveBack(ended.server);
+      },
     });
     this.lines.add(line);
     return line;
+  }
+
+  /** The oldest waiters board, as far as their reads may ride. */
+  #boardWaiters(line: Line): void {
+    for (let waiter = this.waiters.first; waiter !== null; waiter = this.waiters.first) {
+      const { wish } = waiter;
+      const mayBoard = wish !== null && !this.isPaused && !this.#isOld(line.server) && !this.#host.owes(this);
+      if (!mayBoard || !line.suits(waiter.settings, wish)) return;
+      this.waiters.remove(waiter);
+      this.#countWait(this.#clock.now() - waiter.waitingSince);
+      waiter.onBoard(line);
+    }
+  }
+
+  /** Gives a free server to the oldest waiter, or to several whose reads may ride. */
+  #serve(server: ServerConnection, waiter: Waiter): void {
+    if (waiter.wish !== null && server.settings === waiter.settings) {
+      const line = this.#openLine(server);
+      this.#boardWaiters(line);
+      if (line.size > 0) return;
+      this.lines.delete(line); // It does not suit after all.
+      this.active.remove(server);
+    }
+    this.waiters.remove(waiter);
+    this.#grant(server, this.#clock.now() - waiter.waitingSince);
+    waiter.onLease(server);
   }
 
   #isOld(server: ServerConnection): boolean {
@@ -289,15 +320,11 @@ export class ServerPool implements Tenant {
       this.#checkDrained();
       return;
     }
-    const waiter = this.isPaused ? null : this.waiters.shift();
-    if (waiter === null) {
-      this.idle.push(server);
-      if (this.#host.hasLine(this)) this.evictIdle();
-      this.#checkDrained();
-      return;
-    }
-    this.#grant(server, this.#clock.now() - waiter.waitingSince);
-    waiter.onLease(server);
+    const waiter = this.isPaused ? null : this.waiters.first;
+    if (waiter !== null) return this.#serve(server, waiter);
+    this.idle.push(server);
+    if (this.#host.hasLine(this)) this.evictIdle();
+    this.#checkDrained();
   }
 
   #isSpent(server: ServerConnection): boolean {
@@ -442,10 +469,14 @@ export class ServerPool implements Tenant {
 
   #grant(server: ServerConnection, waitMs: number): void {
     this.counts.leases++;
-    this.counts.waitMs += waitMs;
-    this.waits.observe(waitMs / 1000);
+    this.#countWait(waitMs);
     server.changedAt = this.#clock.now();
     this.active.push(server);
+  }
+
+  #countWait(ms: number): void {
+    this.counts.waitMs += ms;
+    this.waits.observe(ms / 1000);
   }
 
   #takeIdle(settings: Settings): ServerConnection | null {
@@ -461,10 +492,8 @@ export class ServerPool implements Tenant {
   /** Gives idle servers to waiters. */
   #dispatch(): void {
     while (!this.isPaused && this.waiters.size > 0 && this.idle.size > 0) {
-      const waiter = this.waiters.shift()!;
-      const server = this.#takeIdle(waiter.settings)!;
-      this.#grant(server, this.#clock.now() - waiter.waitingSince);
-      waiter.onLease(server);
+      const waiter = this.waiters.first!;
+      this.#serve(this.#takeIdle(waiter.settings)!, waiter);
     }
     this.#grow();
   }

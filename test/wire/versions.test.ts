@@ -3,6 +3,7 @@ import { existsSync, readdirSync } from 'node:fs';
 import t from 'tap';
 import { harmlessFunctions } from '../../src/sql/builtins.ts';
 import { findEffects } from '../../src/sql/effects.ts';
+import { isActing } from '../../src/sql/read.ts';
 import { cut, Tokens } from '../../src/sql/shape.ts';
 import { RawClient } from '../fixtures/raw.ts';
 import { connect, startProxy, withPostgres } from '../fixtures/stack.ts';
@@ -11,10 +12,18 @@ t.test('every built-in function is harmless, has a known effect, or goes to the 
   const postgres = await withPostgres();
   t.teardown(() => postgres.stop());
   const client = await connect(postgres.port);
-  const { rows } = await client.query<{ name: string }>(
-    `SELECT DISTINCT proname AS name FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace AND oid < 16384`,
+  const { rows } = await client.query<{ name: string; isVolatile: boolean }>(
+    `SELECT proname AS name, bool_or(provolatile = 'v') AS "isVolatile" FROM pg_proc
+      WHERE pronamespace = 'pg_catalog'::regnamespace AND oid < 16384 GROUP BY 1`,
   );
   await client.end();
+  // What is volatile acts on the server, unless it only asks for the time or for chance.
+  const pure =
+    /^(clock_timestamp|timeofday|current_query|random(_normal)?|gen_random_uuid|uuidv[47]|array_(sample|shuffle))$/;
+  for (const { name, isVolatile } of rows) {
+    if (isVolatile && harmlessFunctions.has(name) && !pure.test(name) && !isActing(name))
+      t.fail(`${name} may be shared`);
+  }
   const known = new Set(rows.map(({ name }) => name));
   t.ok(known.size > 2500);
   const effects =

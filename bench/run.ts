@@ -1,0 +1,109 @@
+/**
+ * `npm run bench`: pgweir beside PgBouncer and Postgres itself, in one run on one machine.
+ *
+ *     npm run bench -- [--quick] [--check] [--only WORD] [--rounds N] [--seconds N] [--pgbouncer PATH] [--out FOLDER]
+ *
+ * The one idea: only ratios mean anything on a small, noisy machine. Contenders take turns (A B C A B C …), ratios are
+ * taken within a round, and what is told is their median and spread. `--check` holds the ratios against
+ * bench/baseline.json; `--quick` is for CI and takes less than a minute.
+ */
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import pg from 'pg';
+import { startEmbeddedPostgres } from '../src/embedded.ts';
+import { type Contender, direct, findPgbouncer, PASSWORD, pgbouncer, pgbouncerVersion, pgweir } from './contenders.ts';
+import { type Baseline, chart, check, type Result, summarize, table } from './report.ts';
+import { type Place, prepareTables, type Sample, type Scenario, scenarios } from './scenarios.ts';
+import { median } from './stats.ts';
+
+const { values: options } = parseArgs({
+  options: {
+    quick: { type: 'boolean', default: false },
+    check: { type: 'boolean', default: false },
+    only: { type: 'string' },
+    rounds: { type: 'string' },
+    seconds: { type: 'string' },
+    pgbouncer: { type: 'string' },
+    out: { type: 'string', default: 'bench/results' },
+  },
+});
+
+const POOL = 16;
+const BASELINE = 'bench/baseline.json';
+const rounds = Number(options.rounds ?? (options.quick ? 3 : 5));
+const seconds = Number(options.seconds ?? (options.quick ? 1 : 3));
+
+const path = findPgbouncer(options.pgbouncer ?? null);
+if (path === null) {
+  if (process.env.CI === 'true') throw new Error('PgBouncer is required in CI');
+  console.error('*** SKIPPED: there is no PgBouncer on PATH, so nothing is compared with it (--pgbouncer PATH) ***');
+}
+const isNew = path !== null && pgbouncerVersion(path)[1] >= 21;
+if (path !== null && !isNew)
+  console.error(
+    '*** This PgBouncer is older than 1.21 and cannot do prepared statements: those are compared with direct ***',
+  );
+
+const folder = mkdtempSync(join(tmpdir(), 'pgweir-bench-'));
+const postgres = await startEmbeddedPostgres({ dataDir: null, settings: { fsync: 'off', max_connections: '400' } });
+const admin = new pg.Client({ host: '127.0.0.1', port: postgres.port, user: 'postgres', database: 'postgres' });
+await admin.connect();
+await admin.query(`ALTER ROLE postgres PASSWORD '${PASSWORD}'`);
+const place: Place = { admin, folder, seconds, halfLoad: 2000 };
+await prepareTables(place, postgres.port);
+
+const pool = { size: POOL, queueMax: 20_000 };
+const open = async (isScram: boolean): Promise<Contender[]> => [
+  direct(postgres),
+  ...(path === null ? [] : [await pgbouncer(path, postgres, POOL, { isScram })]),
+  await pgweir('pgweir off', postgres, { ...pool, share: 'off' }, { isScram }),
+  await pgweir('pgweir auto', postgres, { ...pool, share: 'auto' }, { isScram }),
+];
+
+const chosen = scenarios.filter(
+  ({ name, isQuick }) => (!options.quick || isQuick) && (options.only === undefined || name.includes(options.only)),
+);
+const trusting = await open(false);
+const proving = chosen.some(({ isScram }) => isScram) ? await open(true) : [];
+const results: Result[] = [];
+for (const scenario of chosen) {
+  const samples = await measure(scenario, scenario.isScram ? proving : trusting);
+  results.push(summarize(scenario, samples));
+  if (scenario.name === 'select simple, 16 clients')
+    place.halfLoad = Math.min(...[...samples.values()].map((each) => median(each.map(({ value }) => value)))) / 2;
+  console.log(table([results.at(-1)!]));
+}
+
+mkdirSync(options.out, { recursive: true });
+writeFileSync(join(options.out, 'results.json'), `${JSON.stringify(results, null, 2)}\n`);
+writeFileSync(join(options.out, 'results.md'), table(results));
+for (const result of results)
+  writeFileSync(join(options.out, `${result.scenario.replaceAll(/\W+/g, '-')}.svg`), chart(result));
+
+for (const contender of [...trusting, ...proving]) await contender.stop();
+await admin.end();
+await postgres.stop();
+rmSync(folder, { recursive: true, force: true });
+
+if (options.check && existsSync(BASELINE)) {
+  const problems = check(results, JSON.parse(readFileSync(BASELINE, 'utf8')) as Baseline);
+  for (const problem of problems) console.error(problem);
+  console.log(`bench: ${problems.length === 0 ? 'no ratio has fallen' : `${problems.length} ratios have fallen`}`);
+  process.exitCode = problems.length === 0 ? 0 : 1;
+}
+
+/** All rounds of one scenario. */
+async function measure(scenario: Scenario, all: Contender[]): Promise<Map<string, Sample[]>> {
+  const able = all.filter(
+    ({ name, pid }) =>
+      !(scenario.isPrepared && name === 'pgbouncer' && !isNew) && !(scenario.isProxyOnly && pid === null),
+  );
+  const samples = new Map<string, Sample[]>(able.map(({ name }) => [name, []]));
+  const times = scenario.isProxyOnly ? 1 : rounds;
+  for (let round = 0; round < times; round++) {
+    for (const contender of able) samples.get(contender.name)!.push(await scenario.run(contender, place));
+  }
+  return samples;
+}
