@@ -115,7 +115,12 @@ export class Listener {
   }
 
   #makeServer(): net.Server {
-    const server = net.createServer({ highWaterMark: HIGH_WATER_MARK, noDelay: true, pauseOnConnect: true });
+    const server = net.createServer({
+      highWaterMark: HIGH_WATER_MARK,
+      noDelay: true,
+      keepAlive: true,
+      pauseOnConnect: true,
+    });
     server.on('connection', (socket) => this.#onConnection(socket));
     server.on('error', (error) => this.#context().onEvent('listener error', { reason: error.message }));
     this.#servers.push(server);

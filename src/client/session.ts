@@ -254,6 +254,8 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
       }
       this.#handle(frame);
     }
+    // Clients work on while we read the rest of this turn; servers get what all of it has for them.
+    this.#outbox.flush();
     this.#readOrPause();
   }
 

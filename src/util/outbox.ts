@@ -2,10 +2,12 @@
  * Bytes on their way to a socket that leave together, in one system call, at the end of the turn of the event loop. Used
  * for both sides of the data path.
  *
- * The one idea: a write wakes somebody up, who may take the processor away from us. So first everything is read that
- * has arrived, then everything is written; a lone request is not held up, because the turn ends right behind it. Most
- * often there is one piece, and it is written as it is. Several small ones are copied together, which costs less than
- * a gathering write; only large ones are gathered by the socket.
+ * The one idea: a server is written to when everything has been read that has arrived, because several clients may have
+ * something for it; a lone request is not held up, because the turn ends right behind it. A client is written to as soon
+ * as its answer has been read (`flush`), so that it works while we read on.
+ *
+ * Most often there is one piece, and it is written as it is. Several small ones are copied together, which costs less
+ * than a gathering write; only large ones are gathered by the socket.
  */
 import type net from 'node:net';
 import { atEndOfTurn, type Turning } from './turn.ts';
