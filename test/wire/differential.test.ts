@@ -270,6 +270,27 @@ async function until(condition: () => boolean, failure: () => Error): Promise<vo
   }
 }
 
+/** What other clients do: use the names and texts of the streams, change settings, fail. */
+const anything: readonly Buffer[][] = [
+  [send.query('SELECT 1')],
+  [send.close('S', 'a'), send.parse('a', 'SELECT $1::text AS v'), send.bind('', 'a', ['x']), send.execute('')],
+  [send.parse('', `SELECT 'theirs'`), send.bind('', ''), send.execute('')],
+  [send.close('S', 'b'), send.parse('b', 'SELECT 1'), send.bind('', 'b'), send.execute('')],
+  [send.query(`SET application_name = 'theirs'`)],
+  [send.bind('', 'unknown')],
+  [send.query('BEGIN; SELECT 1/0')],
+  [send.query('ROLLBACK')],
+  [send.close('S', 'a'), send.parse('a', 'SELECT * FROM generate_series(1, 2)')],
+];
+
+/** Reads of the streams, again and again: streams and these clients are in flight on one server together. */
+const reads: readonly Buffer[][] = [
+  [send.query('SELECT 1')],
+  [send.query('SELECT n FROM generate_series(1, 4) n')],
+  [send.parse('', 'SELECT 1'), send.bind('', ''), send.execute('')],
+  [send.query('SELECT 1/0')],
+];
+
 /** A proxy with other clients on it, which use names and texts of the streams, too. */
 class Crowd {
   readonly proxy: RunningProxy;
@@ -284,26 +305,25 @@ class Crowd {
   static async start(size: number): Promise<Crowd> {
     const pool = { size, pinnedMax: '100%', preparedMax: 4, waitMax: '30s' };
     const crowd = new Crowd(await startProxy(postgres.port, { pool }));
-    for (const options of ['', '-c work_mem=9MB']) {
+    for (const [options, bodies] of [
+      ['', anything],
+      ['-c work_mem=9MB', anything],
+      ['', reads],
+      ['', reads],
+    ] as const) {
       const client = await RawClient.open(crowd.proxy.port, { options });
       crowd.#clients.push(client);
-      crowd.#loops.push(crowd.#loop(client));
+      crowd.#loops.push(crowd.#loop(client, bodies));
     }
     return crowd;
   }
 
-  async #loop(client: RawClient): Promise<void> {
-    const bodies: Buffer[][] = [
-      [send.query('SELECT 1')],
-      [send.close('S', 'a'), send.parse('a', 'SELECT $1::text AS v'), send.bind('', 'a', ['x']), send.execute('')],
-      [send.parse('', `SELECT 'theirs'`), send.bind('', ''), send.execute('')],
-      [send.close('S', 'b'), send.parse('b', 'SELECT 1'), send.bind('', 'b'), send.execute('')],
-      [send.query(`SET application_name = 'theirs'`)],
-      [send.bind('', 'unknown')],
-      [send.query('BEGIN; SELECT 1/0')],
-      [send.query('ROLLBACK')],
-      [send.close('S', 'a'), send.parse('a', 'SELECT * FROM generate_series(1, 2)')],
-    ];
+  /** Requests that ran on a server in line with those of others. */
+  get shared(): number {
+    return [...this.proxy.app.snapshot().pools].reduce((sum, { counts }) => sum + counts.shared, 0);
+  }
+
+  async #loop(client: RawClient, bodies: readonly Buffer[][]): Promise<void> {
     for (let turns = 0; !this.#isOver; turns++) {
       client.write(...bodies[turns % bodies.length]!, send.sync());
       const [first] = bodies[turns % bodies.length]!;
@@ -328,8 +348,10 @@ for (const size of [1, 2]) {
   t.test(`random streams through a pool of ${size} give what Postgres gives`, { timeout: 3_600_000 }, async (t) => {
     let crowd = await Crowd.start(size);
     let bugs = 0;
+    let shared = 0;
     const restart = async () => {
       bugs += crowd.proxy.bugs();
+      shared += crowd.shared;
       await crowd.stop();
       crowd = await Crowd.start(size);
     };
@@ -353,7 +375,9 @@ for (const size of [1, 2]) {
     const result = await fc.check(property, { seed: SEED + size, numRuns: Math.ceil(RUNS / 2) });
     t.equal(result.failed, false, result.failed ? `seed ${result.seed}, path ${result.counterexamplePath}` : 'same');
     if (result.failed) t.comment(String((result.errorInstance as Error).message));
+    shared += crowd.shared;
     await crowd.stop();
     t.equal(bugs + crowd.proxy.bugs(), 0, 'bugs');
+    t.ok(shared > 100, `${shared} requests shared a server`);
   });
 }

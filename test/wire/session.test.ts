@@ -1,4 +1,7 @@
 /** The main road: a client in transaction mode, through login, queries, prepared statements and settings. */
+import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import t from 'tap';
 import { RawClient, send, sqlstates, types } from '../fixtures/raw.ts';
 import { connect, startProxy, withPostgres } from '../fixtures/stack.ts';
@@ -58,5 +61,26 @@ t.test('prepared statements follow their client from server to server', async (t
   t.equal(types(await b.ask(run)), '2DCZ');
   a.end();
   b.end();
+  t.equal(proxy.bugs(), 0);
+});
+
+t.test('Unix sockets on both sides', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'pgweir-test-'));
+  chmodSync(folder, 0o777); // Postgres may run as another user.
+  const local = await withPostgres({ settings: { unix_socket_directories: folder } });
+  const proxy = await startProxy(local.port, {
+    database: { hosts: [`${folder}:${local.port}`] },
+    top: { listen: { socketDir: folder } },
+  });
+  t.teardown(async () => {
+    await proxy.stop();
+    await local.stop();
+    rmSync(folder, { recursive: true, force: true });
+  });
+  const client = await connect(proxy.port, { host: folder });
+  const { rows } = await client.query('SELECT inet_client_addr() AS address, repeat($1, 300000) AS long', ['x']);
+  t.equal(rows[0].address, null, 'the server is reached by a Unix socket');
+  t.equal(rows[0].long.length, 300_000);
+  await client.end();
   t.equal(proxy.bugs(), 0);
 });
