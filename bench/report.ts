@@ -15,7 +15,7 @@ export interface Row {
   /** Median over the rounds of this contender's value by the reference's in the same round, and its spread. */
   ratio: number;
   ratioSpread: number;
-  /** Added p50 latency over direct, by that of the reference; null where it cannot be told. */
+  /** With one client: added p50 latency over direct, by that of the reference; null where it cannot be told. */
   addedRatio: number | null;
 }
 
@@ -42,7 +42,8 @@ export function summarize(scenario: Scenario, samples: Map<string, Sample[]>): R
     const [own, bare] = [middle(samples.get(name)!, 'p50'), middle(samples.get('direct') ?? [], 'p50')];
     return own === null || bare === null ? null : own - bare;
   };
-  const base = reference === 'pgbouncer' ? added(reference) : null;
+  // With more clients than processors a latency is mostly waiting, and differences mean nothing.
+  const base = reference === 'pgbouncer' && scenario.name.endsWith(', 1 client') ? added(reference) : null;
   const rows = [...samples].map(([contender, each]): Row => {
     const values = each.map(({ value }) => value);
     const ratios = each.map(({ value }, round) => value / samples.get(reference)![round]!.value);

@@ -1,7 +1,7 @@
 /**
  * `npm run bench`: pgweir beside PgBouncer and Postgres itself, in one run on one machine.
  *
- *     npm run bench -- [--quick] [--check] [--only WORD] [--rounds N] [--seconds N] [--pgbouncer PATH] [--out FOLDER]
+ *     npm run bench -- [--quick] [--check] [--only REGEXP] [--rounds N] [--seconds N] [--pgbouncer PATH] [--out FOLDER]
  *
  * The one idea: only ratios mean anything on a small, noisy machine. Contenders take turns (A B C A B C …), ratios are
  * taken within a round, and what is told is their median and spread. `--check` holds the ratios against
@@ -63,13 +63,20 @@ const open = async (isScram: boolean): Promise<Contender[]> => [
 ];
 
 const chosen = scenarios.filter(
-  ({ name, isQuick }) => (!options.quick || isQuick) && (options.only === undefined || name.includes(options.only)),
+  ({ name, isQuick }) =>
+    (!options.quick || isQuick) && (options.only === undefined || new RegExp(options.only).test(name)),
 );
 const trusting = await open(false);
 const proving = chosen.some(({ isScram }) => isScram) ? await open(true) : [];
 const results: Result[] = [];
+const failures: string[] = [];
 for (const scenario of chosen) {
-  const samples = await measure(scenario, scenario.isScram ? proving : trusting);
+  const samples = await measure(scenario, scenario.isScram ? proving : trusting).catch((thrown: unknown) => {
+    failures.push(`${scenario.name}: ${thrown}`);
+    console.error(`*** FAILED: ${failures.at(-1)} ***`);
+    return null;
+  });
+  if (samples === null) continue;
   results.push(summarize(scenario, samples));
   if (scenario.name === 'select simple, 16 clients')
     place.halfLoad = Math.min(...[...samples.values()].map((each) => median(each.map(({ value }) => value)))) / 2;
@@ -87,11 +94,12 @@ await admin.end();
 await postgres.stop();
 rmSync(folder, { recursive: true, force: true });
 
+if (failures.length > 0) process.exitCode = 1;
 if (options.check && existsSync(BASELINE)) {
   const problems = check(results, JSON.parse(readFileSync(BASELINE, 'utf8')) as Baseline);
   for (const problem of problems) console.error(problem);
   console.log(`bench: ${problems.length === 0 ? 'no ratio has fallen' : `${problems.length} ratios have fallen`}`);
-  process.exitCode = problems.length === 0 ? 0 : 1;
+  if (problems.length > 0) process.exitCode = 1;
 }
 
 /** All rounds of one scenario. */

@@ -17,8 +17,8 @@ const HEADER = 5;
 const PORTAL = 0x50;
 
 /**
- * Counts the messages in `source[start, end)` that complete the group which a Parse or Bind (`first`) has begun; 0: they
- * are others, or not all there.
+ * Counts the messages in `source[start, end)`, if they complete the group which a Parse or Bind (`first`) has begun and
+ * nothing follows; otherwise 0.
  */
 export function restOfGroup(first: number, source: Buffer, start: number, end: number): number {
   let wanted: 'Bind' | 'Execute' | 'Sync' = first === ClientMessage.Parse ? 'Bind' : 'Execute';
@@ -40,7 +40,8 @@ export function restOfGroup(first: number, source: Buffer, start: number, end: n
         wanted = 'Sync';
         break;
       case ClientMessage.Sync:
-        return wanted === 'Sync' && size === HEADER ? count + 1 : 0;
+        // A client that has sent more already is better served by a server of its own: its pipeline runs without a stop.
+        return wanted === 'Sync' && size === HEADER && at + size === end ? count + 1 : 0;
       default:
         return 0;
     }

@@ -228,6 +228,7 @@ export class Requests {
     const { source, start, end, type } = message;
     if (!message.isEnd) return null;
     if (type === ClientMessage.Query) {
+      if (reader.pending > 0) return null;
       const { read } = this.#judge.judge(source, start + HEADER, end - 1);
       return this.#readOf(read, 0, null);
     }

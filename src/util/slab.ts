@@ -8,6 +8,8 @@
 import type net from 'node:net';
 
 const BLOCK = 64 * 1024;
+/** A block for a socket that had more to say than there was room for. */
+const LARGE_BLOCK = 256 * 1024;
 /** Less room than this is not worth a read. */
 const ROOM_MIN = 16 * 1024;
 
@@ -20,8 +22,8 @@ export function readIntoSlab(socket: () => net.Socket): net.OnReadOpts {
     callback: (size) => {
       const bytes = block.subarray(at, at + size);
       at += size;
-      if (BLOCK - at < ROOM_MIN) {
-        block = Buffer.allocUnsafeSlow(BLOCK);
+      if (block.length - at < ROOM_MIN) {
+        block = Buffer.allocUnsafeSlow(at === block.length ? LARGE_BLOCK : BLOCK);
         at = 0;
       }
       socket().emit('data', bytes);
