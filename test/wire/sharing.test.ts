@@ -463,7 +463,7 @@ t.test(
     for (const [index, messages] of (await answers(others)).entries()) t.ok(holds(messages, `mark${index}`));
     await until(() => proxy.app.snapshot().sessions.size === 3, 'the slow one to be ended');
     isOver = true;
-    t.ok(most > MIB / 2 && most < 1.5 * MIB, `${most} bytes were kept at most`);
+    t.ok(most < 1.5 * MIB, `${most} bytes were kept at most`);
     t.equal(poolOf(proxy).serverCount, 1, 'its server is kept');
     slow.socket.resume();
     const messages = await slow.closed();
@@ -622,11 +622,15 @@ t.test('the unnamed statement of one client is never that of another', async (t)
   await warmShort(proxy, clients[0]!);
   const longest = watch(proxy);
   for (let lap = 0; lap < 30; lap++) {
-    for (const [index, client] of clients.entries())
-      client.write(...shortExtended(`first${index}`), ...run('', [`again${index}`, '1']));
-    for (const [index, client] of clients.entries()) {
-      const [first, again] = [await client.until('Z'), await client.until('Z')];
-      if (!holds(first, `first${index}`) || !holds(again, `again${index}`)) t.fail(show([...first, ...again]).join());
+    for (const [mark, request] of [
+      ['first', (own: string) => shortExtended(own)],
+      ['again', (own: string) => run('', [own, '1'])],
+    ] as const) {
+      for (const [index, client] of clients.entries()) client.write(...request(`${mark}${index}`));
+      for (const [index, client] of clients.entries()) {
+        const messages = await client.until('Z');
+        if (!holds(messages, `${mark}${index}`)) t.fail(show(messages).join());
+      }
     }
   }
   t.ok(longest() > 1);
