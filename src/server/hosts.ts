@@ -3,7 +3,7 @@
  * Called by server/pool before it connects.
  *
  * The one idea: at the cap, an idle server of the pool that has most of them makes room; when none is idle, the pool
- * stands in line, and a pool that holds more servers than the first in line gives one up when it becomes free.
+ * stands in a queue, and a pool that holds more servers than the first there gives one up when it becomes free.
  */
 import type { HostConfig } from '../config/schema.ts';
 
@@ -27,7 +27,7 @@ export class Host {
   evictions = 0;
   readonly #tenants = new Set<Tenant>();
   /** Pools that want a connection and found no room, oldest first. */
-  readonly #line = new Set<Tenant>();
+  readonly #queue = new Set<Tenant>();
 
   constructor(address: string, serversMax: number) {
     this.address = address;
@@ -40,17 +40,17 @@ export class Host {
 
   part(tenant: Tenant): void {
     this.#tenants.delete(tenant);
-    this.#line.delete(tenant);
+    this.#queue.delete(tenant);
   }
 
-  /** Takes room for one more connection of `tenant`; false: it stands in line and will be told. */
+  /** Takes room for one more connection of `tenant`; false: it stands in the queue and will be told. */
   take(tenant: Tenant): boolean {
     if (this.count >= this.serversMax && !this.#evict(tenant)) {
-      this.#line.add(tenant);
+      this.#queue.add(tenant);
       return false;
     }
     this.count++;
-    this.#line.delete(tenant);
+    this.#queue.delete(tenant);
     return true;
   }
 
@@ -58,26 +58,26 @@ export class Host {
   release(): void {
     this.count--;
     if (this.count >= this.serversMax) return;
-    const [next] = this.#line;
+    const [next] = this.#queue;
     if (next === undefined) return;
-    this.#line.delete(next);
+    this.#queue.delete(next);
     next.onRoom();
   }
 
-  /** A tenant no longer wants what it stands in line for. */
-  leaveLine(tenant: Tenant): void {
-    this.#line.delete(tenant);
+  /** A tenant no longer wants what it stands in the queue for. */
+  leaveQueue(tenant: Tenant): void {
+    this.#queue.delete(tenant);
   }
 
-  /** Should `tenant`, which has a server to spare or to hand on, give it up for the first in line? */
+  /** Should `tenant`, which has a server to spare or to hand on, give it up for the first in the queue? */
   owes(tenant: Tenant): boolean {
-    const [next] = this.#line;
+    const [next] = this.#queue;
     return next !== undefined && next !== tenant && tenant.serverCount > next.serverCount + 1;
   }
 
-  /** Is someone else in line, so that a server should not stay idle? */
-  hasLine(tenant: Tenant): boolean {
-    for (const waiting of this.#line) if (waiting !== tenant) return true;
+  /** Is someone else in the queue, so that a server should not stay idle? */
+  hasQueue(tenant: Tenant): boolean {
+    for (const waiting of this.#queue) if (waiting !== tenant) return true;
     return false;
   }
 

@@ -306,7 +306,7 @@ export class ServerPool implements Tenant {
   /** A waiter has gone away. */
   leave(waiter: Waiter): void {
     if (waiter.chain === this.waiters) this.waiters.remove(waiter);
-    if (this.waiters.size === 0) this.#host.leaveLine(this);
+    if (this.waiters.size === 0) this.#host.leaveQueue(this);
   }
 
   /** Takes a free server back from its holder. */
@@ -323,7 +323,7 @@ export class ServerPool implements Tenant {
     const waiter = this.isPaused ? null : this.waiters.first;
     if (waiter !== null) return this.#serve(server, waiter);
     this.idle.push(server);
-    if (this.#host.hasLine(this)) this.evictIdle();
+    if (this.#host.hasQueue(this)) this.evictIdle();
     this.#checkDrained();
   }
 

@@ -97,6 +97,34 @@ t.test('Sync inside COPY FROM STDIN is ignored, and owed nothing for', async (t)
   t.ok(outstanding.isFree);
 });
 
+for (const [counted, title] of [
+  [0, 'is ignored: the client has one to send yet'],
+  [1, 'counts'],
+  [2, 'counts, and so does the one behind it'],
+] as const) {
+  t.test(`a Sync amid the data of a COPY that fails ${title}`, async (t) => {
+    const { push, receive, outstanding, emitted } = machine();
+    push('Execute');
+    receive(S.CopyInResponse);
+    push('CopyData');
+    push('Sync');
+    push('CopyData');
+    push('Sync');
+    t.equal(receive(S.ErrorResponse), 'forward');
+    t.ok(outstanding.isResyncWanted, 'the server is asked');
+    // A ReadyForQuery for each Sync that counts, one for ours; then the empty Query.
+    for (let time = 0; time <= counted; time++) t.equal(receive(S.ReadyForQuery, Status.Idle), 'swallow');
+    t.equal(emitted.length, counted, 'the last of them is ours');
+    receive(S.EmptyQueryResponse);
+    receive(S.ReadyForQuery, Status.Idle);
+    t.equal(outstanding.size, 0);
+    t.equal(outstanding.isDiscarding, counted === 0);
+    t.ok(push('Sync'));
+    t.equal(receive(S.ReadyForQuery, Status.Idle), 'forward');
+    t.ok(outstanding.isFree);
+  });
+}
+
 t.test('COPY sent in one go with the query behind it keeps the order', async (t) => {
   const { push, receive, outstanding } = machine();
   for (const kind of ['Query', 'CopyData', 'CopyEnd', 'Query'] as const) push(kind);
