@@ -56,19 +56,23 @@ export class UnnamedStatement {
     };
   }
 
-  /** A Query or Close that drops it is sent to `server`: gives the note that takes it back, if there is something to. */
+  /**
+   * A Query or Close that drops what the server has is sent to `server`: gives the note that takes it back when that is
+   * skipped, if there is something to. What the server has may be another client's.
+   */
   drop(server: ServerConnection): Note | null {
     const version = this.#version;
     const idBefore = server.unnamedId;
     this.#version = null;
     server.unnamedId = 0;
-    if (version === null) return null;
+    if (version === null && idBefore === 0) return null;
     return {
       dropped: (isSkipped) => {
-        if (!isSkipped || this.#version !== null) return;
+        if (!isSkipped) return;
+        server.unnamedId = idBefore;
+        if (this.#version !== null) return;
         this.#version = version;
         this.#findLive();
-        server.unnamedId = idBefore;
       },
     };
   }

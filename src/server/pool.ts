@@ -87,6 +87,8 @@ const LOOK_MAX = 8;
 const LIFETIME_JITTER = 0.1;
 /** While fewer servers are at work a read gets one of its own, if one is idle: twice the cores of a small database. */
 const SPREAD = 4;
+/** Unless it would have to wait for less than this anyway: then it rides. */
+const NEAR_MS = 1;
 
 const zeroes = <Key extends string>(keys: readonly Key[]) =>
   Object.fromEntries(keys.map((key) => [key, 0])) as Record<Key, number>;
@@ -239,13 +241,14 @@ export class ServerPool implements Tenant {
     if (this.isPaused || this.waiters.size > 0 || this.#host.owes(this)) return null;
     const server = this.idle.last;
     const isFit = server !== null && server.settings === settings && has(server, wish.statement);
-    if (isFit && this.active.size < SPREAD) return this.#openLine(server);
     let best: Line | null = null;
     for (const line of this.lines) {
       if (best !== null && line.backlogMs >= best.backlogMs) continue;
       if (line.suits(settings, wish) && !this.#isOld(line.server)) best = line;
     }
-    return best ?? (isFit ? this.#openLine(server) : null);
+    const isBetterAlone = this.active.size < SPREAD && (best === null || best.backlogMs > NEAR_MS);
+    if (isFit && (best === null || isBetterAlone)) return this.#openLine(server);
+    return best;
   }
 
   /** Makes a line of a free server. */

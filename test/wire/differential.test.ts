@@ -378,6 +378,6 @@ for (const size of [1, 2]) {
     shared += crowd.shared;
     await crowd.stop();
     t.equal(bugs + crowd.proxy.bugs(), 0, 'bugs');
-    t.ok(shared > 100, `${shared} requests shared a server`);
+    t.ok(shared > 20, `${shared} requests shared a server`);
   });
 }

@@ -1065,6 +1065,12 @@ exchanges(
   true, // A pinned client leaves no server to disturb.
 );
 
+exchanges(
+  'a Query that is skipped drops no unnamed statement, and nobody sees that of another',
+  ['TDCZ', 'EZEZ'],
+  [[Q('SELECT 1')], [B('', 'unknown'), Q('SELECT 1'), S, B('', ''), E(''), S]],
+);
+
 exchange('a name that an unanswered batch has changed may be used in the middle of the next', '1EZ1Z122DCZ2Z', [
   ...[P('b', 'SELECT 1'), B('', 'unknown'), S],
   ...[P('a', 'SELECT 2'), S],
