@@ -506,8 +506,8 @@ export class Requests {
     // Postgres 18 answers the first command after such a batch with XX000: nobody else shall meet that.
     if (server.outstanding.isBatchOpen) server.isDoomed = true;
     // A simple Query drops the unnamed statement and the unnamed portal ("Simple Query").
-    if (this.#unnamed.id !== 0) this.#names.change('');
     const undo = this.#unnamed.drop(server);
+    if (undo !== null) this.#names.change('');
     this.#portal = harmlessPortal;
     this.#names.endBatch();
     const running = both(this.#running(verdict, translation, server), undo);
