@@ -356,7 +356,9 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
       default:
         return false;
     }
-    this.#read = this.pool.config.mode === 'session' ? null : this.#requests.findRead(message, this.#reader);
+    // Of a text that cannot be read reliably nobody knows whether it is a read.
+    const mayRide = this.pool.config.mode !== 'session' && !this.settings.isOpaque;
+    this.#read = mayRide ? this.#requests.findRead(message, this.#reader) : null;
     const line = this.#read?.cost.isSmall ? this.pool.share(this, this.#read) : null;
     if (line === null) return false;
     this.#board(line, message);
@@ -824,7 +826,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     const { server } = this;
     if (this.state === 'sharing') {
       const { queryMax } = this.pool.config;
-      if (queryMax > 0) this.#line!.cancelOverdue(this, now - queryMax);
+      if (queryMax > 0) this.#line!.stopOverdue(this, now - queryMax, CANCEL_MS);
       return;
     }
     if (server === null && this.state !== 'idle') return;

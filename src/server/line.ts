@@ -122,9 +122,14 @@ export class Line implements Owner {
     this.#cancelIfAlone();
   }
 
-  /** Cancels what `rider` runs, as `cancel` does, if the server has worked for it since before `since`. */
-  cancelOverdue(rider: Rider, since: number): void {
-    if (this.#rides[0]?.rider === rider && this.#headSince < since) this.cancel(rider);
+  /**
+   * Stops what `rider` runs, if the server has worked for it since before `since`: cancels it as `cancel` does, and closes
+   * the server when that has not helped for `patienceMs`, or could not be tried because of those behind.
+   */
+  stopOverdue(rider: Rider, since: number, patienceMs: number): void {
+    if (this.#rides[0]?.rider !== rider || this.#headSince >= since) return;
+    if (this.#headSince >= since - patienceMs) this.cancel(rider);
+    else this.server.close('a shared read beyond pool.queryMax could not be cancelled');
   }
 
   #cancelIfAlone(): void {

@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { freePort, startEmbeddedPostgres } from '../../src/embedded.ts';
 import { Version } from '../../src/protocol/encode.ts';
-import { describe, type Message, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
+import { describe, type Message, open, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
 import { startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
 type Stack = Awaited<ReturnType<typeof startProxy>>;
@@ -26,17 +26,6 @@ async function startPool(t: Test, pool: object = {}, more: object = {}, port = p
   t.after(() => proxy.stop());
   proxies.push(proxy);
   return proxy;
-}
-
-async function open(
-  t: Test,
-  port: number,
-  parameters: Record<string, string> = {},
-  version?: number,
-): Promise<RawClient> {
-  const client = await RawClient.open(port, parameters, version);
-  t.after(() => client.end());
-  return client;
 }
 
 /** Pids and states of all server connections, as Postgres sees them. */

@@ -6,7 +6,7 @@
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
 import { readTextRow } from '../../src/protocol/messages.ts';
-import { type Message, RawClient, send, sqlstates, types } from '../fixtures/raw.ts';
+import { type Message, open, RawClient, send, sqlstates, types } from '../fixtures/raw.ts';
 import { startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
 type Stack = Awaited<ReturnType<typeof startProxy>>;
@@ -62,12 +62,6 @@ async function startPool(t: Test, pool: object = {}, more: object = {}): Promise
 const proxies: Stack[] = [];
 
 /** A client that is gone when the test is over. */
-async function open(t: Test, port: number, parameters: Record<string, string> = {}): Promise<RawClient> {
-  const client = await RawClient.open(port, parameters);
-  t.after(() => client.end());
-  return client;
-}
-
 const pinsOf = (proxy: Stack) => proxy.app.snapshot().pools[0]!.counts.pins;
 
 /** Waits until nothing is under way in the background, and `count` clients are pinned. */

@@ -8,7 +8,7 @@
 import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
-import { describe, type Message, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
+import { describe, type Message, open, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
 import { show } from '../fixtures/scenario.ts';
 import { startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
@@ -58,12 +58,6 @@ async function startPool(t: Test, pool: object = {}, more: object = {}): Promise
   });
   proxies.push(proxy);
   return proxy;
-}
-
-async function open(t: Test, port: number, parameters: Record<string, string> = {}): Promise<RawClient> {
-  const client = await RawClient.open(port, parameters);
-  t.after(() => client.end());
-  return client;
 }
 
 const openAll = (t: Test, port: number, count: number, parameters: Record<string, string> = {}) =>
@@ -520,6 +514,24 @@ t.test('a line has its limit; whoever is beyond it waits, and is served', async 
   t.ok(holds(await slow.until('Z'), 'slow'));
   const size = longest();
   t.ok(size > 1 && size <= RIDERS_MAX, `${size} in line`);
+});
+
+t.test('a server that hangs is given up beyond queryMax, for all who ride on it', async (t) => {
+  const proxy = await startPool(t, { queryMax: '300ms' });
+  const clients = await openAll(t, proxy.port, 4);
+  await warmShort(proxy, clients[0]!);
+  const { pid } = poolOf(proxy).idle.last!;
+  process.kill(pid, 'SIGSTOP');
+  try {
+    // The first of them is cancelled in vain; behind it nobody could be.
+    for (const [index, client] of clients.entries()) client.write(...short(`mark${index}`));
+    await until(() => lineSize(proxy) > 1, 'riders');
+    for (const client of clients) t.same(sqlstates(await client.closed()), ['57P01']);
+  } finally {
+    process.kill(pid, 'SIGCONT');
+  }
+  const after = await open(t, proxy.port);
+  t.ok(holds(await after.ask(short('after')), 'after'));
 });
 
 t.test('a shape whose answers are large, or slow, is not shared any more', async (t) => {

@@ -23,7 +23,7 @@ import {
   Version,
 } from '../../src/protocol/encode.ts';
 import { readTextRow } from '../../src/protocol/messages.ts';
-import { describe, type Message, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
+import { describe, type Message, open, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
 import { type Side, scenarios, show } from '../fixtures/scenario.ts';
 import { connect, startProxy, temporaryFile, until, withPostgres } from '../fixtures/stack.ts';
 
@@ -87,18 +87,6 @@ async function startPool(t: Test, pool: object = {}, more: object = {}, port = p
   t.after(() => proxy.stop());
   proxies.push(proxy);
   return proxy;
-}
-
-/** A client that is gone when the test is over. */
-async function open(
-  t: Test,
-  port: number,
-  parameters: Record<string, string> = {},
-  version?: number,
-): Promise<RawClient> {
-  const client = await RawClient.open(port, parameters, version);
-  t.after(() => client.end());
-  return client;
 }
 
 const poolOf = (proxy: Stack) => proxy.app.snapshot().pools[0]!;
