@@ -21,7 +21,7 @@ import { emptyFrame, type Frame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage, readErrorFields, ServerMessage, Status } from '../protocol/messages.ts';
 import type { Note } from '../protocol/outstanding.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
-import type { ServerConnection } from '../server/connection.ts';
+import { CANCEL_MS, type ServerConnection } from '../server/connection.ts';
 import type { Line, Rider } from '../server/line.ts';
 import type { ServerPool, Waiter } from '../server/pool.ts';
 import { type Settings, settingsDiff } from '../server/settings.ts';
@@ -84,8 +84,6 @@ const VALUE_MAX = 16 * 1024;
 const OUTSTANDING_MAX = 4096;
 /** Bytes kept for a client that does not read while others wait behind it on the same server: more, and it is ended. */
 const RIDER_OUTPUT_MAX = 1024 * 1024;
-/** How long a statement has to answer a cancel request of `pool.queryMax` before its server is closed. */
-const CANCEL_MS = 5_000;
 const frame = emptyFrame();
 
 export class Session implements Waiter, RequestHost, Rider, Cancelable {
@@ -824,12 +822,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   /** Ends what has taken too long. Called by client/listener every fraction of a second. */
   tick(now: number): void {
     const { server } = this;
-    if (this.state === 'sharing') {
-      const { queryMax } = this.pool.config;
-      if (queryMax > 0) this.#line!.stopOverdue(this, now - queryMax, CANCEL_MS);
-      return;
-    }
-    if (server === null && this.state !== 'idle') return;
+    if (server === null && this.state !== 'idle') return; // A rider is its line's affair, a waiter the pool's.
     const found = overdue(
       this.pool.config,
       {

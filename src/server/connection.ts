@@ -48,6 +48,8 @@ export interface TrafficCounts {
   errors: number;
 }
 
+/** How long a statement has to answer a cancel request of `pool.queryMax` before its server is closed. */
+export const CANCEL_MS = 5_000;
 /** Messages that must be seen whole are kept up to this size; a larger one is forwarded unseen. */
 const WHOLE_MAX = 1024 * 1024;
 const HEADER = 5;

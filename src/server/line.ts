@@ -17,7 +17,7 @@
  * that takes longer than SLOW_MS; the line ends, and its server goes back to the pool, when the last rider has left.
  */
 import type { Clock } from '../util/clock.ts';
-import type { Owner, ServerConnection } from './connection.ts';
+import { CANCEL_MS, type Owner, type ServerConnection } from './connection.ts';
 import type { ReadCost } from './reads.ts';
 import type { Settings } from './settings.ts';
 import type { Statement } from './statements.ts';
@@ -123,12 +123,16 @@ export class Line implements Owner {
   }
 
   /**
-   * Stops what `rider` runs, if the server has worked for it since before `since`: cancels it as `cancel` does, and closes
-   * the server when that has not helped for `patienceMs`, or could not be tried because of those behind.
+   * What time brings. A cancel request that reaches Postgres between two statements, before it has read the next, is
+   * ignored there, so it is repeated. What has run for longer than `queryMax` ms (0: no limit) is cancelled as well, and
+   * its server closed when that does not help, or cannot be tried because of those behind.
    */
-  stopOverdue(rider: Rider, since: number, patienceMs: number): void {
-    if (this.#rides[0]?.rider !== rider || this.#headSince >= since) return;
-    if (this.#headSince >= since - patienceMs) this.cancel(rider);
+  tick(now: number, queryMax: number): void {
+    const head = this.#rides[0];
+    if (head === undefined) return;
+    const elapsed = now - this.#headSince;
+    if (queryMax === 0 || elapsed <= queryMax) this.#cancelIfAlone();
+    else if (elapsed <= queryMax + CANCEL_MS) this.cancel(head.rider);
     else this.server.close('a shared read beyond pool.queryMax could not be cancelled');
   }
 

@@ -393,7 +393,7 @@ export class ServerPool implements Tenant {
     this.#grow();
   }
 
-  /** Everything that time brings: refusals, idle and old servers, cleanups that take too long, minimum size. */
+  /** Everything that time brings: refusals, idle and old servers, reads and cleanups that take too long, minimum size. */
   tick(): void {
     const now = this.#clock.now();
     for (let waiter = this.waiters.first; waiter !== null; waiter = this.waiters.first) {
@@ -413,6 +413,7 @@ export class ServerPool implements Tenant {
       }
     }
     for (const cleanup of this.#cleanups) cleanup.tick(now);
+    for (const line of this.lines) line.tick(now, this.config.queryMax);
     this.#grow();
   }
 

@@ -3,13 +3,13 @@
  * one concerned may notice, no server connection may leak, and everything must work again afterwards by itself.
  */
 import { mkdtempSync, rmSync } from 'node:fs';
-import net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { freePort, startEmbeddedPostgres } from '../../src/embedded.ts';
 import { Version } from '../../src/protocol/encode.ts';
 import { describe, type Message, open, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
+import { startRelay } from '../fixtures/relay.ts';
 import { startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
 type Stack = Awaited<ReturnType<typeof startProxy>>;
@@ -320,34 +320,16 @@ t.test(
   },
 );
 
-/** A relay before Postgres that can be told to break off when it sees a text. */
-async function startRelay(t: Test, text: string): Promise<number> {
-  const sockets = new Set<net.Socket>();
-  const server = net.createServer((client) => {
-    const upstream = net.connect(postgres.port, '127.0.0.1');
-    for (const socket of [client, upstream]) {
-      sockets.add(socket);
-      socket.on('error', () => {});
-    }
-    upstream.pipe(client);
-    client.on('data', (chunk) => {
-      if (!chunk.includes(text)) return void upstream.write(chunk);
-      client.destroy();
-      upstream.destroy();
-    });
-    client.on('close', () => upstream.destroy());
+/** A relay that loses a connection when it sees `text`. */
+const losing = (t: Test, text: string) =>
+  startRelay(t, postgres.port, (chunk, link) => {
+    if (chunk.includes(text)) link.lose();
+    return chunk.includes(text);
   });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  t.after(() => {
-    server.close();
-    for (const socket of sockets) socket.destroy();
-  });
-  return (server.address() as net.AddressInfo).port;
-}
 
 t.test('a server that is lost during COMMIT means 08007, during anything else 57P01', async (t) => {
-  const proxy = await startPool(t, { size: 2 }, {}, await startRelay(t, 'COMMIT'));
-  const other = await startPool(t, { size: 2 }, {}, await startRelay(t, 'ROLLBACK'));
+  const proxy = await startPool(t, { size: 2 }, {}, await losing(t, 'COMMIT'));
+  const other = await startPool(t, { size: 2 }, {}, await losing(t, 'ROLLBACK'));
   for (const commit of [
     [send.query('COMMIT')],
     [send.parse('', 'COMMIT'), send.bind('', ''), send.execute(''), send.sync()],

@@ -8,7 +8,18 @@
 import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
-import { describe, type Message, open, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
+import {
+  describe,
+  isCancelRequest,
+  type Message,
+  open,
+  RawClient,
+  requestCancel,
+  send,
+  sqlstates,
+  types,
+} from '../fixtures/raw.ts';
+import { startRelay } from '../fixtures/relay.ts';
 import { show } from '../fixtures/scenario.ts';
 import { startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
@@ -48,8 +59,8 @@ const ENDLESS = 1_000_000;
 
 const proxies: Stack[] = [];
 
-async function startPool(t: Test, pool: object = {}, more: object = {}): Promise<Stack> {
-  const proxy = await startProxy(postgres.port, { pool: { size: 1, waitMax: '20s', ...pool }, ...more });
+async function startPool(t: Test, pool: object = {}, more: object = {}, port = postgres.port): Promise<Stack> {
+  const proxy = await startProxy(port, { pool: { size: 1, waitMax: '20s', ...pool }, ...more });
   t.after(async () => {
     await proxy.stop();
     // What a test has left running would take its time from the next one.
@@ -290,6 +301,32 @@ t.test('a rider that waits for its turn and then runs for ever is cancelled when
   await requestCancel(proxy.port, b.key);
   t.ok(holds(await a.until('Z'), 'a'));
   t.same(sqlstates(await b.until('Z')), ['57014']);
+});
+
+/** Postgres ignores a cancel request that finds it between two statements: the relay keeps it there. */
+t.test('a cancel request that came before the server had read its statement is repeated', async (t) => {
+  let tellCanceled = () => {};
+  let isCanceled = Promise.resolve();
+  const port = await startRelay(t, postgres.port, (chunk, link) => {
+    if (link.isFirst && isCancelRequest(chunk)) void link.closed.then(tellCanceled);
+    return chunk.includes(`${ENDLESS}`) ? isCanceled : false;
+  });
+  const proxy = await startPool(t, {}, {}, port);
+  for (const isGone of [false, true]) {
+    const [a, b] = (await openAll(t, proxy.port, 2)) as [RawClient, RawClient];
+    const head = await heavy(proxy, a);
+    isCanceled = new Promise((resolve) => {
+      tellCanceled = resolve;
+    });
+    a.write(...head.simple('late', ENDLESS));
+    t.ok(await soon(() => lineSize(proxy) === 1));
+    if (isGone) a.end();
+    else {
+      await requestCancel(proxy.port, a.key);
+      t.same(sqlstates(await a.until('Z')), ['57014']);
+    }
+    t.same(await b.rows('SELECT 1'), [['1']]);
+  }
 });
 
 t.test('a storm of cancel requests hits nobody but the one who sends them', async (t) => {

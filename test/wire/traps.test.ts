@@ -23,7 +23,18 @@ import {
   Version,
 } from '../../src/protocol/encode.ts';
 import { readTextRow } from '../../src/protocol/messages.ts';
-import { describe, type Message, open, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
+import {
+  describe,
+  isCancelRequest,
+  type Message,
+  open,
+  RawClient,
+  requestCancel,
+  send,
+  sqlstates,
+  types,
+} from '../fixtures/raw.ts';
+import { startRelay } from '../fixtures/relay.ts';
 import { type Side, scenarios, show } from '../fixtures/scenario.ts';
 import { connect, startProxy, temporaryFile, until, withPostgres } from '../fixtures/stack.ts';
 
@@ -366,48 +377,7 @@ scenario(
 
 // --- The network between proxy and server -----------------------------------------------------------------------
 
-const isCancel = (chunk: Buffer) => chunk.length >= 8 && chunk.readUInt32BE(4) === 80877102;
 const isSslRequest = (chunk: Buffer) => chunk.equals(sslRequest);
-
-/**
- * A relay before Postgres. `meet` sees the first bytes of each connection and may answer them itself (true), or say
- * when they may go on.
- */
-async function startRelay(
-  t: Test,
-  meet: (chunk: Buffer, answer: (bytes: Buffer, isLast: boolean) => void) => boolean | Promise<void>,
-): Promise<number> {
-  const sockets = new Set<net.Socket>();
-  const server = net.createServer((client) => {
-    const upstream = net.connect(postgres.port, '127.0.0.1');
-    for (const socket of [client, upstream]) {
-      sockets.add(socket);
-      socket.on('error', () => {}).on('close', () => sockets.delete(socket));
-    }
-    let isFirst = true;
-    upstream.pipe(client);
-    client.on('data', async (chunk: Buffer) => {
-      if (isFirst) {
-        isFirst = false;
-        const met = meet(chunk, (bytes, isLast) => {
-          isFirst = !isLast;
-          if (isLast) client.end(bytes);
-          else client.write(bytes);
-        });
-        if (met === true) return;
-        await met;
-      }
-      upstream.write(chunk);
-    });
-    client.on('close', () => upstream.destroy());
-  });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  t.after(() => {
-    server.close();
-    for (const socket of sockets) socket.destroy();
-  });
-  return (server.address() as net.AddressInfo).port;
-}
 
 const [cert, key] = [join(folder, 'cert.pem'), join(folder, 'key.pem')];
 execFileSync(
@@ -450,8 +420,8 @@ function typesIn(bytes: Buffer): string {
 t.test('trap 15: a cancel request that is late hits nobody: the server waits for it', async (t) => {
   let release = () => {};
   let seen = 0;
-  const port = await startRelay(t, (chunk) => {
-    if (!isCancel(chunk)) return Promise.resolve();
+  const port = await startRelay(t, postgres.port, (chunk) => {
+    if (!isCancelRequest(chunk)) return false;
     seen++;
     return new Promise((resolve) => {
       release = resolve;
@@ -786,9 +756,9 @@ t.test('trap 23: bytes stuffed in around SSLRequest are refused, from clients an
     [parameterStatus('application_name', 'stuffed'), false],
     [Buffer.from('N'), false],
   ] as const) {
-    const port = await startRelay(t, (chunk, answer) => {
-      if (!isSslRequest(chunk)) return Promise.resolve();
-      answer(Buffer.concat([Buffer.from('N'), extra]), false);
+    const port = await startRelay(t, postgres.port, (chunk, link) => {
+      if (!isSslRequest(chunk)) return false;
+      link.answer(Buffer.concat([Buffer.from('N'), extra]));
       return true;
     });
     const more = { database: { tls: { mode: 'prefer' } }, top: { listen: { loginTimeout: '400ms' } } };
@@ -853,10 +823,11 @@ t.test(
   'trap 26: 57P03 and 53300 at connect are waited out, 28P01 is told at once, and replication is apart',
   async (t) => {
     let refusals: string[] = [];
-    const port = await startRelay(t, (_, answer) => {
-      const code = refusals.shift();
-      if (code === undefined) return Promise.resolve();
-      answer(errorFields(new Map(['SFATAL', 'VFATAL', `C${code}`, 'Mnot now'].map((s) => [s[0]!, s.slice(1)]))), true);
+    const port = await startRelay(t, postgres.port, (_, link) => {
+      const code = link.isFirst ? refusals.shift() : undefined;
+      if (code === undefined) return false;
+      const fields = ['SFATAL', 'VFATAL', `C${code}`, 'Mnot now'];
+      link.answerLast(errorFields(new Map(fields.map((field) => [field[0]!, field.slice(1)]))));
       return true;
     });
     const proxy = await startPool(t, { waitMax: '5s' }, {}, port);
