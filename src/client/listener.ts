@@ -18,11 +18,12 @@ import type { Settings } from '../server/settings.ts';
 import type { Judge } from '../sql/verdict.ts';
 import { type Clock, every } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
+import { moveConnection } from '../util/intake.ts';
 import { type CancelKey, CancelKeys } from './cancel.ts';
 import { linger } from './linger.ts';
 import { type ClientIdentity, logInClient } from './login.ts';
 import { Replication } from './replication.ts';
-import { Session, type SessionHouse } from './session.ts';
+import { Session, type SessionHouse, sessionReads } from './session.ts';
 import type { Users } from './users.ts';
 
 /** What the listener is told by app. All of it may change with a reload; it is read anew for each client. */
@@ -224,7 +225,8 @@ export class Listener {
   }
 
   #serve(client: ClientIdentity, pool: ServerPool, context: ListenerContext): void {
-    const { socket } = client;
+    const socket = moveConnection(client.socket, sessionReads, HIGH_WATER_MARK);
+    if (socket !== client.socket) socket.on('close', this.#onSocketClosed);
     const key = this.keys.issue(client.minor);
     const settings = pool.book.withStartup(pool.baseline!, client.settings);
     const session = new Session({

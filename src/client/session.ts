@@ -30,6 +30,7 @@ import { effectsOf, type Judge, type Verdict } from '../sql/verdict.ts';
 import type { Chain } from '../util/chain.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
+import { sharedReads } from '../util/intake.ts';
 import { Outbox } from '../util/outbox.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
 import { linger } from './linger.ts';
@@ -935,6 +936,9 @@ type ClientSocket = net.Socket & { session: Session };
 function onData(this: net.Socket, chunk: Buffer): void {
   (this as ClientSocket).session.receive(chunk);
 }
+
+/** For sockets that do not emit 'data'. */
+export const sessionReads = sharedReads(onData);
 
 function onDrain(this: net.Socket): void {
   (this as ClientSocket).session.onDrain();

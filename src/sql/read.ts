@@ -10,8 +10,6 @@
  */
 import { Token, type Tokens } from './shape.ts';
 
-/** Words that a mere read does not have, in whatever place. */
-const forbidden = ['for', 'into', 'insert', 'update', 'delete', 'merge'];
 /** Built-in functions that do more than compute, besides those whose names begin with pg_ or lo_. */
 const acting = new Set(
   `nextval setval txid_current txid_status loread lowrite currtid2 amvalidate plpgsql_validator gin_clean_pending_list
@@ -21,6 +19,24 @@ const acting = new Set(
 /** Does a call of this built-in function make a statement more than a read? */
 export function isActing(name: string): boolean {
   return name.startsWith('pg_') || name.startsWith('lo_') || acting.has(name);
+}
+
+/** Is it a word that a mere read does not have, in whatever place? */
+function isForbidden(tokens: Tokens, at: number): boolean {
+  switch (tokens.source[tokens.starts[at]!]! | 0x20) {
+    case 0x66: // f
+      return tokens.is(at, 'for');
+    case 0x69: // i
+      return tokens.is(at, 'into') || tokens.is(at, 'insert');
+    case 0x75: // u
+      return tokens.is(at, 'update');
+    case 0x64: // d
+      return tokens.is(at, 'delete');
+    case 0x6d: // m
+      return tokens.is(at, 'merge');
+    default:
+      return false;
+  }
 }
 
 /** A number for the shape of the read in `tokens`, never 0; 0: it is not to be shared. */
@@ -41,7 +57,7 @@ export function readKey(tokens: Tokens): number {
         if (isActing(tokens.name(at - 1))) return 0;
         break;
       case Token.Word:
-        if (forbidden.some((word) => tokens.is(at, word))) return 0;
+        if (isForbidden(tokens, at)) return 0;
         for (let i = starts[at]!; i < ends[at]!; i++) {
           const byte = source[i]! | 0x20;
           a = Math.imul(a ^ byte, 0x01000193);
