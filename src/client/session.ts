@@ -522,6 +522,10 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     return true;
   }
 
+  get isDelivered(): boolean {
+    return this.#outbox.pending === 0;
+  }
+
   onProgress(): void {
     this.#guard('progress', () => {
       const { server } = this;

@@ -15,6 +15,7 @@ import { readErrorFields, readParameter, ServerMessage, Status } from '../protoc
 import { type Note, Outstanding, type RequestKind } from '../protocol/outstanding.ts';
 import type { Chain, Link } from '../util/chain.ts';
 import { Outbox } from '../util/outbox.ts';
+import type { Slab } from '../util/slab.ts';
 import { type LoggedIn, type ServerTarget, sendCancel } from './login.ts';
 import type { Settings, SettingsBook } from './settings.ts';
 import { ServerStatements } from './statements.ts';
@@ -23,6 +24,8 @@ import { ServerStatements } from './statements.ts';
 export interface Owner {
   /** Bytes for the other side, in order. False: stop reading until `ServerConnection.resume`. */
   deliver(bytes: Buffer): boolean;
+  /** All that was delivered has left, and nobody else has been given anything: what the bytes lie in may be used again. */
+  readonly isDelivered?: boolean;
   /** Everything that arrived together has been delivered; the state of `outstanding` may have changed. */
   onProgress(): void;
   /** The server can be written to again. */
@@ -137,7 +140,7 @@ export class ServerConnection implements Link<ServerConnection> {
     });
     this.#reader = new FrameReader((type, size) => this.#wants(type, size), MESSAGE_MAX);
     this.#socket
-      .on('data', (chunk: Buffer) => this.#onData(chunk))
+      .on('data', (chunk: Buffer, slab?: Slab) => this.#onData(chunk, slab))
       .on('drain', () => this.holder?.onWritable())
       .on('error', (error) => {
         this.#reason = `the connection to the server failed: ${error.message}`;
@@ -267,8 +270,10 @@ export class ServerConnection implements Link<ServerConnection> {
     this.outstanding.drop();
   }
 
-  #onData(chunk: Buffer): void {
+  /** `slab`: where `chunk` lies, if not in memory of its own. */
+  #onData(chunk: Buffer, slab?: Slab): void {
     this.#counts.received += chunk.length;
+    const { holder } = this;
     this.#reader.push(chunk);
     let found = this.#reader.next(frame);
     for (; found === 'frame' && !this.isClosed; found = this.#reader.next(frame)) this.#onFrame(frame);
@@ -281,6 +286,7 @@ export class ServerConnection implements Link<ServerConnection> {
     }
     if (this.holder !== null) this.holder.onProgress();
     else if (this.outstanding.isLost) this.close('the server sent a reply that nobody had asked for');
+    if (holder?.isDelivered === true) slab?.rewind();
   }
 
   /** How much of a message must be seen at once: all of it where its content matters, else only the header. */

@@ -15,7 +15,7 @@ import { type ErrorFields, readErrorFields, readParameter, ServerMessage } from 
 import { type Keys, SCRAM_SHA_256, ScramClient, ScramMismatch } from '../protocol/scram.ts';
 import { SqlState } from '../protocol/sqlstate.ts';
 import { messageOf } from '../util/errors.ts';
-import { readIntoSlab } from '../util/slab.ts';
+import { connectWithSlab } from '../util/slab.ts';
 
 /** What a user can prove itself with. */
 export type Secret =
@@ -156,7 +156,7 @@ export async function openServer(target: ServerTarget, secret: Secret, limitMs: 
 function connect(host: HostConfig, isPlain: boolean, limitMs = 0): Promise<net.Socket> {
   return new Promise((resolve, reject) => {
     const options = addressOf(host);
-    const socket: net.Socket = net.connect(isPlain ? { ...options, onread: readIntoSlab(() => socket) } : options);
+    const socket = isPlain ? connectWithSlab(options) : net.connect(options);
     socket.setTimeout(limitMs, () => socket.destroy(new Error(`no connection within ${limitMs} ms`)));
     socket.once('error', reject);
     socket.once('connect', () => {
