@@ -5,6 +5,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import net from 'node:net';
 import t from 'tap';
 import { freePort } from '../src/embedded.ts';
+import { OCCUPY } from './fixtures/raw.ts';
 import { connect, temporaryFile, until, withPostgres } from './fixtures/stack.ts';
 
 const program = 'dist/cli.js';
@@ -124,7 +125,7 @@ t.test('TERM lets a transaction finish, HUP reloads or keeps the old configurati
   await until(() => output().includes('configuration reloaded'), 'the reload in the log');
   const client = await connect(port);
   await t.rejects(connect(port), { code: '53300' }, 'the new limit is in force');
-  await client.query('BEGIN');
+  await client.query(OCCUPY);
   child.kill('SIGTERM');
   await until(() => output().includes('draining'), 'draining in the log');
   t.same((await client.query('SELECT 2 AS two')).rows, [{ two: 2 }]);
@@ -148,7 +149,7 @@ t.test('a second TERM ends at once', async (t) => {
   t.teardown(file.remove);
   const { child, output } = await start(['serve', '--config', file.path], 'listening');
   const client = await connect(port);
-  await client.query('BEGIN');
+  await client.query(OCCUPY);
   child.kill('SIGTERM');
   await until(() => output().includes('draining'), 'draining in the log');
   child.kill('SIGTERM');

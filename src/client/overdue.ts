@@ -15,6 +15,7 @@ export interface TimeLimits {
 /** What a session is doing, and since when in monotonic ms. */
 export interface Doing {
   isIdle: boolean;
+  /** A transaction is open, on its server or only for the client (client/block). */
   isInTransaction: boolean;
   /** Since when its server has owed something; 0: it does not. */
   workingSince: number;
@@ -27,7 +28,7 @@ export interface Doing {
 /** 'query': the statement is to be cancelled. A Refusal: the session ends with it. */
 export function overdue(limits: TimeLimits, doing: Doing, now: number): Refusal | 'query' | null {
   const isOver = (since: number, max: number) => max > 0 && now - since > max;
-  if (doing.isIdle)
+  if (doing.isIdle && !doing.isInTransaction)
     return isOver(doing.changedAt, limits.clientIdleMax)
       ? fatal(SqlState.IdleSessionTimeout, 'terminating connection due to idle-session timeout (pool.clientIdleMax)')
       : null;

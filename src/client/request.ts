@@ -20,6 +20,7 @@ import type { Owner, ServerConnection } from '../server/connection.ts';
 import type { PoolCounts } from '../server/pool.ts';
 import type { ReadBook } from '../server/reads.ts';
 import { isOurs, type Statement, type StatementBook } from '../server/statements.ts';
+import type { Control } from '../sql/control.ts';
 import { pinning, probing } from '../sql/effects.ts';
 import { harmless, type Judge, TEXT_BYTES_MAX, type Verdict } from '../sql/verdict.ts';
 import { assert } from '../util/errors.ts';
@@ -244,8 +245,87 @@ export class Requests {
     return statement === undefined ? null : this.#readOf(statement.verdict.read, rest, statement);
   }
 
+  /** What the request that begins with `message` has to do with transactions. */
+  controlOf({ source, start, end, type, isEnd }: Frame): Control | null {
+    if (!isEnd) return null;
+    switch (type) {
+      case ClientMessage.Query:
+        return this.#judge.judge(source, start + HEADER, end - 1).control;
+      case ClientMessage.Parse: {
+        const nameEnd = stringEnd(source, start + HEADER, end);
+        return nameEnd === -1 ? null : this.#judgeBody(source, nameEnd + 1, end).control;
+      }
+      case ClientMessage.Bind: {
+        const portalEnd = stringEnd(source, start + HEADER, end);
+        const nameEnd = portalEnd === -1 ? -1 : stringEnd(source, portalEnd + 1, end);
+        if (nameEnd === -1) return null;
+        if (nameEnd === portalEnd + 1) return this.#unnamed.verdict.control;
+        return this.#names.get(source.toString('latin1', portalEnd + 1, nameEnd))?.verdict.control ?? null;
+      }
+      default:
+        return null;
+    }
+  }
+
+  /**
+   * Answers the request that begins with `message`, a transaction's begin or end, without a server: with `tag`, and the
+   * `status` after it. False: it has not arrived whole, or has more in it.
+   */
+  answerControl(message: Frame, reader: FrameReader, tag: string, status: number): boolean {
+    const host = this.#host;
+    if (message.type === ClientMessage.Query) {
+      this.#unnamed.forget();
+      host.deliver(encode.commandComplete(tag));
+      host.deliver(encode.readyForQuery(status));
+    } else {
+      // Parse of the unnamed statement, or Bind to the unnamed portal.
+      if (message.source[message.start + HEADER] !== 0) return false;
+      const rest = restOfGroup(message.type, reader.chunk, reader.position, reader.chunk.length);
+      if (rest === 0) return false;
+      this.#answerMessage(message, tag, status);
+      for (let left = rest; left > 0; left--) {
+        reader.next(message);
+        this.#answerMessage(message, tag, status);
+      }
+    }
+    host.counts.queries++;
+    this.#portal = harmlessPortal;
+    return true;
+  }
+
+  #answerMessage({ type, source, start, end }: Frame, tag: string, status: number): void {
+    const host = this.#host;
+    switch (type) {
+      case ClientMessage.Parse: {
+        const body = Buffer.from(source.subarray(start + HEADER + 1, end));
+        this.#unnamed.keep(body, this.#judgeBody(body, 0, body.length));
+        host.counts.clientParses++;
+        host.deliver(encode.parseComplete);
+        break;
+      }
+      case ClientMessage.Bind:
+        host.counts.binds++;
+        host.deliver(encode.bindComplete);
+        break;
+      case ClientMessage.Describe:
+        host.deliver(encode.noData);
+        break;
+      case ClientMessage.Execute:
+        host.deliver(encode.commandComplete(tag));
+        break;
+      default: // Sync.
+        host.deliver(encode.readyForQuery(status));
+    }
+  }
+
   #readOf(key: number, rest: number, statement: Statement | null): Read | null {
     return key === 0 ? null : { cost: this.#host.reads.of(key), rest, statement };
+  }
+
+  /** Begins a transaction on a server that owes this client nothing. */
+  begin(sql: string, server: ServerConnection): void {
+    this.#names.settle();
+    server.begin(sql, this.#host);
   }
 
   /** Sends a read that `findRead` has found: `message` and the `rest` messages in `reader`. */
@@ -331,7 +411,7 @@ export class Requests {
   }
 
   #awaitAnswers(server: ServerConnection): Handled {
-    if (server.outstanding.isBatchOpen) server.send(encode.flush);
+    if (server.outstanding.isFlushWanted) server.send(encode.flush);
     this.#host.hold();
     return 'again';
   }

@@ -32,6 +32,7 @@ import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
 import { sharedReads } from '../util/intake.ts';
 import { Outbox } from '../util/outbox.ts';
+import { type Block, blockFailed, FAIL, moveOf, statusOf } from './block.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
 import { linger } from './linger.ts';
 import { overdue } from './overdue.ts';
@@ -140,6 +141,8 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   /** Monotonic ms when the transaction that is open, or was last, began. */
   #beganAt = 0;
   #canceledAt = 0;
+  /** A transaction that is open for the client only: no server knows of it (client/block). */
+  #block: Block = 'none';
   /** Cancelled before its request reached a server. */
   #isCancelWanted = false;
 
@@ -219,9 +222,9 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     return this.state === 'waiting';
   }
 
-  /** A transaction is open on its server. */
+  /** A transaction is open, on its server or for the client only. */
   get isInTransaction(): boolean {
-    return this.server !== null && !this.server.outstanding.isFree;
+    return this.server === null ? this.#block !== 'none' : !this.server.outstanding.isFree;
   }
 
   // --- From the client ------------------------------------------------------------------------------------------
@@ -312,12 +315,14 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   /** A message while no server is held: most need one. */
   #handleIdle(message: Frame): void {
     if (!message.isStart) return; // The rest of a message that was skipped.
-    if (this.pool.config.share === 'auto' && this.#ride(message)) return;
+    if (this.pool.config.mode === 'transaction' && this.#answerBlock(message)) return;
+    if (this.#block !== 'none') this.#read = null;
+    else if (this.pool.config.share === 'auto' && this.#ride(message)) return;
     switch (message.type) {
       case ClientMessage.Terminate:
         return this.#leave();
       case ClientMessage.Sync:
-        if (message.size === encode.sync.length) return void this.deliver(encode.readyForQuery());
+        if (message.size === encode.sync.length) return void this.deliver(encode.readyForQuery(statusOf(this.#block)));
         break; // A body is wrong here: the server will say so.
       case ClientMessage.Flush:
       case ClientMessage.CopyData:
@@ -342,6 +347,24 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     this.#held = { ...message };
     if (leased === null) this.#become('waiting');
     else if ('sqlstate' in leased) this.#refuse(leased);
+  }
+
+  /** Begins or ends a transaction without a server, or refuses what comes in one that has failed without one. */
+  #answerBlock(message: Frame): boolean {
+    if (this.settings.isOpaque) return false;
+    const control = this.#requests.controlOf(message);
+    const move = moveOf(this.#block, control, message.type);
+    if (move === null) return false;
+    if (move === 'refused') {
+      this.#held = { ...message };
+      this.#refuse(blockFailed());
+      return true;
+    }
+    if (!this.#requests.answerControl(message, this.#reader, move.tag, statusOf(move.block))) return false;
+    this.#block = move.block;
+    this.changedAt = this.#house.clock.now();
+    this.#beganAt = this.changedAt;
+    return true;
   }
 
   /** A short read rides on a server with others, if there is one that suits. */
@@ -400,7 +423,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     if (message.type === ClientMessage.Terminate) return this.#leave();
     if (message.type !== ClientMessage.Sync) return;
     this.#isSkipping = false;
-    this.deliver(encode.readyForQuery());
+    this.deliver(encode.readyForQuery(statusOf(this.#block)));
   }
 
   // --- Lease and settings ---------------------------------------------------------------------------------------
@@ -425,10 +448,11 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     this.#held = null;
     if (refusal.severity === 'FATAL' || held === null) return this.#end(refusal);
     this.#become('idle');
+    if (this.#block !== 'none') this.#block = 'failed';
     this.deliver(encode.errorResponse(refusal));
     const isExtended = held.type !== ClientMessage.Query && held.type !== ClientMessage.FunctionCall;
     if (isExtended) this.#isSkipping = true;
-    else this.deliver(encode.readyForQuery());
+    else this.deliver(encode.readyForQuery(statusOf(this.#block)));
   }
 
   /** True: the server suits this client as it is. */
@@ -493,7 +517,15 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
       this.#isCancelWanted = false;
       this.#giveBack();
       this.#refuse(canceled());
-    }
+    } else if (this.#block !== 'none') this.#open(server, this.#block);
+  }
+
+  /** The server learns of the transaction that the client is in. */
+  #open(server: ServerConnection, block: Exclude<Block, 'none'>): void {
+    this.#block = 'none';
+    if (block === 'failed') server.ask(FAIL, this, null);
+    else this.#requests.begin(block.sql, server);
+    this.#workingSince = this.#house.clock.now();
   }
 
   /** The server's settings are this client's from here on: tell it of those that it has not been told of. */

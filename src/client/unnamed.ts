@@ -56,6 +56,11 @@ export class UnnamedStatement {
     };
   }
 
+  /** A Parse has been answered without a server. */
+  keep(body: Buffer, verdict: Verdict): void {
+    this.#version = { id: ++lastId, body, verdict, state: 'live', before: null };
+  }
+
   /**
    * A Query or Close that drops what the server has is sent to `server`: gives the note that takes it back when that is
    * skipped, if there is something to. What the server has may be another client's.

@@ -31,6 +31,8 @@ function int16(value: number): Buffer {
 // --- What a server says, to a client ---------------------------------------------------------------------------
 
 export const parseComplete = message(ServerMessage.ParseComplete);
+export const bindComplete = message(ServerMessage.BindComplete);
+export const noData = message(ServerMessage.NoData);
 export const closeComplete = message(ServerMessage.CloseComplete);
 export const authenticationOk = message(ServerMessage.Authentication, int32(0));
 
@@ -179,6 +181,19 @@ export function aside(sql: string) {
     ['Close', message(ClientMessage.Close, `P${ASIDE}\0`)],
     ['Close', message(ClientMessage.Close, `S${ASIDE}\0`)],
   ] as const;
+}
+
+/**
+ * Begins a transaction in the extended protocol, by the unnamed statement and portal, without Sync: so the server answers
+ * together with what is sent behind it, in one message to the network instead of two. The portal is not left behind.
+ */
+export function begin(sql: string): Buffer {
+  return Buffer.concat([
+    parse('', Buffer.from(`${sql}\0\0\0`, 'latin1')),
+    message(ClientMessage.Bind, Buffer.alloc(8)),
+    message(ClientMessage.Execute, Buffer.alloc(5)),
+    message(ClientMessage.Close, 'P\0'),
+  ]);
 }
 
 /** A CopyFail. */

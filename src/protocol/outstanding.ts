@@ -24,7 +24,7 @@ import { ServerMessage, Status } from './messages.ts';
 
 /**
  * What was sent. CopyData and CopyEnd get no reply: they mark where in the stream a COPY ends. A Resync is sent by us, a
- * Sync and an empty Query.
+ * Sync and an empty Query; a Begin too, Parse, Bind and Execute of BEGIN and Close of its portal, without Sync.
  */
 export type RequestKind =
   | 'Parse'
@@ -37,7 +37,8 @@ export type RequestKind =
   | 'FunctionCall'
   | 'CopyData'
   | 'CopyEnd'
-  | 'Resync';
+  | 'Resync'
+  | 'Begin';
 
 /** What becomes of the reply: passed on, kept from the owner, or written by us (the request was never sent). */
 export type Action = 'forward' | 'swallow' | 'synthesize';
@@ -158,6 +159,11 @@ export class Outstanding<Owner> {
     return this.isCopyIn && !this.#isCopyEnded;
   }
 
+  /** The server keeps replies back until it is sent a Flush, or what ends with ReadyForQuery. */
+  get isFlushWanted(): boolean {
+    return this.isBatchOpen || (this.size > 0 && this.#queue.at(-1)!.kind === 'Begin');
+  }
+
   /** A Sync amid the data of the COPY that is open may or may not count. */
   get isSyncInDoubt(): boolean {
     return this.isCopyIn && this.#hasLooseSync;
@@ -222,6 +228,8 @@ export class Outstanding<Owner> {
         break;
       case 'Resync':
         this.#readies++;
+        break;
+      case 'Begin': // It completes its own transaction command, so that it leaves no batch open.
         break;
       default:
         kind satisfies never;
@@ -321,6 +329,7 @@ export class Outstanding<Owner> {
     if (this.#ending === 'warned') return this.#warn(this.head!);
     const head = this.#shift();
     if (head.kind === 'Resync') this.#endResync();
+    if (head.kind === 'Begin') this.status = Status.Transaction;
     if (this.#ending === 'done') head.note?.done?.();
     else this.#dropUntilSync(head);
     this.#ending = 'stays';
@@ -456,12 +465,27 @@ function ending(kind: RequestKind, type: number): Ending {
       return type === ServerMessage.RowDescription || type === ServerMessage.NoData ? 'done' : 'failed';
     case 'Execute':
       return endingOfExecute(type);
+    case 'Begin':
+      return endingOfBegin(type);
     case 'CopyData':
     case 'CopyEnd':
     case 'Resync': // See beginResync.
       return 'failed';
     default:
       return kind satisfies never;
+  }
+}
+
+function endingOfBegin(type: number): Ending {
+  switch (type) {
+    case ServerMessage.ParseComplete:
+    case ServerMessage.BindComplete:
+    case ServerMessage.CommandComplete:
+      return 'stays';
+    case ServerMessage.CloseComplete:
+      return 'done';
+    default:
+      return 'failed';
   }
 }
 

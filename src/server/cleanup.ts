@@ -72,7 +72,7 @@ export class Cleanup implements Owner {
       return;
     }
     if (outstanding.isBatchOpen) this.#failBatch();
-    if (outstanding.isBatchOpen || outstanding.isDiscarding) this.#sync();
+    if (outstanding.isFlushWanted || outstanding.isDiscarding) this.#sync();
     if (outstanding.size > 0) {
       if (!this.#isPatient && !this.#isRollbackSent) this.#cancel();
       return;

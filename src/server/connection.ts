@@ -81,7 +81,7 @@ export class ServerConnection implements Link<ServerConnection> {
   settings: Settings;
   /** What `RESET ALL` leads back to. */
   login: Settings;
-  /** Whose Parse made the unnamed statement that the server has; 0: nobody's. */
+  /** Whose Parse made the unnamed statement that the server has; 0: nobody's, -1: the proxy's own or an unknown one. */
   unnamedId = 0;
   holder: Owner | null = null;
   /** It must not be used again: RECONNECT, a changed configuration, or replies that cannot be told apart. */
@@ -203,6 +203,19 @@ export class ServerConnection implements Link<ServerConnection> {
     this.#askFor('Sync', encode.sync, owner, {
       done: () => (hasFailed ? note.dropped?.(false) : note.done?.()),
       dropped: (isSkipped) => note.dropped?.(isSkipped),
+    });
+  }
+
+  /**
+   * Begins a transaction with `sql`, ahead of something that `owner` sends next and that ends with ReadyForQuery. No server
+   * refuses the texts that this is for (sql/control); should one do so, what comes behind must not run, or not be believed.
+   */
+  begin(sql: string, owner: Owner): void {
+    this.unnamedId = -1;
+    this.#askFor('Begin', encode.begin(sql), owner, {
+      dropped: (isSkipped) => {
+        if (!isSkipped) this.close('it did not begin a transaction');
+      },
     });
   }
 

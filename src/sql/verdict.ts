@@ -8,6 +8,7 @@
 import { LRUCache } from 'lru-cache';
 import { harmlessFunctions } from './builtins.ts';
 import type { Catalog } from './catalog.ts';
+import { type Control, controlOf } from './control.ts';
 import { type Effects, findEffects, mergeEffects, pinning, probing } from './effects.ts';
 import { type Parser, SQL_BYTES_MAX, type Syntax } from './parser.ts';
 import { readKey } from './read.ts';
@@ -34,12 +35,13 @@ export interface Verdict {
   shape: ShapeVerdict | null;
   /** Nothing but COMMIT or END: if its server is lost, its outcome is unknown. */
   isCommit: boolean;
+  /** It begins or ends a transaction. */
+  control: Control | null;
   /** A read that may share a server: the number of its shape (sql/read); 0 for everything else. */
   read: number;
 }
 
-export const harmless: Verdict = { effects: null, shape: null, isCommit: false, read: 0 };
-const commit: Verdict = { ...harmless, isCommit: true };
+export const harmless: Verdict = { effects: null, shape: null, isCommit: false, control: null, read: 0 };
 const opaque: Verdict = { ...harmless, effects: pinning('opaque') };
 /** The longest text that is cut into tokens; a longer one is opaque. */
 export const TEXT_BYTES_MAX = 1024 * 1024;
@@ -74,7 +76,9 @@ export class Judge {
     const tokens = this.#tokens;
     cut(tokens, source, start, end);
     const { effects, unknown, needsParser } = findEffects(tokens);
-    let verdict = tokens.is(0, 'commit') || tokens.is(0, 'end') ? commit : harmless;
+    const control = controlOf(tokens);
+    const isCommit = control !== null && (tokens.is(0, 'commit') || tokens.is(0, 'end'));
+    let verdict = control === null ? harmless : { ...harmless, control, isCommit };
     if (unknown.length > 0 || needsParser) {
       verdict = {
         ...verdict,
@@ -86,7 +90,7 @@ export class Judge {
       verdict = { ...verdict, effects };
     } else if (verdict === harmless && this.findsReads) {
       const read = readKey(tokens);
-      if (read !== 0) verdict = { effects: null, shape: null, isCommit: false, read };
+      if (read !== 0) verdict = { ...harmless, read };
     }
     if (effects !== null && effects.references.length > 0) moveReferences(effects, start);
     tokens.clear();

@@ -150,6 +150,22 @@ t.test('an error of an injected request is its owner’s when it stands for anot
   t.equal(receive(S.ErrorResponse), 'forward');
 });
 
+t.test('a Begin leaves no batch open, and its transaction is known before ReadyForQuery', async (t) => {
+  const { push, receive, outstanding } = machine();
+  push('Begin', 'swallow');
+  t.notOk(outstanding.isBatchOpen);
+  t.ok(outstanding.isFlushWanted, 'whoever waits for it must say so');
+  push('Query');
+  t.notOk(outstanding.isFlushWanted);
+  for (const type of [S.ParseComplete, S.BindComplete, S.CommandComplete, S.CloseComplete])
+    t.equal(receive(type), 'swallow');
+  t.equal(outstanding.status, Status.Transaction);
+  t.equal(receive(S.CommandComplete), 'forward');
+  t.equal(receive(S.ReadyForQuery, Status.Transaction), 'forward');
+  t.ok(outstanding.isQuiet);
+  t.notOk(outstanding.isFree);
+});
+
 t.test('notices and parameter changes are nobody’s reply', async (t) => {
   const { push, receive, outstanding } = machine();
   push('Query');

@@ -8,7 +8,7 @@ import { runInNewContext } from 'node:vm';
 import t from 'tap';
 import { message, sslRequest, startup, Version } from '../../src/protocol/encode.ts';
 import { readErrorFields } from '../../src/protocol/messages.ts';
-import { type Message, RawClient, send, sqlstates, types } from '../fixtures/raw.ts';
+import { type Message, OCCUPY, RawClient, send, sqlstates, types } from '../fixtures/raw.ts';
 import { startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
 const MB = 1024 * 1024;
@@ -92,7 +92,7 @@ async function isRecovered(): Promise<void> {
   await until(mine, 'the sessions to end');
   await until(() => poolOf().active.size === 0 && poolOf().cleaning.size === 0, 'the servers to be given back');
   const client = await RawClient.open(proxy.port);
-  await client.rows('BEGIN');
+  await client.rows(OCCUPY);
   const before = beats;
   await until(() => beats > before + 1, 'the heartbeat on the other server');
   await client.rows('COMMIT');
@@ -202,7 +202,7 @@ t.test('impossible lengths after login: 08P01 below 4, 54000 above listen.messag
         [-2147483648, '54000'],
       ] as const) {
         const client = await RawClient.open(proxy.port);
-        if (inTransaction) await client.rows('BEGIN');
+        if (inTransaction) await client.rows(OCCUPY);
         client.write(Buffer.from(type), uint32(length));
         const end = endOf(await client.closed());
         if (end !== expected) t.equal(end, expected, `${type} ${length} ${inTransaction}`);
@@ -414,7 +414,7 @@ t.test('one row of 64 MB streams to a slow reader in bounded memory', async (t) 
 for (const inTransaction of [false, true]) {
   t.test(`50,000 Syncs are answered after the fact${inTransaction ? ', in a transaction' : ''}`, async (t) => {
     const client = await RawClient.open(proxy.port);
-    if (inTransaction) await client.rows('BEGIN');
+    if (inTransaction) await client.rows(OCCUPY);
     let size = 0;
     let isAllReady = true;
     const one = `Z\0\0\0\x05${inTransaction ? 'T' : 'I'}`;

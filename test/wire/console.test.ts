@@ -1,6 +1,6 @@
 /** The console with PgBouncer's commands and columns, and the HTTP port: what people and their tools look at. */
 import t from 'tap';
-import { RawClient, send, sqlstates } from '../fixtures/raw.ts';
+import { OCCUPY, RawClient, send, sqlstates } from '../fixtures/raw.ts';
 import { connect, startProxy, temporaryFile, until, withPostgres } from '../fixtures/stack.ts';
 
 const postgres = await withPostgres();
@@ -59,7 +59,7 @@ t.test('PAUSE waits for transactions and holds the next; RESUME lets go; RELOAD 
     await connect(proxy.port),
     await connect(proxy.port),
   ];
-  await busy.query('BEGIN');
+  await busy.query(OCCUPY);
   let isPaused = false;
   const pausing = admin.query('PAUSE').then(() => (isPaused = true));
   await until(() => proxy.app.snapshot().pools[0]!.isPaused, 'the pause to begin');

@@ -8,7 +8,17 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { freePort, startEmbeddedPostgres } from '../../src/embedded.ts';
 import { Version } from '../../src/protocol/encode.ts';
-import { describe, type Message, open, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
+import {
+  describe,
+  type Message,
+  OCCUPY,
+  open,
+  RawClient,
+  requestCancel,
+  send,
+  sqlstates,
+  types,
+} from '../fixtures/raw.ts';
 import { startRelay } from '../fixtures/relay.ts';
 import { startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
@@ -187,7 +197,7 @@ for (const [title, isKept, vanish] of [
 t.test('a client that vanishes while it waits for a server leaves the queue', async (t) => {
   const proxy = await startPool(t);
   const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
-  await a.rows('BEGIN');
+  await a.rows(OCCUPY);
   b.write(send.query('INSERT INTO rows VALUES (1)'));
   const { waiters } = proxy.app.snapshot().pools[0]!;
   await until(() => waiters.size === 1, 'the second client to wait');
@@ -233,7 +243,7 @@ t.test('a server that is terminated while it works tells its client, and nobody 
 t.test('a server that is terminated in a transaction between queries tells its client', async (t) => {
   const proxy = await startPool(t);
   const a = await open(t, proxy.port);
-  await a.rows('BEGIN');
+  await a.rows(OCCUPY);
   await watcher.rows(`SELECT pg_terminate_backend(${await pidOf(a)})`);
   t.equal(fatalOf(await a.closed()), '57P01');
   await servedAnew(t, proxy);
@@ -266,7 +276,7 @@ t.test('a backend that is killed -9, and the crash restart after it, are survive
   const proxy = await startPool(t, { size: 2 }, {}, own.port);
   const [a, b, c] = [await open(t, proxy.port), await open(t, proxy.port), await open(t, proxy.port)];
   await c.rows('SELECT 1');
-  await b.rows('BEGIN');
+  await b.rows(OCCUPY);
   const pid = await pidOf(a);
   a.write(send.query('SELECT pg_sleep(30)'));
   await until(() => [...proxy.app.snapshot().sessions].some(({ state }) => state === 'active'), 'the query to run');
@@ -335,12 +345,12 @@ t.test('a server that is lost during COMMIT means 08007, during anything else 57
     [send.parse('', 'COMMIT'), send.bind('', ''), send.execute(''), send.sync()],
   ]) {
     const a = await open(t, proxy.port);
-    await a.rows('BEGIN');
+    await a.rows(OCCUPY);
     a.write(...commit);
     t.equal(fatalOf(await a.closed()), '08007');
   }
   const b = await open(t, other.port);
-  await b.rows('BEGIN');
+  await b.rows(OCCUPY);
   b.write(send.query('ROLLBACK'));
   t.equal(fatalOf(await b.closed()), '57P01');
 });
@@ -371,7 +381,7 @@ for (const [title, version, size] of [
 t.test('a client that waits for a server is cancelled in the queue', async (t) => {
   const proxy = await startPool(t);
   const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
-  await a.rows('BEGIN');
+  await a.rows(OCCUPY);
   for (const request of [
     [send.query('SELECT 1')],
     [send.parse('', 'SELECT 1'), send.bind('', ''), send.execute(''), send.sync()],
@@ -430,7 +440,7 @@ t.test('the cancel requests of one client never hit another on the same server',
 t.test('beyond waitMax a request is refused, whatever its protocol, and the session lives', async (t) => {
   const proxy = await startPool(t, { waitMax: '300ms' });
   const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
-  await a.rows('BEGIN');
+  await a.rows(OCCUPY);
   const batch = [send.parse('', 'SELECT 1'), send.bind('', ''), send.describe('P', ''), send.execute('')];
   for (const [what, request, expected] of [
     ['simple', [send.query('SELECT 1; SELECT 2')], 'EZ'],
@@ -454,7 +464,7 @@ t.test('beyond waitMax a request is refused, whatever its protocol, and the sess
 t.test('beyond queueMax a request is refused at once', async (t) => {
   const proxy = await startPool(t, { queueMax: 1 });
   const [a, b, c] = [await open(t, proxy.port), await open(t, proxy.port), await open(t, proxy.port)];
-  await a.rows('BEGIN');
+  await a.rows(OCCUPY);
   const waiting = b.rows('SELECT 1');
   await until(() => proxy.app.snapshot().pools[0]!.waiters.size === 1, 'the second client to wait');
   const messages = await c.ask([send.query('SELECT 1'), send.query('SELECT 2')], 2);
@@ -502,7 +512,7 @@ t.test('serversMax holds over twenty users, who take turns by evicting idle serv
 t.test('idleInTransactionMax ends the client with 25P03 and frees the server', async (t) => {
   const proxy = await startPool(t, { idleInTransactionMax: '300ms' });
   const a = await open(t, proxy.port);
-  await a.rows('BEGIN');
+  await a.rows(OCCUPY);
   const pid = await pidOf(a);
   t.equal(fatalOf(await a.closed()), '25P03');
   t.equal(await servedAnew(t, proxy), pid);
@@ -518,7 +528,7 @@ t.test('queryMax cancels a statement with 57014, and the session lives', async (
 t.test('transactionMax ends the client with 25P04', async (t) => {
   const proxy = await startPool(t, { transactionMax: '500ms' });
   const a = await open(t, proxy.port);
-  await a.rows('BEGIN');
+  await a.rows(OCCUPY);
   for (let lap = 0; lap < 100 && !a.isClosed; lap++) {
     const messages = await a.ask(send.query('SELECT pg_sleep(0.05)'));
     if (messages.some(({ type }) => type === 'E')) {
@@ -584,7 +594,7 @@ t.test('idleMax closes idle servers down to sizeMin, which is kept open', async 
 t.test('lifetimeMax replaces servers between transactions', async (t) => {
   const proxy = await startPool(t, { lifetimeMax: '500ms' });
   const a = await open(t, proxy.port);
-  await a.rows('BEGIN');
+  await a.rows(OCCUPY);
   const pid = await pidOf(a);
   await a.rows('SELECT pg_sleep(0.8)');
   t.equal(await pidOf(a), pid, 'not in a transaction');
@@ -608,7 +618,7 @@ t.test('mode session keeps one server for a client until it leaves', async (t) =
   const a = await open(t, proxy.port);
   const pid = await pidOf(a);
   await a.rows('CREATE TEMP TABLE mine (i int)');
-  await a.rows('BEGIN');
+  await a.rows(OCCUPY);
   const b = await open(t, proxy.port);
   const answer = b.rows(`SELECT pg_backend_pid(), to_regclass('mine')`);
   await until(() => proxy.app.snapshot().pools[0]!.waiters.size === 1, 'the second client to wait');
@@ -619,7 +629,7 @@ t.test('mode session keeps one server for a client until it leaves', async (t) =
 t.test('replication connections have servers of their own', async (t) => {
   const proxy = await startPool(t);
   const pooled = await open(t, proxy.port);
-  await pooled.rows('BEGIN');
+  await pooled.rows(OCCUPY);
   for (const replication of ['database', 'true']) {
     const a = await open(t, proxy.port, { replication });
     const [system, timeline, position] = (await a.rows('IDENTIFY_SYSTEM'))[0]!;
@@ -642,7 +652,7 @@ t.test('drain: idle clients are told to go, transactions are finished, new clien
   const proxy = await startPool(t, { size: 2 });
   const [idle, busy, slow] = [await open(t, proxy.port), await open(t, proxy.port), await open(t, proxy.port)];
   await idle.rows('SELECT 1');
-  await busy.rows('BEGIN');
+  await busy.rows(OCCUPY);
   const answer = slow.ask(send.query('SELECT pg_sleep(0.5)'));
   await until(() => [...proxy.app.snapshot().sessions].filter(({ server }) => server !== null).length === 2, 'work');
   const drained = proxy.app.drain();

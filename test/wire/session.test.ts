@@ -3,7 +3,7 @@ import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
-import { RawClient, send, sqlstates, types } from '../fixtures/raw.ts';
+import { OCCUPY, RawClient, send, sqlstates, types } from '../fixtures/raw.ts';
 import { connect, startProxy, withPostgres } from '../fixtures/stack.ts';
 
 const postgres = await withPostgres();
@@ -49,7 +49,7 @@ t.test('prepared statements follow their client from server to server', async (t
   const [a, b] = [await RawClient.open(proxy.port), await RawClient.open(proxy.port)];
   for (const client of [a, b])
     t.equal(types(await client.ask([send.parse('s', 'SELECT $1::text'), send.sync()])), '1Z');
-  await a.rows('BEGIN');
+  await a.rows(OCCUPY);
   const run = [send.bind('', 's', ['x']), send.execute(''), send.sync()];
   t.equal(types(await b.ask(run)), '2DCZ');
   t.equal(types(await a.ask(run)), '2DCZ');

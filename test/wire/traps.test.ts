@@ -27,6 +27,7 @@ import {
   describe,
   isCancelRequest,
   type Message,
+  OCCUPY,
   open,
   RawClient,
   requestCancel,
@@ -860,7 +861,7 @@ t.test(
 t.test('trap 27: a batch that is refused gets one error, and one ReadyForQuery at its Sync', async (t) => {
   const proxy = await startPool(t, { waitMax: '250ms' });
   const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
-  await a.rows('BEGIN');
+  await a.rows(OCCUPY);
   b.write(...once('SELECT 1'), H);
   const error = await b.until('E');
   t.same([types(error), sqlstates(error)], ['E', ['53000']]);
@@ -868,7 +869,7 @@ t.test('trap 27: a batch that is refused gets one error, and one ReadyForQuery a
   await a.rows('COMMIT'); // From here on there is a server, which this batch must not reach any more.
   t.equal(types(await b.ask(S)), 'Z');
   t.equal(types(await b.ask([...once('SELECT 4'), S])), '12DCZ');
-  await a.rows('BEGIN');
+  await a.rows(OCCUPY);
   t.equal(types(await b.ask([...once('SELECT 5'), S, S, Q('SELECT 6'), ...once('SELECT 7'), S], 4)), 'EZZEZEZ');
 });
 
@@ -880,7 +881,7 @@ t.test('trap 28: a notification changes no transaction state and reaches only wh
   await listener.rows('LISTEN news');
   t.equal(types(await other.ask(Q(`NOTIFY news, 'idle'`))), 'CZ');
   t.equal(types(await listener.until('A')), 'A', 'without asking');
-  await listener.rows('BEGIN');
+  await listener.rows(OCCUPY);
   await other.rows(`NOTIFY news, 'in a transaction'`);
   const within = await listener.ask(Q('SELECT 1'));
   t.same([types(within), within.at(-1)!.body.toString()], ['TDCZ', 'T'], 'not before the transaction ends');
@@ -917,7 +918,7 @@ t.test('trap 29: what belongs to a session stays with its client, and ends with 
     for (const client of [a, b]) client.end();
     await until(() => proxy.app.snapshot().sessions.size === 0, 'the sessions to end');
     const [c, d] = [await open(t, proxy.port), await open(t, proxy.port)];
-    await c.rows('BEGIN');
+    await c.rows(OCCUPY);
     const free = own === 't' && others === 'f' ? 't' : others;
     t.same([await ask(d), (await c.ask(Q('COMMIT'))).length], [free, 2], `${make}, after its end`);
   }
@@ -925,7 +926,7 @@ t.test('trap 29: what belongs to a session stays with its client, and ends with 
   const proxy = await startPool(t, { size: 2 });
   const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
   const [next, current] = [`SELECT nextval('numbers')`, `SELECT currval('numbers')`];
-  await a.rows('BEGIN');
+  await a.rows(OCCUPY);
   const drawn = await a.rows(next);
   t.same(await a.rows(current), drawn);
   await a.rows('COMMIT');
@@ -940,7 +941,7 @@ t.test('trap 29: what belongs to a session stays with its client, and ends with 
 t.test('trap 30: a replication connection has a server of its own, which nobody gets afterwards', async (t) => {
   const proxy = await startPool(t);
   const pooled = await open(t, proxy.port);
-  await pooled.rows('BEGIN');
+  await pooled.rows(OCCUPY);
   for (const replication of ['database', 'true']) {
     const client = await open(t, proxy.port, { replication });
     const [system, timeline, position] = (await client.rows('IDENTIFY_SYSTEM'))[0]!;
@@ -1103,13 +1104,13 @@ scenario(
 t.test('trap 38: limits strike only what they are for: a query, a live waiter, one server at a time', async (t) => {
   const limited = await startPool(t, { queryMax: '300ms', size: 8 });
   const idle = await open(t, limited.port);
-  await idle.rows('BEGIN');
+  await idle.rows(OCCUPY);
   await pass(limited, 900);
   t.equal(types(await idle.ask(Q('SELECT 1'))), 'TDCZ', 'queryMax does not strike between queries');
   t.same(sqlstates(await idle.ask(Q('SELECT pg_sleep(30)'))), ['57014'], 'but it strikes');
   await idle.rows('ROLLBACK');
   const clients = await Promise.all(Array.from({ length: 8 }, () => open(t, limited.port)));
-  await Promise.all(clients.map((client) => client.rows('BEGIN')));
+  await Promise.all(clients.map((client) => client.rows(OCCUPY)));
   const lifetimes = new Set(
     poolOf(limited)
       .servers()
@@ -1119,7 +1120,7 @@ t.test('trap 38: limits strike only what they are for: a query, a live waiter, o
 
   const proxy = await startPool(t, { waitMax: '300ms' });
   const [a, b, c] = [await open(t, proxy.port), await open(t, proxy.port), await open(t, proxy.port)];
-  await a.rows('BEGIN');
+  await a.rows(OCCUPY);
   b.write(Q(`INSERT INTO sink VALUES (38, 'x')`));
   await waiting(proxy);
   b.end();
