@@ -113,6 +113,7 @@ export function chart({ scenario, unit, rows }: Result): string {
   });
   const height = 44 + rows.length * (BAR + 8);
   return `<svg xmlns="http://www.w3.org/2000/svg" width="${WIDTH}" height="${height}" font-family="sans-serif" font-size="13">
+<title>${scenario}: ${unit} by contender</title>
 <text x="8" y="20" font-size="15">${scenario}</text>
 ${bars.join('\n')}
 </svg>
