@@ -15,6 +15,7 @@ import { Listener, type ListenerContext } from './client/listener.ts';
 import { Users } from './client/users.ts';
 import type { Loaded } from './config/load.ts';
 import type { Config, DatabaseConfig } from './config/schema.ts';
+import { Admission } from './guard/admission.ts';
 import { Console } from './ops/console.ts';
 import { OpsServer } from './ops/http.ts';
 import type { Logger } from './ops/log.ts';
@@ -40,6 +41,7 @@ export interface AppOptions {
 }
 
 const TICK_MS = 200;
+const GATE_TICK_MS = 20;
 const DRAIN_CHECK_MS = 50;
 const CONTROL_MS = 5_000;
 
@@ -53,6 +55,7 @@ export class App {
   readonly #catalogs = new Map<string, Catalog>();
   readonly #parser: Parser;
   readonly #judge: Judge;
+  readonly #admission: Admission;
   readonly #listener: Listener;
   readonly #console: Console;
   readonly #metrics: Metrics;
@@ -78,6 +81,7 @@ export class App {
     this.#secureContext = this.#readTls(options.config);
     this.#parser = new Parser(this.#clock);
     this.#judge = new Judge(this.#parser);
+    this.#admission = new Admission(options.config);
     // Instances are told apart in cancel keys; until they share anything, chance is as good as a number.
     this.#listener = new Listener(Math.floor(Math.random() * 128), () => this.#listenerContext());
     this.#console = new Console(() => this.snapshot(), {
@@ -104,7 +108,12 @@ export class App {
       throw thrown;
     });
     this.#isListening = true;
-    this.#stopTicking = every(this.#clock, TICK_MS, () => this.#tick());
+    const stopPools = every(this.#clock, TICK_MS, () => this.#tick());
+    const stopGates = every(this.#clock, GATE_TICK_MS, () => this.#admission.tick(this.#clock.now()));
+    this.#stopTicking = () => {
+      stopPools();
+      stopGates();
+    };
     this.log.info({ host: this.config.listen.host, port, opsPort }, 'listening');
     return { port, opsPort };
   }
@@ -140,6 +149,7 @@ export class App {
       secureContext: this.#secureContext,
       judge: this.#judge,
       clock: this.#clock,
+      admission: this.#admission,
       poolOf: (database, user) => this.#poolOf(database, user),
       replicationOf: async (pool, mode) => ({
         target: { ...pool.target, parameters: [['replication', mode]] },
@@ -171,12 +181,14 @@ export class App {
   }
 
   #makePool(database: string, user: string, config: DatabaseConfig): ServerPool {
+    const host = this.#hosts.get(config.hosts[0]!, config.serversMax);
+    this.#admission.gateOf(host.address); // From here on it is to be seen.
     return new ServerPool({
       database,
       user,
       target: this.#targetOf(database, user, config),
       config: config.pool,
-      host: this.#hosts.get(config.hosts[0]!, config.serversMax),
+      host,
       clock: this.#clock,
       catalog: this.#catalogOf(database, config),
       secret: () => this.#secretOf(this.#databaseOf(database) ?? config, user),
@@ -279,8 +291,11 @@ export class App {
   #setCaps(): void {
     const databases = Object.values(this.config.databases);
     this.#judge.findsReads = databases.some(({ pool }) => pool.share === 'auto');
+    this.#admission.configure(this.config);
+    this.#judge.findsTags = this.#admission.classes.hasTags;
     this.#hosts.setCaps(
       databases.flatMap((database) => database.hosts.map((host) => [host, database.serversMax] as const)),
+      this.config.instances,
     );
   }
 
@@ -388,6 +403,7 @@ export class App {
       pools: [...this.#pools.values(), ...this.#retired],
       hosts: [...this.#hosts],
       parser: this.#parser.counts,
+      gates: this.#admission.gates,
       statements: [...this.#pools.values()].reduce((sum, pool) => sum + pool.statements.size, 0),
       users: this.#users,
     };

@@ -9,6 +9,7 @@ import { chmodSync, existsSync, unlinkSync } from 'node:fs';
 import net from 'node:net';
 import type { SecureContext } from 'node:tls';
 import type { AuthConfig, ListenConfig } from '../config/schema.ts';
+import type { Admission } from '../guard/admission.ts';
 import * as encode from '../protocol/encode.ts';
 import { errorFields, errorResponse } from '../protocol/encode.ts';
 import { fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
@@ -34,6 +35,7 @@ export interface ListenerContext {
   secureContext: SecureContext | null;
   judge: Judge;
   clock: Clock;
+  admission: Admission;
   /** The pool for a database and user, or null when no key of `databases` fits. */
   poolOf(database: string, user: string): ServerPool | null;
   /** What a replication connection needs. */
@@ -82,8 +84,8 @@ export class Listener {
   constructor(instance: number, context: () => ListenerContext) {
     this.keys = new CancelKeys(instance, 0);
     this.#context = context;
-    const { judge, clock } = context();
-    this.#house = { judge, clock, onEnd: this.#onEnd, onBug: this.#onBug };
+    const { judge, clock, admission } = context();
+    this.#house = { judge, clock, admission, onEnd: this.#onEnd, onBug: this.#onBug };
   }
 
   get loggingIn(): number {
@@ -238,6 +240,7 @@ export class Listener {
       pool,
       settings,
       messageMax: context.listen.messageMax,
+      wantedClass: client.wantedClass,
       house: this.#house,
     });
     this.keys.hold(session);

@@ -42,6 +42,8 @@ export interface ClientIdentity {
   minor: number;
   /** Settings that it asked for, by name as written, Latin-1. */
   settings: [string, string][];
+  /** The class that it asked for (`options=-c pgweir.class=…`); '' when it did not. */
+  wantedClass: string;
   /** The `replication` parameter, when it asks for a replication connection. */
   replication: string | null;
   /** Bytes that it sent after its last login message. */
@@ -57,6 +59,8 @@ export type LoginOutcome =
 
 /** Longest message of the authentication exchange. */
 const MESSAGE_MAX = 64 * 1024;
+/** Meant for us, not for the server. */
+const CLASS_SETTING = 'pgweir.class';
 const NO = Buffer.from('N');
 const YES = Buffer.from('S');
 
@@ -287,7 +291,8 @@ function identify(socket: net.Socket, packet: StartupPacket & { kind: 'startup' 
     user,
     database: utf8('database') || user,
     minor,
-    settings: [...options, ...own],
+    settings: [...options, ...own].filter(([name]) => name.toLowerCase() !== CLASS_SETTING),
+    wantedClass: options.findLast(([name]) => name.toLowerCase() === CLASS_SETTING)?.[1] ?? '',
     replication: isReplication ? replication : null,
     rest: Buffer.alloc(0),
   };

@@ -20,7 +20,6 @@ import type { Owner, ServerConnection } from '../server/connection.ts';
 import type { PoolCounts } from '../server/pool.ts';
 import type { ReadBook } from '../server/reads.ts';
 import { isOurs, type Statement, type StatementBook } from '../server/statements.ts';
-import type { Control } from '../sql/control.ts';
 import { pinning, probing } from '../sql/effects.ts';
 import { harmless, type Judge, TEXT_BYTES_MAX, type Verdict } from '../sql/verdict.ts';
 import { assert } from '../util/errors.ts';
@@ -245,22 +244,22 @@ export class Requests {
     return statement === undefined ? null : this.#readOf(statement.verdict.read, rest, statement);
   }
 
-  /** What the request that begins with `message` has to do with transactions. */
-  controlOf({ source, start, end, type, isEnd }: Frame): Control | null {
+  /** What is known of the request that begins with `message`; null: nothing. */
+  verdictOf({ source, start, end, type, isEnd }: Frame): Verdict | null {
     if (!isEnd) return null;
     switch (type) {
       case ClientMessage.Query:
-        return this.#judge.judge(source, start + HEADER, end - 1).control;
+        return this.#judge.judge(source, start + HEADER, end - 1);
       case ClientMessage.Parse: {
         const nameEnd = stringEnd(source, start + HEADER, end);
-        return nameEnd === -1 ? null : this.#judgeBody(source, nameEnd + 1, end).control;
+        return nameEnd === -1 ? null : this.#judgeBody(source, nameEnd + 1, end);
       }
       case ClientMessage.Bind: {
         const portalEnd = stringEnd(source, start + HEADER, end);
         const nameEnd = portalEnd === -1 ? -1 : stringEnd(source, portalEnd + 1, end);
         if (nameEnd === -1) return null;
-        if (nameEnd === portalEnd + 1) return this.#unnamed.verdict.control;
-        return this.#names.get(source.toString('latin1', portalEnd + 1, nameEnd))?.verdict.control ?? null;
+        if (nameEnd === portalEnd + 1) return this.#unnamed.verdict;
+        return this.#names.get(source.toString('latin1', portalEnd + 1, nameEnd))?.verdict ?? null;
       }
       default:
         return null;

@@ -16,17 +16,18 @@
  * session is bounded, because the side that is ahead is not read; a bug ends this session and nothing else.
  */
 import type net from 'node:net';
+import type { Admission } from '../guard/admission.ts';
+import type { ShedReason } from '../guard/queue.ts';
 import * as encode from '../protocol/encode.ts';
 import { emptyFrame, type Frame, FrameReader } from '../protocol/frame.ts';
-import { ClientMessage, readErrorFields, ServerMessage, Status } from '../protocol/messages.ts';
-import type { Note } from '../protocol/outstanding.ts';
+import { ClientMessage, Status } from '../protocol/messages.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import { CANCEL_MS, type ServerConnection } from '../server/connection.ts';
 import type { Line, Rider } from '../server/line.ts';
 import type { ServerPool, Waiter } from '../server/pool.ts';
-import { type Settings, settingsDiff } from '../server/settings.ts';
+import type { Settings } from '../server/settings.ts';
 import type { PinReason } from '../sql/effects.ts';
-import { effectsOf, type Judge, type Verdict } from '../sql/verdict.ts';
+import type { Judge, Verdict } from '../sql/verdict.ts';
 import type { Chain } from '../util/chain.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
@@ -34,16 +35,18 @@ import { sharedReads } from '../util/intake.ts';
 import { Outbox } from '../util/outbox.ts';
 import { type Block, blockFailed, FAIL, moveOf, statusOf } from './block.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
+import { Lease, type Lessee } from './lease.ts';
 import { linger } from './linger.ts';
 import { overdue } from './overdue.ts';
 import type { Read } from './read.ts';
 import { clientWants, type RequestHost, Requests } from './request.ts';
-import { settleNote, settleQuery } from './settle.ts';
-import { Ties } from './ties.ts';
+import { Turn } from './turn.ts';
 
 export type SessionState =
   /** No server; nothing asked. */
   | 'idle'
+  /** In the queue of its class (guard/gate); the first message is kept in `#held`. */
+  | 'queued'
   /** In the pool's queue; the first message is kept in `#held`. */
   | 'waiting'
   /** The server is being given this client's settings. */
@@ -60,6 +63,7 @@ export type SessionState =
 export interface SessionHouse {
   judge: Judge;
   clock: Clock;
+  admission: Admission;
   onEnd: (session: Session) => void;
   onBug: (where: string, thrown: unknown) => void;
 }
@@ -73,6 +77,8 @@ export interface SessionOptions {
   settings: Settings;
   /** Bytes of the largest message. */
   messageMax: number;
+  /** The class that its client asked for, or ''. */
+  wantedClass: string;
   house: SessionHouse;
 }
 
@@ -80,15 +86,13 @@ export interface SessionOptions {
 const INPUT_MAX = 128 * 1024;
 /** Bytes kept for a client that does not read; see also the listener's high-water mark. */
 const OUTPUT_MAX = 256 * 1024;
-/** The longest value of a setting that is tracked, in bytes; a longer one pins. */
-const VALUE_MAX = 16 * 1024;
 /** Entries that a server may owe before the client is not read. */
 const OUTSTANDING_MAX = 4096;
 /** Bytes kept for a client that does not read while others wait behind it on the same server: more, and it is ended. */
 const RIDER_OUTPUT_MAX = 1024 * 1024;
 const frame = emptyFrame();
 
-export class Session implements Waiter, RequestHost, Rider, Cancelable {
+export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
   chain: Chain<Waiter> | null = null;
   before: Waiter | null = null;
   behind: Waiter | null = null;
@@ -99,11 +103,9 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   readonly key: CancelKey;
   readonly pool: ServerPool;
   readonly socket: net.Socket;
-  /** What this client's session is set to, and what it was at its start, to which RESET leads back. */
+  /** What this client's session is set to. */
   settings: Settings;
-  readonly #startup: Settings;
   state: SessionState = 'idle';
-  server: ServerConnection | null = null;
   /** What its request rides on, in state 'sharing'. */
   #line: Line | null = null;
   /** Bytes that the client has been given. */
@@ -117,6 +119,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
 
   readonly #house: SessionHouse;
   readonly #requests: Requests;
+  readonly #lease: Lease;
   readonly #reader: FrameReader;
   readonly #outbox: Outbox;
   /** The message that must wait for something before it is handled (again). */
@@ -133,8 +136,6 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   /** A batch was refused: everything up to Sync is skipped. */
   #isSkipping = false;
   #isPaused = false;
-  /** What ties it to its server; null until a statement first has an effect. */
-  #ties: Ties | null = null;
   /** Monotonic ms since when the server owes something, or 0. */
   #workingSince = 0;
   #leasedAt = 0;
@@ -143,6 +144,9 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   #canceledAt = 0;
   /** A transaction that is open for the client only: no server knows of it (client/block). */
   #block: Block = 'none';
+  /** Its way through the gate; null while admission is off. */
+  #turn: Turn | null = null;
+  readonly #wantedClass: string;
   /** Cancelled before its request reached a server. */
   #isCancelWanted = false;
 
@@ -154,12 +158,13 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     this.pool = options.pool;
     this.socket = options.socket;
     this.settings = options.settings;
-    this.#startup = options.settings;
     this.connectedAt = options.house.clock.wall();
     this.changedAt = options.house.clock.now();
     this.#requests = new Requests(this, options.house.judge);
+    this.#lease = new Lease(this);
     this.#reader = new FrameReader(clientWants, options.messageMax);
     this.#outbox = new Outbox(options.socket);
+    this.#wantedClass = options.wantedClass;
   }
 
   /** Begins to serve; `rest` is what the client has sent since its login. */
@@ -205,8 +210,13 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     return this.pool.reads;
   }
 
+  /** The server that works for it alone. */
+  get server(): ServerConnection | null {
+    return this.#lease.server;
+  }
+
   get pins(): readonly PinReason[] {
-    return this.#ties?.pins ?? [];
+    return this.#lease.pins;
   }
 
   get preparedCount(): number {
@@ -219,7 +229,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   }
 
   get isWaiting(): boolean {
-    return this.state === 'waiting';
+    return this.state === 'waiting' || this.state === 'queued';
   }
 
   /** A transaction is open, on its server or for the client only. */
@@ -301,6 +311,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     const handled = this.#requests.handle(message, server);
     if (this.#workingSince === 0 && server.outstanding.size > 0) {
       this.#workingSince = this.#house.clock.now();
+      this.#turn?.work(this.#workingSince);
       if (wasFree) this.#beganAt = this.#workingSince;
     }
     if (handled === 'again') this.#held = { ...message };
@@ -316,6 +327,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   #handleIdle(message: Frame): void {
     if (!message.isStart) return; // The rest of a message that was skipped.
     if (this.pool.config.mode === 'transaction' && this.#answerBlock(message)) return;
+    if (this.#house.admission.isOn) this.#classify(message);
     if (this.#block !== 'none') this.#read = null;
     else if (this.pool.config.share === 'auto' && this.#ride(message)) return;
     switch (message.type) {
@@ -342,17 +354,80 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
       default:
         return this.#end(fatal(SqlState.ProtocolViolation, `invalid frontend message type ${message.type}`));
     }
+    if (this.#turn?.isAdmitted === false && !this.#askForTurn(message)) return;
     const leased = this.pool.lease(this);
-    if (leased !== null && !('sqlstate' in leased) && this.#attach(leased)) return this.#handle(message);
+    if (leased !== null && !('sqlstate' in leased) && this.#take(leased)) return this.#handle(message);
     this.#held = { ...message };
-    if (leased === null) this.#become('waiting');
+    if (leased === null) this.become('waiting');
     else if ('sqlstate' in leased) this.#refuse(leased);
+  }
+
+  /** Finds the class of a request, unless it is one that has been admitted. */
+  #classify(message: Frame): void {
+    this.#turn ??= new Turn(
+      this.#house.admission,
+      this.pool.hostAddress,
+      {
+        user: this.user,
+        database: this.database,
+        address: this.socket.remoteAddress,
+        wanted: this.#wantedClass,
+      },
+      { onAdmitted: () => this.#onAdmitted(), onShed: (reason) => this.#onShed(reason) },
+    );
+    if (this.#turn.isAdmitted) return;
+    const tags = this.#requests.verdictOf(message)?.tags ?? null;
+    this.#turn.classify(this.settings.reported.get('application_name') ?? '', tags);
+  }
+
+  /** False: it must wait, or is refused. */
+  #askForTurn(message: Frame): boolean {
+    const turn = this.#turn!;
+    const errand = {
+      tags: this.#requests.verdictOf(message)?.tags ?? null,
+      timeoutMs: millisOf(this.settings.custom.get('statement_timeout')),
+      bytes: message.size,
+    };
+    const asked = turn.ask(errand, this.#house.clock.now());
+    switch (asked) {
+      case 'admitted':
+        return true;
+      case 'warned':
+        this.deliver(
+          encode.notice(`class ${turn.className} is beyond its share: this would have waited or been refused`),
+        );
+        return true;
+      case 'waiting':
+        this.#held = { ...message };
+        this.waitingSince = this.#house.clock.now();
+        this.become('queued');
+        return false;
+      default:
+        this.#held = { ...message };
+        this.#refuse(this.#shed(asked));
+        return false;
+    }
+  }
+
+  #onAdmitted(): void {
+    this.#guard('turn', () => {
+      this.become('idle');
+      this.#pump();
+    });
+  }
+
+  #onShed(reason: ShedReason): void {
+    this.onRefused(this.#shed(reason));
+  }
+
+  #shed(reason: ShedReason): Refusal {
+    return this.pool.refuse(reason, whyShed[reason], this.#turn!.className);
   }
 
   /** Begins or ends a transaction without a server, or refuses what comes in one that has failed without one. */
   #answerBlock(message: Frame): boolean {
     if (this.settings.isOpaque) return false;
-    const control = this.#requests.controlOf(message);
+    const control = this.#requests.verdictOf(message)?.control ?? null;
     const move = moveOf(this.#block, control, message.type);
     if (move === null) return false;
     if (move === 'refused') {
@@ -381,7 +456,8 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     // Of a text that cannot be read reliably nobody knows whether it is a read.
     const mayRide = this.pool.config.mode !== 'session' && !this.settings.isOpaque;
     this.#read = mayRide ? this.#requests.findRead(message, this.#reader) : null;
-    const line = this.#read?.cost.isSmall ? this.pool.share(this, this.#read) : null;
+    if (!this.#read?.cost.isSmall || this.#turn?.mayShare === false) return false;
+    const line = this.pool.share(this, this.#read, this.#turn?.hasRoom !== false);
     if (line === null) return false;
     this.#board(line, message);
     return true;
@@ -391,8 +467,9 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     const { cost, rest } = this.#read!;
     this.#read = null;
     this.counts.shared++;
-    this.#become('sharing');
+    this.become('sharing');
     this.#line = line;
+    this.#turn?.board(line, this.#house.clock.now());
     line.board(this, cost);
     this.#requests.ride(message, rest, this.#reader, line.server);
   }
@@ -414,7 +491,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     this.#guard('ride', () => {
       if (this.state === 'closed') return;
       this.#line = null;
-      this.#become('idle');
+      this.become('idle');
       this.#pump();
     });
   }
@@ -430,7 +507,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
 
   onLease(server: ServerConnection): void {
     this.#guard('lease', () => {
-      this.#attach(server);
+      this.#take(server);
       this.#pump();
     });
   }
@@ -447,7 +524,8 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     const held = this.#held;
     this.#held = null;
     if (refusal.severity === 'FATAL' || held === null) return this.#end(refusal);
-    this.#become('idle');
+    this.become('idle');
+    this.#turn?.end(this.#house.clock.now());
     if (this.#block !== 'none') this.#block = 'failed';
     this.deliver(encode.errorResponse(refusal));
     const isExtended = held.type !== ClientMessage.Query && held.type !== ClientMessage.FunctionCall;
@@ -456,68 +534,31 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   }
 
   /** True: the server suits this client as it is. */
-  #attach(server: ServerConnection): boolean {
-    server.holder = this;
-    this.server = server;
+  #take(server: ServerConnection): boolean {
     this.#leasedAt = this.#house.clock.now();
     this.#deliveredBefore = this.delivered;
-    const sql = settingsDiff(server.settings, this.settings, server.login);
-    if (sql === null) {
-      this.#begin(server);
-      return true;
-    }
-    const isReset = sql[0]!.startsWith('RESET');
-    this.#become('syncing');
-    const wants = this.settings.custom;
-    let failure: Buffer | null = null;
-    server.ask(sql.join('; '), this, {
-      message: (type, bytes) => {
-        if (type === ServerMessage.ErrorResponse) failure ??= bytes;
-      },
-      done: () => {
-        server.settings = this.pool.book.intern(server.settings.reported, wants);
-        this.#begin(server);
-      },
-      dropped: () => this.#onSyncFailed(failure, isReset),
-    });
-    return false;
+    return this.#lease.take(server);
   }
 
-  /**
-   * The server would not take the settings that the client asked for: as at a login, that is the end. If it was to give
-   * up somebody else's first, that may be the reason: then another server is tried.
-   */
-  #onSyncFailed(failure: Buffer | null, isReset: boolean): void {
-    const { server } = this;
-    if (server === null) return; // Lost meanwhile.
-    server.isDoomed = true;
-    if (isReset) {
-      this.server = null;
-      server.holder = null;
-      this.#become('waiting');
-      server.close('its settings could not be changed');
-      const leased = this.pool.lease(this);
-      if (leased === null) return;
-      if ('sqlstate' in leased) this.#refuse(leased);
-      else this.#attach(leased);
-      return;
-    }
-    const fields = failure === null ? new Map<string, string>() : new Map(readErrorFields(failure.subarray(5)));
-    fields.set('S', 'FATAL').set('V', 'FATAL');
-    this.#endWith(encode.errorFields(fields));
-  }
-
-  /** The server has this client's settings: tell the client what differs from what it was told, and go on. */
-  #begin(server: ServerConnection): void {
-    this.#adopt(server);
-    this.#become('active');
-    this.#checkEncoding();
-    if (this.pool.config.mode === 'session') this.#tied.pin('session');
+  onFit(server: ServerConnection): void {
+    this.become('active');
     if (this.#isCancelWanted) {
       this.#isCancelWanted = false;
       this.#giveBack();
       this.#refuse(canceled());
     } else if (this.#block !== 'none') this.#open(server, this.#block);
+  }
+
+  onUnfit(): void {
+    this.become('waiting');
+    const leased = this.pool.lease(this);
+    if (leased === null) return;
+    if ('sqlstate' in leased) this.#refuse(leased);
+    else this.#take(leased);
+  }
+
+  onRejected(answer: Buffer): void {
+    this.#endWith(answer);
   }
 
   /** The server learns of the transaction that the client is in. */
@@ -526,15 +567,6 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     if (block === 'failed') server.ask(FAIL, this, null);
     else this.#requests.begin(block.sql, server);
     this.#workingSince = this.#house.clock.now();
-  }
-
-  /** The server's settings are this client's from here on: tell it of those that it has not been told of. */
-  #adopt(server: ServerConnection): void {
-    if (this.settings === server.settings) return;
-    for (const [name, value] of server.settings.reported) {
-      if (this.settings.reported.get(name) !== value) this.deliver(encode.parameterStatus(name, value));
-    }
-    this.settings = server.settings;
   }
 
   // --- From the server ------------------------------------------------------------------------------------------
@@ -563,7 +595,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
       const { server } = this;
       if (server?.outstanding.isLost) return this.#onDesync(server);
       if (server?.outstanding.size === 0) this.#onQuiet(server);
-      else if (server?.outstanding.isCopyOpen) this.#endHold(server); // What was held is for the COPY to judge.
+      else if (server?.outstanding.isCopyOpen) this.#endHold(); // What was held is for the COPY to judge.
       this.#pump();
     });
   }
@@ -571,7 +603,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   /** A reply came that fits nothing: what would follow could be anybody's. */
   #onDesync(server: ServerConnection): void {
     server.isDoomed = true;
-    this.#tied.pin('desync');
+    this.#lease.pin('desync');
     this.#end(
       fatal(SqlState.InternalError, 'the server sent a reply that does not fit any request', { hint: 'connect again' }),
     );
@@ -580,32 +612,33 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   /** The server owes nothing at the moment. */
   #onQuiet(server: ServerConnection): void {
     const { outstanding } = server;
-    const ties = this.#ties;
+    const lease = this.#lease;
     const now = this.#house.clock.now();
     // What was held waited for just this; in an open batch only the client can go on.
-    if (this.#held !== null || outstanding.isBatchOpen || outstanding.isDiscarding) this.#endHold(server);
+    if (this.#held !== null || outstanding.isBatchOpen || outstanding.isDiscarding) this.#endHold();
     if (this.#workingSince > 0) {
       this.counts.queryMs += now - this.#workingSince;
       this.#workingSince = 0;
       this.#canceledAt = 0;
       this.changedAt = now;
+      this.#turn?.rest(now);
     }
     if (this.state !== 'active') return;
     if (this.#isTerminating) {
-      this.#endHold(server);
+      this.#endHold();
       return this.#lastWord === null ? this.#leave() : this.#end(this.#lastWord);
     }
     if (!outstanding.isQuiet || this.#isBlocked || this.#held !== null || this.#reader.isInside) return;
     if (outstanding.status !== Status.Idle) {
-      if (ties?.hasResets && outstanding.status === Status.Transaction) return this.#settle(server);
-      this.#endHold(server);
+      if (lease.hasResets && outstanding.status === Status.Transaction) return lease.settle();
+      this.#endHold();
       if (this.pool.config.mode === 'statement') this.#refuseTransaction();
       return;
     }
-    if (!server.isFree || (ties !== null && ties.pendingVerdicts > 0)) return;
-    if (ties?.isQuestion) return this.#settle(server);
-    this.#endHold(server);
-    if (!ties?.isPinned) this.#giveBack();
+    if (!server.isFree || lease.isPending) return;
+    if (lease.isQuestion) return lease.settle();
+    this.#endHold();
+    if (!lease.isPinned) this.#giveBack();
   }
 
   #refuseTransaction(): void {
@@ -622,13 +655,11 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     this.counts.transactionMs += elapsed;
     this.#read?.cost.add(elapsed, this.delivered - this.#deliveredBefore);
     this.#read = null;
-    this.server = null;
-    const wasPinned = this.#ties?.wasPinned === true;
-    this.#ties?.release();
-    this.#ties = null;
-    this.#become('idle');
+    const wasPinned = this.#lease.end();
+    this.become('idle');
     if (wasPinned) this.pool.recover(server, true);
     else this.pool.giveBack(server);
+    this.#turn?.end(this.#house.clock.now());
   }
 
   onWritable(): void {
@@ -636,13 +667,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   }
 
   onParameter(name: string, value: string): void {
-    this.settings = this.pool.book.withReported(this.settings, name, value);
-    this.#checkEncoding();
-  }
-
-  /** Texts that cannot be read reliably may have any effect. */
-  #checkEncoding(): void {
-    if (this.settings.isOpaque) this.#tied.pin('encoding');
+    this.#lease.onParameter(name, value);
   }
 
   onTag(tag: string): void {
@@ -651,17 +676,17 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     if (tag !== 'DISCARD ALL' && tag !== 'DEALLOCATE ALL') return;
     this.#requests.forgetNames();
     if (tag === 'DEALLOCATE ALL') return;
-    this.#tied.discardAll(this.settings);
+    this.#lease.discardAll();
   }
 
   /** The server is gone, and with it whatever it was doing or keeping for this client. */
   onLost(reason: string, isTold: boolean): void {
     const { server } = this;
     this.#guard('lost', () => {
-      this.server = null;
+      this.#lease.end();
+      this.#turn?.end(this.#house.clock.now());
       this.#line = null;
       if (this.state === 'closed') return;
-      this.#ties?.release();
       if (isTold) return this.#leave();
       const isUnknown = server !== null && server.outstanding.size > 0 && this.#requests.isCommitting;
       this.#end(
@@ -694,21 +719,11 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   }
 
   get isFresh(): boolean {
-    return this.server!.isFree && (this.#ties === null || this.#ties.isClean);
+    return this.#lease.isFresh;
   }
 
   mayRun(verdict: Verdict): boolean {
-    if (verdict.effects === null && verdict.shape === null) return true;
-    const effects = verdict.shape?.state === 'known' ? effectsOf(verdict, this.pool.catalog) : verdict.effects;
-    if (effects === null || !(effects.isProbed || effects.pins.length > 0)) return true;
-    if (this.isFresh && !this.#tied.isCounted && this.pool.pinned >= this.pool.pinnedMax) return false;
-    this.#tied.count();
-    return true;
-  }
-
-  get #tied(): Ties {
-    this.#ties ??= new Ties(this.pool, this.#startup);
-    return this.#ties;
+    return this.#lease.mayRun(verdict);
   }
 
   get planSettings(): string {
@@ -733,102 +748,21 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     this.#keptStatus = status;
   }
 
-  #endHold(server: ServerConnection): void {
+  #endHold(): void {
     this.#isHolding = false;
     if (this.#keptStatus === 0) return;
-    this.#adopt(server);
-    this.#checkEncoding();
+    this.#lease.adopt();
+    this.#lease.checkEncoding();
     this.deliver(encode.readyForQuery(this.#keptStatus));
     this.#keptStatus = 0;
   }
 
   get isPinned(): boolean {
-    return this.#ties?.isPinned === true;
+    return this.#lease.isPinned;
   }
 
   onRan(verdict: Verdict, isOk: boolean): void {
-    if (verdict.shape?.state !== 'pending') return this.#onVerdict(verdict, isOk);
-    this.#tied.pendingVerdicts++;
-    verdict.shape.waiting.push(() => {
-      this.#tied.pendingVerdicts--;
-      this.#onVerdict(verdict, isOk);
-      this.onProgress();
-    });
-  }
-
-  #onVerdict(verdict: Verdict, isOk: boolean): void {
-    if (this.state === 'closed') return;
-    const effects = effectsOf(verdict, this.pool.catalog);
-    // What has failed may have been committed in part, or not be undone by rollback; but what no parser takes, no
-    // server has run.
-    const isRejected = !isOk && verdict.shape?.isUnparsed === true;
-    if (effects !== null && !isRejected) this.#tied.absorb(effects, this.settings);
-  }
-
-  /**
-   * Asks the server what the transaction has left behind, and makes it so for this client and this server. Inside a
-   * transaction only RESET is looked after: whatever is set there may yet be rolled back.
-   */
-  #settle(server: ServerConnection): void {
-    const isOver = server.outstanding.status === Status.Idle;
-    const question = this.#tied.takeQuestion(isOver);
-    const note = settleNote(question, (findings) => {
-      if (this.server === null) return;
-      this.#become('active');
-      if (findings === null) return this.#tied.pin('setting');
-      if (isOver) {
-        const asked = question.settings.map((name, index) => [name, findings.values[index]!] as const);
-        // What is too large to keep and to replay stays where it is.
-        const changes = asked.filter(([, value]) => (value?.length ?? 0) <= VALUE_MAX);
-        if (changes.length < asked.length) this.#tied.pin('setting');
-        server.settings = this.pool.book.withCustom(server.settings, changes);
-      }
-      this.#tied.answer(findings);
-      if (findings.defaults.length === 0 || !this.#restore(server, findings.defaults)) this.#adopt(server);
-    });
-    this.#ask(server, [settleQuery(question)], note);
-  }
-
-  /**
-   * These settings are at the server's default, by RESET: give them this client's default, what it asked for at startup.
-   * False: they are as they should be.
-   */
-  #restore(server: ServerConnection, names: readonly string[]): boolean {
-    const { book } = this.pool;
-    const custom = [...this.#startup.custom].filter(([name]) => names.includes(name));
-    const reported = [...this.#startup.reported].filter(([name]) => names.includes(name.toLowerCase()));
-    // What is known of the server may be older than the RESET: without these names it is right either way.
-    const has = book.withCustom(
-      server.settings,
-      custom.map(([name]) => [name, null] as const),
-    );
-    const wants = book.withCustom(
-      reported.reduce((all, [name, value]) => book.withReported(all, name, value), has),
-      custom,
-    );
-    const sql = settingsDiff(has, wants, server.login);
-    if (sql === null) return false;
-    this.#ask(server, sql, {
-      done: () => {
-        if (this.server === null) return;
-        if (server.outstanding.status === Status.Idle)
-          server.settings = book.intern(server.settings.reported, wants.custom);
-        this.#adopt(server);
-        this.#become('active');
-      },
-      dropped: () => {
-        if (this.server === null) return;
-        this.#become('active');
-        this.#tied.pin('setting');
-      },
-    });
-    return true;
-  }
-
-  #ask(server: ServerConnection, statements: readonly string[], note: Note): void {
-    this.#become('settling');
-    if (server.outstanding.status === Status.Idle) server.ask(statements.join('; '), this, note);
-    else server.askAside(statements, this, note);
+    this.#lease.ran(verdict, isOk);
   }
 
   // --- Cancel, time, end ----------------------------------------------------------------------------------------
@@ -837,6 +771,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   cancel(): void {
     this.#guard('cancel', () => {
       switch (this.state) {
+        case 'queued':
         case 'waiting':
           this.pool.leave(this);
           this.#refuse(canceled());
@@ -886,7 +821,7 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
   /** Drain: a client without a transaction is told to go (57P01); one with a transaction may finish it. */
   drain(): boolean {
     if (this.state !== 'idle' && this.isInTransaction) return false;
-    if (['waiting', 'syncing', 'settling', 'sharing'].includes(this.state)) return false;
+    if (['queued', 'waiting', 'syncing', 'settling', 'sharing'].includes(this.state)) return false;
     this.end('terminating connection due to administrator command');
     return true;
   }
@@ -917,17 +852,15 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
     const isTerminated = this.#isTerminating;
     const { server } = this;
     const isMidMessage = this.#reader.isInside && !this.#isSkipping;
-    const ties = this.#ties;
-    const isDiscardWanted = (ties !== null && (!ties.isClean || ties.wasPinned)) || (server?.outstanding.size ?? 0) > 0; // What has not been answered may yet have an effect.
-    const isSpent =
-      isMidMessage || this.state === 'syncing' || (ties !== null && (ties.has('load') || ties.has('desync')));
+    // What has not been answered may yet have an effect.
+    const isDiscardWanted = this.#lease.isTouched || (server?.outstanding.size ?? 0) > 0;
+    const isSpent = isMidMessage || this.state === 'syncing' || this.#lease.isSpent;
     if (this.state === 'waiting') this.pool.leave(this);
     this.#line?.abandon(this);
     this.#line = null;
-    this.#become('closed');
-    this.server = null;
+    this.become('closed');
+    this.#lease.end();
     this.#held = null;
-    ties?.release();
     this.#requests.close();
     if (server !== null) {
       if (isSpent) {
@@ -936,13 +869,14 @@ export class Session implements Waiter, RequestHost, Rider, Cancelable {
       } else if (server.isFree && !isDiscardWanted) this.pool.giveBack(server);
       else this.pool.recover(server, isDiscardWanted, isTerminated);
     }
+    this.#turn?.end(this.#house.clock.now());
     this.#outbox.flush();
     if (!this.socket.writableEnded) this.socket.end();
     linger(this.socket, this.#house.clock);
     this.#house.onEnd(this);
   }
 
-  #become(state: SessionState): void {
+  become(state: SessionState): void {
     this.state = state;
     this.changedAt = this.#house.clock.now();
   }
@@ -985,6 +919,20 @@ function onEnd(this: net.Socket): void {
 }
 
 function onError(): void {}
+
+const whyShed: Record<ShedReason, string> = {
+  queue: 'as many requests of its class wait as may (classes.*.queue.max)',
+  wait: 'its class had no server for it in time (classes.*.queue.waitMax)',
+  deadline: 'its deadline would have passed before it was answered',
+  overload: 'its class is overloaded',
+};
+
+/** A duration as Postgres writes it in ms: a number, or with the unit ms, s, min, h or d; 0 when it is none. */
+function millisOf(text: string | undefined): number {
+  const [, amount, unit] = /^\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?\s*$/.exec(text ?? '') ?? [];
+  const units: Record<string, number> = { ms: 1, s: 1_000, min: 60_000, h: 3_600_000, d: 86_400_000 };
+  return amount === undefined ? 0 : Number(amount) * units[unit ?? 'ms']!;
+}
 
 function canceled(): Refusal {
   return error(SqlState.QueryCanceled, 'canceling statement due to user request');

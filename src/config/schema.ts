@@ -5,6 +5,7 @@
  * Units: after loading, every duration is a number of milliseconds, every size bytes, every share a fraction. 0 means
  * off where the description says so. Each value has its default here and nowhere else.
  */
+import { isIP } from 'node:net';
 import { z } from 'zod';
 
 const DURATION = /^(\d+(?:\.\d+)?)(ms|s|m|h|d)$/;
@@ -212,6 +213,89 @@ const database = z
   .refine((value) => value.passwordFile === undefined || value.user !== undefined, 'passwordFile needs user')
   .describe('One database, by the name that clients ask for; "*" stands for every other name.');
 
+const admission = z
+  .strictObject({
+    mode: z
+      .enum(['observe', 'warn', 'enforce'])
+      .prefault('observe')
+      .describe(
+        'enforce: requests wait for their turn by class, and are refused (53000) when it does not come; warn: they run, and their client gets a NOTICE; observe: they run, and are counted.',
+      ),
+  })
+  .describe('Whether requests are admitted by class.');
+
+const limit = z
+  .strictObject({
+    mode: z
+      .preprocess((value) => (value === false ? 'off' : value), z.enum(['fixed', 'off']))
+      .prefault('off')
+      .describe('fixed: at most max servers of a host are at work at a time; off: as many as the pools have.'),
+    min: count(1).prefault(2).describe('Least servers at work that the limit allows.'),
+    max: count(1).prefault(20).describe('Most servers of one host at work at the same time.'),
+  })
+  .refine((value) => value.min <= value.max, 'min must not exceed max')
+  .describe('How many servers of a host may be at work at the same time; a transaction whose client thinks is not.');
+
+const cidr = z.string().refine((text) => {
+  const [network, prefix, ...more] = text.split('/') as [string, string?, ...string[]];
+  const bits = isIP(network) === 6 ? 128 : 32;
+  return isIP(network) > 0 && more.length === 0 && (prefix === undefined || (/^\d+$/.test(prefix) && +prefix <= bits));
+}, 'expected an IP address or a network such as 10.0.0.0/8');
+
+const match = z
+  .strictObject({
+    user: z.string().optional(),
+    database: z.string().optional(),
+    application: z.string().optional().describe('application_name at login; * stands for any characters.'),
+    address: cidr.optional().describe('The client’s IP address, or its network.'),
+    tag: z
+      .record(z.string(), z.string())
+      .optional()
+      .describe('Tags in a comment of the statement (sqlcommenter): all of them.'),
+  })
+  .refine((value) => Object.keys(value).length > 0, 'at least one key is needed');
+
+const requestClass = z.strictObject({
+  name: z
+    .string()
+    .regex(/^[a-z][a-z0-9_-]{0,62}$/, 'expected lower-case letters, digits, - and _')
+    .describe('normal is what nothing else matches.'),
+  priority: z
+    .enum(['critical', 'normal', 'batch', 'deferrable'])
+    .prefault('normal')
+    .describe('Strict: higher ones first.'),
+  match: z.array(match).prefault([]).describe('One of these must hold, all of its keys.'),
+  users: z
+    .array(z.string())
+    .optional()
+    .describe('Who may be in this class at all; they may also ask for it: options=-c pgweir.class=name.'),
+  weight: z.number().positive().prefault(1).describe('Share among classes of the same priority.'),
+  floor: share().prefault('0%').describe('Share of the limit that it gets whatever others want.'),
+  ceiling: share().prefault('100%').describe('Share of the limit that it gets at most.'),
+  serversMax: count(1).optional().describe('Most servers at work for it.'),
+  queue: z
+    .strictObject({
+      max: count().prefault(1000).describe('Most requests that wait.'),
+      waitMax: duration().prefault('5s').describe('Longest wait.'),
+    })
+    .prefault({})
+    .describe('What waits to be admitted.'),
+  deadline: duration()
+    .prefault('0s')
+    .describe('After this, from its arrival, nobody wants the answer any more; 0s: never.'),
+  order: z
+    .enum(['auto', 'fifo'])
+    .prefault('auto')
+    .describe('fifo: oldest first, always; auto: youngest first while the class is overloaded.'),
+});
+
+const classes = z
+  .array(requestClass)
+  .prefault([])
+  .refine((all) => new Set(all.map(({ name }) => name)).size === all.length, 'every class needs a name of its own')
+  .refine((all) => all.reduce((sum, { floor }) => sum + floor, 0) <= 1, 'the floors together must not exceed 100%')
+  .describe('Kinds of requests and their priorities; the first match wins, and what matches nothing is "normal".');
+
 export const configSchema = z
   .strictObject({
     listen: listen.prefault({}),
@@ -220,6 +304,12 @@ export const configSchema = z
     drain: drain.prefault({}),
     log: log.prefault({}),
     auth: auth,
+    admission: admission.prefault({}),
+    limit: limit.prefault({}),
+    classes,
+    instances: count(1)
+      .prefault(1)
+      .describe('How many pgweirs stand before the same databases: limits and caps of hosts are divided by it.'),
     databases: z
       .record(z.string(), database)
       .refine((all) => Object.keys(all).length > 0, 'at least one database is needed'),
@@ -231,11 +321,11 @@ export const configSchema = z
  * protection to be in force that is not there. `*` stands for any one name or index.
  */
 export const laterKeys: readonly string[] = [
-  'instances',
   'ledgers',
-  'admission',
-  'limit',
-  'classes',
+  'admission.retries',
+  'classes.*.match.*.shape',
+  'classes.*.match.*.table',
+  'classes.*.match.*.kind',
   'switches',
   'breaker',
   'cache',
@@ -252,7 +342,10 @@ export const laterKeys: readonly string[] = [
 ];
 
 /** Values that a later version will understand. */
-export const laterValues: Readonly<Record<string, readonly string[]>> = { 'auth.method': ['cert', 'hba'] };
+export const laterValues: Readonly<Record<string, readonly string[]>> = {
+  'auth.method': ['cert', 'hba'],
+  'limit.mode': ['adaptive'],
+};
 
 /** The JSON Schema of the file, for editors (draft 7, which the YAML language server documents). */
 export function jsonSchema(): object {
@@ -266,3 +359,5 @@ export type PoolConfig = DatabaseConfig['pool'];
 export type HostConfig = DatabaseConfig['hosts'][number];
 export type ServerTlsConfig = DatabaseConfig['tls'];
 export type AuthConfig = Config['auth'];
+export type ClassConfig = Config['classes'][number];
+export type ClassMatch = ClassConfig['match'][number];

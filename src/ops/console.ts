@@ -4,12 +4,13 @@
  * (client/listener hands it over); what it may do depends on auth.admins and auth.readers.
  *
  * Supported: SHOW VERSION | POOLS | CLIENTS | SERVERS | STATS | STATS_TOTALS | STATS_AVERAGES | DATABASES | LISTS |
- * CONFIG | HELP, PAUSE, RESUME, RELOAD.
+ * CONFIG | HELP | CLASSES (ours), PAUSE, RESUME, RELOAD.
  */
 import { randomBytes } from 'node:crypto';
 import type { ClientIdentity } from '../client/login.ts';
 import type { Session } from '../client/session.ts';
 import type { AuthConfig } from '../config/schema.ts';
+import { shedReasons } from '../guard/gate.ts';
 import * as encode from '../protocol/encode.ts';
 import { emptyFrame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage } from '../protocol/messages.ts';
@@ -57,6 +58,8 @@ const socketColumns = columns(`type, user, database, replication, state, addr, p
 const databaseColumns = columns(`name, host, port i, database, force_user, pool_size i, min_pool_size i,
   reserve_pool_size i, server_lifetime i, pool_mode, load_balance_hosts, max_connections i, current_connections i,
   max_client_connections i, current_client_connections i, paused i, disabled i`);
+const classColumns = columns(`host, class, priority, limit, at_work i, permits i, waiting i, offered n, admitted n,
+  shed_queue n, shed_wait n, shed_deadline n, shed_overload n, observed n, mean_us n, overloaded i`);
 const totals = [
   'server_assignment_count',
   'xact_count',
@@ -228,6 +231,8 @@ export class Console {
           columns: numerics(totals.map((name, index) => (index < totals.length - 4 ? name : `avg_${name}`))),
           rows: perDatabase(snapshot).map(([name, sums]) => [name, ...averages(sums, snapshot)]),
         });
+      case 'classes':
+        return table({ columns: classColumns, rows: classRows(snapshot) });
       case 'lists':
         return table({ columns: columns('list, items i'), rows: lists(snapshot) });
       case 'config':
@@ -239,7 +244,7 @@ export class Console {
 }
 
 const HELP = `Console usage
-\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES
+\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES|CLASSES
 \tRELOAD
 \tPAUSE [<db>]
 \tRESUME [<db>]`;
@@ -305,6 +310,27 @@ function poolRow(pool: ServerPool, { sessions, now }: Snapshot): Value[] {
     pool.config.mode,
     null,
   ];
+}
+
+/** Ours alone: what each class is given on each host. */
+function classRows({ gates }: Snapshot): Value[][] {
+  return [...gates].flatMap(([host, gate]) =>
+    gate.lanes.map((lane) => [
+      host,
+      lane.class.name,
+      lane.class.priority,
+      Number.isFinite(gate.limit) ? String(gate.limit) : 'none',
+      lane.atWork,
+      lane.permits,
+      lane.queue.size,
+      lane.counts.offered,
+      lane.counts.admitted,
+      ...shedReasons.map((reason) => lane.counts.shed[reason]),
+      lane.counts.observed,
+      Math.round(lane.meanMs * 1000),
+      Number(lane.queue.isOverloaded),
+    ]),
+  );
 }
 
 function time(ms: number): string {

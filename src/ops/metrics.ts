@@ -6,9 +6,19 @@
  */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { Registry } from 'prom-client';
+import { type Gate, shedReasons } from '../guard/gate.ts';
+import type { Lane } from '../guard/permit.ts';
 import { pinReasons, refusalReasons, type ServerPool } from '../server/pool.ts';
 import type { Histogram } from '../util/histogram.ts';
 import type { Snapshot } from './snapshot.ts';
+
+/** States of sessions that count as another. */
+const shownStates: Record<string, string> = {
+  syncing: 'active',
+  settling: 'active',
+  sharing: 'active',
+  queued: 'waiting',
+};
 
 type Labels = Record<string, string>;
 type Sample = readonly [labels: Labels, value: number];
@@ -48,6 +58,14 @@ function perPoolAnd<Key extends string>(
     pools.flatMap((pool) => keys.map((key) => [{ ...nameOf(pool), [label]: key }, value(pool, key)] as const));
 }
 
+function perClass(value: (lane: Lane, gate: Gate) => number): Metric['read'] {
+  return ({ gates }) =>
+    [...gates].flatMap(([host, gate]) =>
+      gate.lanes.map((lane) => [{ host, class: lane.class.name }, value(lane, gate)] as const),
+    );
+}
+
+const classLabels = ['host', 'class'];
 const poolLabels = ['database', 'user'];
 
 export const metrics: readonly Metric[] = [
@@ -65,7 +83,7 @@ export const metrics: readonly Metric[] = [
         ['replication', replications],
       ]);
       for (const { state } of sessions) {
-        const shown = state === 'syncing' || state === 'settling' ? 'active' : state;
+        const shown = shownStates[state] ?? state;
         if (states.has(shown)) states.set(shown, states.get(shown)! + 1);
       }
       return [...states].map(([state, count]) => [{ state }, count] as const);
@@ -298,6 +316,74 @@ export const metrics: readonly Metric[] = [
     read: ({ statements }) => one(statements),
   },
   {
+    name: 'pgweir_admission_limit',
+    help: 'Most servers of the host at work at a time; +Inf without a limit.',
+    type: 'gauge',
+    labels: ['host'],
+    read: ({ gates }) => [...gates].map(([host, gate]) => [{ host }, gate.limit] as const),
+  },
+  {
+    name: 'pgweir_class_offered_total',
+    help: 'Requests that asked to be admitted.',
+    type: 'counter',
+    labels: classLabels,
+    read: perClass((lane) => lane.counts.offered),
+  },
+  {
+    name: 'pgweir_class_admitted_total',
+    help: 'Requests that were admitted.',
+    type: 'counter',
+    labels: classLabels,
+    read: perClass((lane) => lane.counts.admitted),
+  },
+  {
+    name: 'pgweir_class_shed_total',
+    help: 'Requests that were refused (53000), by reason.',
+    type: 'counter',
+    labels: [...classLabels, 'reason'],
+    read: ({ gates }) =>
+      [...gates].flatMap(([host, gate]) =>
+        gate.lanes.flatMap((lane) =>
+          shedReasons.map((reason) => [{ host, class: lane.class.name, reason }, lane.counts.shed[reason]] as const),
+        ),
+      ),
+  },
+  {
+    name: 'pgweir_class_observed_total',
+    help: 'Requests that ran, but would have waited or been refused with admission.mode enforce.',
+    type: 'counter',
+    labels: classLabels,
+    read: perClass((lane) => lane.counts.observed),
+  },
+  {
+    name: 'pgweir_class_waiting',
+    help: 'Requests that wait to be admitted.',
+    type: 'gauge',
+    labels: classLabels,
+    read: perClass((lane) => lane.queue.size),
+  },
+  {
+    name: 'pgweir_class_at_work',
+    help: 'Servers at work.',
+    type: 'gauge',
+    labels: classLabels,
+    read: perClass((lane) => lane.atWork),
+  },
+  {
+    name: 'pgweir_class_permits',
+    help: 'Servers held, those of clients that think in a transaction or are pinned included.',
+    type: 'gauge',
+    labels: classLabels,
+    read: perClass((lane) => lane.permits),
+  },
+  {
+    name: 'pgweir_class_work_seconds_total',
+    help: 'Time in which servers were at work.',
+    type: 'counter',
+    labels: classLabels,
+    read: perClass((lane) => lane.counts.workMs / 1000),
+  },
+  {
     name: 'pgweir_parser_texts_total',
     help: 'Statement shapes given to the SQL parser, by outcome.',
     type: 'counter',
@@ -361,6 +447,15 @@ export const metrics: readonly Metric[] = [
 ];
 
 export const histograms: readonly HistogramMetric[] = [
+  {
+    name: 'pgweir_class_wait_seconds',
+    help: 'How long requests waited to be admitted.',
+    labels: classLabels,
+    read: ({ gates }) =>
+      [...gates].flatMap(([host, gate]) =>
+        gate.lanes.map((lane) => [{ host, class: lane.class.name }, lane.waits] as const),
+      ),
+  },
   {
     name: 'pgweir_wait_seconds',
     help: 'How long requests waited for a server.',

@@ -3,6 +3,7 @@ import type { ClientCounts } from '../client/listener.ts';
 import type { Session } from '../client/session.ts';
 import type { Users } from '../client/users.ts';
 import type { Config } from '../config/schema.ts';
+import type { Gate } from '../guard/gate.ts';
 import type { Host } from '../server/hosts.ts';
 import type { ServerPool } from '../server/pool.ts';
 
@@ -27,6 +28,8 @@ export interface Snapshot {
   pools: readonly ServerPool[];
   hosts: readonly Host[];
   parser: { parsed: number; refused: number; killed: number };
+  /** By the address of their host. */
+  gates: ReadonlyMap<string, Gate>;
   /** Prepared statements known, over all clients. */
   statements: number;
   users: Users;

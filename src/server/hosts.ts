@@ -97,6 +97,11 @@ export class Host {
 /** All hosts by address. */
 export class Hosts {
   readonly #hosts = new Map<string, Host>();
+  #instances = 1;
+
+  #share(max: number): number {
+    return Math.max(1, Math.floor(max / this.#instances));
+  }
 
   /** The host at the address of `config`; the smallest cap that any database asks for counts. */
   get(config: HostConfig, serversMax: number): Host {
@@ -104,14 +109,15 @@ export class Hosts {
     const max = config.serversMax ?? serversMax;
     let host = this.#hosts.get(address);
     if (host === undefined) {
-      host = new Host(address, max);
+      host = new Host(address, this.#share(max));
       this.#hosts.set(address, host);
     }
     return host;
   }
 
-  /** Sets the caps anew (reload): the smallest of all databases on a host counts. */
-  setCaps(caps: Iterable<readonly [HostConfig, number]>): void {
+  /** Sets the caps anew (reload): the smallest of all databases on a host counts, divided among `instances`. */
+  setCaps(caps: Iterable<readonly [HostConfig, number]>, instances: number): void {
+    this.#instances = instances;
     const smallest = new Map<string, number>();
     for (const [config, serversMax] of caps) {
       const address = `${config.host}:${config.port}`;
@@ -120,8 +126,8 @@ export class Hosts {
     }
     for (const [address, max] of smallest) {
       const host = this.#hosts.get(address);
-      if (host === undefined) this.#hosts.set(address, new Host(address, max));
-      else host.serversMax = max;
+      if (host === undefined) this.#hosts.set(address, new Host(address, this.#share(max)));
+      else host.serversMax = this.#share(max);
     }
   }
 

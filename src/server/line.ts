@@ -59,6 +59,8 @@ export class Line implements Owner {
   readonly #onRoom: (line: Line) => void;
   readonly #onEnd: (line: Line) => void;
   readonly #rides: Ride[] = [];
+  /** What its server is at work by (guard/gate), ended with the line. */
+  permit: { end(now: number): void } | null = null;
   #backlogMs = 0;
   /** Since when the server works for the head. */
   #headSince = 0;
@@ -164,7 +166,14 @@ export class Line implements Owner {
   onProgress(): void {
     if (this.server.outstanding.isLost)
       return this.server.close('the server sent a reply that does not fit any request');
-    if (this.#rides.length === 0 && this.server.isFree) this.#onEnd(this);
+    if (this.#rides.length === 0 && this.server.isFree) this.#end();
+  }
+
+  #end(): void {
+    const { permit } = this;
+    this.permit = null;
+    this.#onEnd(this);
+    permit?.end(this.#clock.now());
   }
 
   onWritable(): void {}
@@ -178,6 +187,6 @@ export class Line implements Owner {
   onLost(reason: string, isTold: boolean): void {
     const rides = this.#rides.splice(0);
     for (const [index, { rider }] of rides.entries()) rider.onLost(reason, isTold && index === 0);
-    this.#onEnd(this);
+    this.#end();
   }
 }

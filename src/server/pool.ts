@@ -62,7 +62,7 @@ export interface PoolCounts extends TrafficCounts {
   binds: number;
 }
 
-export type RefusalReason = 'wait' | 'queue' | 'pinned' | 'connect' | 'limit';
+export type RefusalReason = 'wait' | 'queue' | 'pinned' | 'connect' | 'limit' | 'deadline' | 'overload';
 
 export interface PoolOptions {
   database: string;
@@ -93,7 +93,15 @@ const NEAR_MS = 1;
 const zeroes = <Key extends string>(keys: readonly Key[]) =>
   Object.fromEntries(keys.map((key) => [key, 0])) as Record<Key, number>;
 
-export const refusalReasons: readonly RefusalReason[] = ['wait', 'queue', 'pinned', 'connect', 'limit'];
+export const refusalReasons: readonly RefusalReason[] = [
+  'wait',
+  'queue',
+  'pinned',
+  'connect',
+  'limit',
+  'deadline',
+  'overload',
+];
 export const pinReasons: readonly PinReason[] = [
   'session',
   'listen',
@@ -186,6 +194,11 @@ export class ServerPool implements Tenant {
     this.#host.join(this);
   }
 
+  /** The address of the host that its servers are on. */
+  get hostAddress(): string {
+    return this.#host.address;
+  }
+
   get target(): ServerTarget {
     return this.#target;
   }
@@ -235,9 +248,10 @@ export class ServerPool implements Tenant {
 
   /**
    * A line that the read of `waiter` may board at once; null: it must wait, or have a server of its own. Nobody boards
-   * ahead of those who wait, so lines end when somebody waits for a server of his own.
+   * ahead of those who wait, so lines end when somebody waits for a server of his own. `mayOpen`: an idle server may be
+   * put to work.
    */
-  share({ settings }: Waiter, wish: Wish): Line | null {
+  share({ settings }: Waiter, wish: Wish, mayOpen: boolean): Line | null {
     if (this.isPaused || this.waiters.size > 0 || this.#host.owes(this)) return null;
     const server = this.idle.last;
     const isFit = server !== null && server.settings === settings && has(server, wish.statement);
@@ -247,7 +261,7 @@ export class ServerPool implements Tenant {
       if (line.suits(settings, wish) && !this.#isOld(line.server)) best = line;
     }
     const isBetterAlone = this.active.size < SPREAD && (best === null || best.backlogMs > NEAR_MS);
-    if (isFit && (best === null || isBetterAlone)) return this.#openLine(server);
+    if (isFit && mayOpen && (best === null || isBetterAlone)) return this.#openLine(server);
     return best;
   }
 
@@ -359,12 +373,12 @@ export class ServerPool implements Tenant {
     cleanup.start(former);
   }
 
-  /** Makes the ERROR 53000 that refused work gets. */
-  refuse(reason: RefusalReason, why: string): Refusal {
+  /** Makes the ERROR 53000 that refused work of a class gets. */
+  refuse(reason: RefusalReason, why: string, className = 'normal'): Refusal {
     this.counts.refused[reason]++;
     const retryMs = Math.round(200 + Math.random() * 800);
     return error(SqlState.InsufficientResources, `request refused: ${why}`, {
-      detail: `id=${nextRefusalId++} class=normal reason=${reason} database=${this.database} user=${this.user}`,
+      detail: `id=${nextRefusalId++} class=${className} reason=${reason} database=${this.database} user=${this.user}`,
       hint: `retry after ${retryMs} ms`,
     });
   }

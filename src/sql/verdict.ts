@@ -13,6 +13,7 @@ import { type Effects, findEffects, mergeEffects, pinning, probing } from './eff
 import { type Parser, SQL_BYTES_MAX, type Syntax } from './parser.ts';
 import { readKey } from './read.ts';
 import { cut, shapeOf, Tokens } from './shape.ts';
+import { tagsOf } from './tags.ts';
 
 const SHAPES_MAX = 10_000;
 
@@ -37,11 +38,13 @@ export interface Verdict {
   isCommit: boolean;
   /** It begins or ends a transaction. */
   control: Control | null;
+  /** Tags in a comment at its end (sqlcommenter), when somebody wants to know (`Judge.findsTags`). */
+  tags: ReadonlyMap<string, string> | null;
   /** A read that may share a server: the number of its shape (sql/read); 0 for everything else. */
   read: number;
 }
 
-export const harmless: Verdict = { effects: null, shape: null, isCommit: false, control: null, read: 0 };
+export const harmless: Verdict = { effects: null, shape: null, isCommit: false, control: null, tags: null, read: 0 };
 const opaque: Verdict = { ...harmless, effects: pinning('opaque') };
 /** The longest text that is cut into tokens; a longer one is opaque. */
 export const TEXT_BYTES_MAX = 1024 * 1024;
@@ -54,6 +57,8 @@ export class Judge {
   readonly #last = { source: Buffer.alloc(0) as Buffer, start: -1, end: -1, verdict: harmless };
   /** Somebody wants to know which statements are reads that may share a server. */
   findsReads = false;
+  /** Somebody wants to know the tags of statements. */
+  findsTags = false;
 
   constructor(parser: Parser) {
     this.#parser = parser;
@@ -92,6 +97,8 @@ export class Judge {
       const read = readKey(tokens);
       if (read !== 0) verdict = { ...harmless, read };
     }
+    const tags = this.findsTags ? tagsOf(source, start, end) : null;
+    if (tags !== null) verdict = { ...verdict, tags };
     if (effects !== null && effects.references.length > 0) moveReferences(effects, start);
     tokens.clear();
     return verdict;

@@ -1,0 +1,146 @@
+/**
+ * A session's way through the gate of its host (guard/gate): asked at the first statement that needs a server, ended when
+ * the server goes back. Made by client/session while admission is on.
+ *
+ *     none ──ask──▶ admitted ──end──▶ none
+ *       └──ask──▶ waiting ──▶ admitted, or shed ──▶ none
+ *
+ * The one idea: the session need not know of classes and permits, only whether it is its turn.
+ */
+import type { Admission } from '../guard/admission.ts';
+import type { Class, Classes, ClientTraits, Narrowed, Tags } from '../guard/classes.ts';
+import type { Gate } from '../guard/gate.ts';
+import type { Permit } from '../guard/permit.ts';
+import type { ShedReason, Ticket } from '../guard/queue.ts';
+import type { Line } from '../server/line.ts';
+
+/** What a request tells of itself. */
+export interface Errand {
+  tags: Tags | null;
+  /** `statement_timeout` in ms; 0: none. */
+  timeoutMs: number;
+  /** Bytes of it that are kept while it waits. */
+  bytes: number;
+}
+
+export type Asked = 'admitted' | 'warned' | 'waiting' | ShedReason;
+
+export class Turn {
+  readonly #admission: Admission;
+  readonly #gate: Gate;
+  readonly #traits: Omit<ClientTraits, 'application'>;
+  readonly #onAdmitted: () => void;
+  readonly #onShed: (reason: ShedReason) => void;
+  /** The rules that may hold for this client, as of `#classes` and `#application`. */
+  #narrowed: Narrowed | null = null;
+  #classes: Classes | null = null;
+  #application = '';
+  #class: Class | null = null;
+  #permit: Permit | null = null;
+  #ticket: Ticket | null = null;
+
+  constructor(
+    admission: Admission,
+    host: string,
+    traits: Omit<ClientTraits, 'application'>,
+    { onAdmitted, onShed }: { onAdmitted: () => void; onShed: (reason: ShedReason) => void },
+  ) {
+    this.#admission = admission;
+    this.#gate = admission.gateOf(host);
+    this.#traits = traits;
+    this.#onAdmitted = onAdmitted;
+    this.#onShed = onShed;
+  }
+
+  get isAdmitted(): boolean {
+    return this.#permit !== null;
+  }
+
+  /** The class of the request that was asked for last. */
+  get className(): string {
+    return this.#class?.name ?? '';
+  }
+
+  /** Says which class a request of `application` with `tags` is in. */
+  classify(application: string, tags: Tags | null): void {
+    const { classes } = this.#admission;
+    if (this.#narrowed === null || this.#classes !== classes || this.#application !== application) {
+      this.#classes = classes;
+      this.#application = application;
+      this.#narrowed = classes.narrow({ ...this.#traits, application });
+    }
+    this.#class = classes.classOf(this.#narrowed, tags);
+  }
+
+  /** Is it the turn of the request that was classified? */
+  ask({ tags, timeoutMs, bytes }: Errand, now: number): Asked {
+    if (this.#permit !== null) return 'admitted';
+    const tagged = Number(tags?.get('deadline_ms'));
+    const limits = [timeoutMs, tagged].filter((ms) => ms > 0);
+    const decision = this.#gate.decide(
+      {
+        class: this.#class!,
+        application: this.#application,
+        deadline: limits.length > 0 ? Math.min(...limits) : 0,
+        bytes,
+        onAdmit: (permit) => {
+          this.#ticket = null;
+          this.#permit = permit;
+          this.#onAdmitted();
+        },
+        onShed: (reason) => {
+          this.#ticket = null;
+          this.#onShed(reason);
+        },
+      },
+      now,
+    );
+    switch (decision.kind) {
+      case 'admit':
+        this.#permit = decision.permit;
+        return decision.isWarned && this.#admission.mode === 'warn' ? 'warned' : 'admitted';
+      case 'wait':
+        this.#ticket = decision.ticket;
+        return 'waiting';
+      case 'shed':
+        return decision.reason;
+      default:
+        return decision satisfies never;
+    }
+  }
+
+  /** May the request that was classified share a server that is at work? */
+  get mayShare(): boolean {
+    return this.#permit !== null || this.#gate.mayShare(this.#class!);
+  }
+
+  /** May it have a server that is idle, for itself and others to share? */
+  get hasRoom(): boolean {
+    return this.#permit !== null || this.#gate.hasRoom(this.#class!);
+  }
+
+  /** It shares the server of `line`: one permit for all of them. */
+  board(line: Line, now: number): void {
+    if (line.permit === null) line.permit = this.#permit ?? this.#gate.admit(this.#class!, now);
+    else if (this.#permit === null) this.#gate.countShared(this.#class!);
+    else this.#permit.end(now);
+    this.#permit = null;
+  }
+
+  /** The server has nothing to do for it, or has again. */
+  rest(now: number): void {
+    this.#permit?.rest(now);
+  }
+
+  work(now: number): void {
+    this.#permit?.work(now);
+  }
+
+  /** It is over, or not wanted any more. */
+  end(now: number): void {
+    if (this.#ticket !== null) this.#gate.leave(this.#ticket);
+    this.#ticket = null;
+    this.#permit?.end(now);
+    this.#permit = null;
+  }
+}

@@ -1,0 +1,134 @@
+/**
+ * One class at one gate, and the right to have one server at work for it. Owned by guard/gate.
+ *
+ * The one idea: what a class has had is counted in the time that servers have worked for it, by weight (`pass`). Each
+ * permit is charged with the mean at once, and with the rest when it is known, so that a class with long statements does
+ * not get more of them because none has ended yet.
+ */
+import { Histogram } from '../util/histogram.ts';
+import { type Class, priorities } from './classes.ts';
+import { ClassQueue, type ShedReason } from './queue.ts';
+
+/** Plain counters of one class, read at scrape time. */
+export interface ClassCounts {
+  offered: number;
+  admitted: number;
+  shed: Record<ShedReason, number>;
+  /** Admitted because the gate only observes, but would have waited or been shed. */
+  observed: number;
+  /** Time in which servers worked for it. */
+  workMs: number;
+}
+
+/** How many samples the mean remembers. */
+const MEAN_SAMPLES = 32;
+
+export class Lane {
+  readonly rank: number;
+  readonly queue: ClassQueue;
+  /** Its permits, and those of them whose servers are at work. */
+  permits = 0;
+  atWork = 0;
+  /** Work done for it, in ms by weight: who has least is next among equals. */
+  pass = 0;
+  /** Recent mean of the time that a server works for one permit, in ms. */
+  meanMs = 0;
+  #samples = 0;
+  /** How long its requests have waited to be admitted, in seconds. */
+  readonly waits = new Histogram();
+  readonly counts: ClassCounts = {
+    offered: 0,
+    admitted: 0,
+    shed: { queue: 0, wait: 0, deadline: 0, overload: 0 },
+    observed: 0,
+    workMs: 0,
+  };
+
+  constructor(of: Class) {
+    this.rank = priorities.indexOf(of.priority);
+    this.queue = new ClassQueue(of);
+  }
+
+  get class(): Class {
+    return this.queue.class;
+  }
+
+  /** Nobody has a permit or waits for one. */
+  get isIdle(): boolean {
+    return this.permits === 0 && this.queue.size === 0;
+  }
+
+  /** Servers at work that it gets whatever others want. */
+  floorOf(limit: number): number {
+    return Number.isFinite(limit) ? this.class.floor * limit : 0;
+  }
+
+  /** Most servers at work; at least one: what may not run at all is for switches. */
+  ceilingOf(limit: number): number {
+    const { ceiling, serversMax } = this.class;
+    return Math.min(serversMax, ceiling < 1 ? Math.max(1, Math.floor(ceiling * limit)) : Number.POSITIVE_INFINITY);
+  }
+
+  /** A permit has had its server at work for `ms` in all. */
+  learn(ms: number): void {
+    this.#samples = Math.min(this.#samples + 1, MEAN_SAMPLES);
+    this.meanMs += (ms - this.meanMs) / this.#samples;
+  }
+}
+
+export class Permit {
+  readonly lane: Lane;
+  readonly #onRoom: (now: number) => void;
+  #state: 'working' | 'resting' | 'ended' = 'working';
+  #since: number;
+  /** What the lane has been charged with in advance, and how long the server has worked. */
+  #charged: number;
+  #workedMs = 0;
+
+  /** `onRoom` is called when a server is at work no longer. */
+  constructor(lane: Lane, now: number, onRoom: (now: number) => void) {
+    this.lane = lane;
+    this.#onRoom = onRoom;
+    this.#since = now;
+    this.#charged = lane.meanMs;
+    lane.permits++;
+    lane.atWork++;
+    lane.pass += this.#charged / lane.class.weight;
+  }
+
+  /** Its server has nothing to do: its client thinks, in a transaction or pinned. */
+  rest(now: number): void {
+    if (this.#state !== 'working') return;
+    this.#state = 'resting';
+    this.#stopWork(now);
+    this.#onRoom(now);
+  }
+
+  /** Its client asks for more. Nobody is made to wait within a transaction: it may hold locks. */
+  work(now: number): void {
+    if (this.#state !== 'resting') return;
+    this.#state = 'working';
+    this.#since = now;
+    this.lane.atWork++;
+  }
+
+  /** The transaction is over, however it ended. Ending it again does nothing. */
+  end(now: number): void {
+    if (this.#state === 'ended') return;
+    if (this.#state === 'working') this.#stopWork(now);
+    this.#state = 'ended';
+    this.lane.permits--;
+    this.lane.learn(this.#workedMs);
+    this.#onRoom(now);
+  }
+
+  #stopWork(now: number): void {
+    const { lane } = this;
+    const ms = now - this.#since;
+    lane.atWork--;
+    lane.counts.workMs += ms;
+    lane.pass += (ms - this.#charged) / lane.class.weight;
+    this.#charged = 0;
+    this.#workedMs += ms;
+  }
+}

@@ -1,0 +1,259 @@
+/** guard/gate, guard/queue: who is admitted, who waits, who is shed. Time is moved by hand. */
+import t from 'tap';
+import type { Class } from '../../src/guard/classes.ts';
+import { Gate } from '../../src/guard/gate.ts';
+import type { Permit } from '../../src/guard/permit.ts';
+
+const base: Class = {
+  name: 'normal',
+  priority: 'normal',
+  weight: 1,
+  floor: 0,
+  ceiling: 1,
+  serversMax: Number.POSITIVE_INFINITY,
+  queueMax: 1000,
+  waitMax: 5000,
+  deadline: 0,
+  isFifo: false,
+};
+const named = (name: string, more: Partial<Class> = {}): Class => ({ ...base, name, ...more });
+
+function house(classes: Class[], limit: number, isEnforced = true) {
+  const gate = new Gate(classes, isEnforced, limit);
+  const events: string[] = [];
+  const permits = new Map<string, Permit>();
+  let now = 0;
+  const ask = (id: string, of: Class, more: { application?: string; deadline?: number; bytes?: number } = {}) => {
+    const decision = gate.decide(
+      {
+        class: of,
+        application: '',
+        deadline: 0,
+        bytes: 0,
+        ...more,
+        onAdmit: (permit) => {
+          permits.set(id, permit);
+          events.push(`+${id}`);
+        },
+        onShed: (reason) => events.push(`-${id} ${reason}`),
+      },
+      now,
+    );
+    if (decision.kind === 'admit') permits.set(id, decision.permit);
+    return decision.kind === 'shed' ? decision.reason : decision.kind;
+  };
+  const end = (id: string, afterMs = 0) => {
+    now += afterMs;
+    permits.get(id)!.end(now);
+  };
+  const pass = (ms: number) => {
+    for (const until = now + ms; now < until; now += 10) gate.tick(now);
+  };
+  const take = () => events.splice(0);
+  return { gate, ask, end, pass, take, permits, now: () => now };
+}
+
+t.test('as many are at work as the limit says; the next is who has waited longest', async (t) => {
+  const { gate, ask, end, take } = house([base], 2);
+  t.same([ask('a', base), ask('b', base), ask('c', base), ask('d', base)], ['admit', 'admit', 'wait', 'wait']);
+  end('a');
+  t.same(take(), ['+c']);
+  end('b');
+  end('c');
+  end('c'); // Ending twice counts once.
+  t.same(take(), ['+d']);
+  t.equal(gate.atWork, 1);
+  end('d');
+  t.equal(gate.atWork, 0);
+});
+
+t.test('higher priorities go first, whoever came first', async (t) => {
+  const [low, middle, high] = [
+    named('low', { priority: 'deferrable' }),
+    named('middle', { priority: 'batch' }),
+    named('high', { priority: 'critical' }),
+  ];
+  const { ask, end, take } = house([low, middle, high], 1);
+  ask('run', low);
+  t.same([ask('l', low), ask('m', middle), ask('h', high)], ['wait', 'wait', 'wait']);
+  end('run');
+  end('h');
+  end('m');
+  t.same(take(), ['+h', '+m', '+l']);
+});
+
+t.test('a floor comes before priorities', async (t) => {
+  const low = named('low', { priority: 'deferrable', floor: 0.25 });
+  const high = named('high', { priority: 'critical' });
+  const { ask, end, take } = house([low, high], 4);
+  for (const id of ['a', 'b', 'c', 'd']) ask(id, high);
+  for (const id of ['l1', 'l2']) ask(id, low);
+  for (const id of ['h1', 'h2']) ask(id, high);
+  end('a');
+  end('b');
+  end('c');
+  t.same(take(), ['+l1', '+h1', '+h2']);
+});
+
+t.test('a class at its ceiling leaves the rest to others, lower ones too', async (t) => {
+  const high = named('high', { priority: 'critical', ceiling: 0.5 });
+  const low = named('low', { priority: 'deferrable', serversMax: 1 });
+  const { ask, end, take } = house([high, low], 4);
+  t.same([ask('a', high), ask('b', high), ask('c', high)], ['admit', 'admit', 'wait']);
+  t.same([ask('l', low), ask('l2', low)], ['admit', 'wait']);
+  end('l');
+  t.same(take(), ['+l2']);
+  end('a');
+  t.same(take(), ['+c']);
+});
+
+t.test('equals share the servers’ time by weight, not by number of requests', async (t) => {
+  const heavy = named('heavy', { weight: 3 });
+  const light = named('light');
+  const { gate, ask, end, permits, take } = house([heavy, light], 1);
+  let id = 0;
+  const queue = () => {
+    for (const each of [heavy, light])
+      while (gate.lanes.find((lane) => lane.class === each)!.queue.size < 3) ask(`${each.name}-${id++}`, each);
+  };
+  ask('first', light);
+  queue();
+  end('first', 1);
+  for (let lap = 0; lap < 400; lap++) {
+    const [next] = take();
+    const name = next!.slice(1);
+    queue();
+    permits.get(name)!.lane.class.name === 'heavy' ? end(name, 10) : end(name, 30);
+  }
+  const [a, b] = gate.lanes.map((lane) => lane.counts.workMs);
+  t.ok(Math.abs(a! / b! - 3) < 0.3, `${a} to ${b} ms`);
+});
+
+t.test('applications of a class take turns', async (t) => {
+  const { ask, end, take } = house([base], 1);
+  ask('run', base);
+  for (const id of ['a1', 'a2', 'a3']) ask(id, base, { application: 'a' });
+  ask('b1', base, { application: 'b' });
+  end('run');
+  end('a1');
+  end('b1');
+  end('a2');
+  t.same(take(), ['+a1', '+b1', '+a2', '+a3']);
+});
+
+t.test('queues are bounded in number and in bytes', async (t) => {
+  const small = named('small', { queueMax: 2 });
+  const { ask } = house([small, base], 1);
+  ask('run', base);
+  t.same([ask('a', small), ask('b', small), ask('c', small)], ['wait', 'wait', 'queue']);
+  t.equal(ask('big', base, { bytes: 10 * 1024 * 1024 }), 'wait');
+  t.equal(ask('bigger', base, { bytes: 10 * 1024 * 1024 }), 'queue');
+});
+
+t.test('nobody waits beyond waitMax, nor is admitted after a deadline', async (t) => {
+  const brief = named('brief', { waitMax: 200, isFifo: true });
+  const dated = named('dated', { deadline: 100, isFifo: true });
+  const { ask, end, pass, take } = house([brief, dated], 1);
+  ask('run', brief);
+  ask('a', brief);
+  ask('b', dated);
+  ask('c', brief, { deadline: 50 });
+  pass(60);
+  t.same(take(), ['-c deadline']);
+  pass(60);
+  t.same(take(), ['-b deadline']);
+  pass(100);
+  t.same(take(), ['-a wait']);
+  ask('d', dated);
+  end('run', 150); // No tick has come between.
+  t.same(take(), ['-d deadline']);
+});
+
+t.test('an overloaded class lets the youngest go first, and sheds who has waited for too long', async (t) => {
+  const auto = named('auto', { waitMax: 1000 }); // Target: 100 ms.
+  const fifo = named('fifo', { waitMax: 1000, isFifo: true });
+  for (const [of, expected] of [
+    [auto, ['+young', '-old overload']],
+    [fifo, ['+old']],
+  ] as const) {
+    const { gate, ask, end, pass, take } = house([of], 1);
+    ask('run', of);
+    ask('old', of);
+    pass(150);
+    t.equal(gate.lanes[0]!.queue.isOverloaded, false, 'alone it stands in nobody’s way');
+    ask('also', of);
+    pass(10);
+    t.equal(gate.lanes[0]!.queue.isOverloaded, true);
+    ask('young', of);
+    end('run');
+    pass(60);
+    t.same(take(), expected, of.name);
+  }
+});
+
+t.test('a transaction whose client thinks is not at work, and is never asked again', async (t) => {
+  const { gate, ask, end, take, permits, now } = house([base], 1);
+  ask('a', base);
+  ask('b', base);
+  permits.get('a')!.rest(now());
+  t.same(take(), ['+b']);
+  permits.get('a')!.work(now());
+  t.equal(gate.atWork, 2, 'over the limit rather than stuck with its locks');
+  t.equal(ask('c', base), 'wait');
+  end('b');
+  t.same(take(), []);
+  end('a');
+  t.same(take(), ['+c']);
+});
+
+t.test('who leaves the queue is not admitted', async (t) => {
+  const { gate, ask, end, take, now } = house([base], 1);
+  ask('a', base);
+  const decision = gate.decide(
+    { class: base, application: '', deadline: 0, bytes: 0, onAdmit: () => t.fail(), onShed: () => t.fail() },
+    now(),
+  );
+  if (decision.kind === 'wait') gate.leave(decision.ticket);
+  ask('c', base);
+  end('a');
+  t.same(take(), ['+c']);
+});
+
+t.test('a gate that observes admits everybody, and counts what it would do', async (t) => {
+  const { gate, ask } = house([base], 1, false);
+  t.same([ask('a', base), ask('b', base), ask('c', base)], ['admit', 'admit', 'admit']);
+  t.match(gate.lanes[0]!.counts, { offered: 3, admitted: 3, observed: 2 });
+});
+
+t.test('a new configuration keeps what is known of classes, and ends what is gone', async (t) => {
+  const old = named('old');
+  const { gate, ask, end, take } = house([base, old], 2);
+  ask('a', base);
+  ask('b', old);
+  ask('c', base);
+  const changed = named('normal', { weight: 2 });
+  gate.configure([changed], true, 1);
+  t.same(
+    gate.lanes.map(({ class: { name } }) => name),
+    ['normal', 'old'],
+  );
+  t.equal(gate.lanes[0]!.class.weight, 2);
+  end('b');
+  t.same(take(), [], 'one is at work, which is the limit now');
+  end('a');
+  t.same(take(), ['+c']);
+  gate.configure([changed], true, 1);
+  t.equal(gate.lanes.length, 1);
+});
+
+t.test('sharing is not ahead of those who wait', async (t) => {
+  const [high, low] = [named('high', { priority: 'critical' }), named('low', { priority: 'batch' })];
+  const { gate, ask } = house([high, low], 1);
+  t.ok(gate.hasRoom(low));
+  ask('a', low);
+  t.notOk(gate.hasRoom(low));
+  t.ok(gate.mayShare(low));
+  ask('b', high);
+  t.notOk(gate.mayShare(low));
+  t.notOk(gate.mayShare(high));
+});

@@ -1,0 +1,299 @@
+/**
+ * Admission end to end: classes, the gate and its refusals, before a real Postgres. Who is admitted when is proved in
+ * test/guard and test/sim; here it is that sessions ask, wait, are refused and give back what they had, whatever happens.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import t, { type Test } from 'tap';
+import { type Message, OCCUPY, open, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
+import { startProxy, until, withPostgres } from '../fixtures/stack.ts';
+
+const { query: Q, parse: P, bind: B, describe: D, execute: E } = send;
+const S = send.sync();
+
+const postgres = await withPostgres();
+t.after(() => postgres.stop());
+const admin = await RawClient.open(postgres.port);
+admin.socket.unref();
+t.after(() => admin.end());
+
+type Stack = Awaited<ReturnType<typeof startProxy>>;
+
+const classes = [
+  { name: 'api', priority: 'critical', match: [{ application: 'api-*' }] },
+  { name: 'vip', priority: 'critical', match: [], users: ['postgres'] },
+  { name: 'workflow', priority: 'batch', match: [{ tag: { job: 'workflow' } }], queue: { max: 3, waitMax: '20s' } },
+  { name: 'brief', priority: 'batch', match: [{ application: 'brief' }], queue: { max: 100, waitMax: '200ms' } },
+  { name: 'dated', priority: 'normal', match: [{ application: 'dated' }], deadline: '150ms' },
+  { name: 'none', priority: 'deferrable', match: [{ application: 'none' }], queue: { max: 0 } },
+];
+
+const proxies: Stack[] = [];
+
+/** A proxy whose host has at most `max` servers at work. */
+async function start(t: Test, max: number, more: object = {}, pool: object = {}): Promise<Stack> {
+  const proxy = await startProxy(postgres.port, {
+    pool: { size: 8, share: 'off', ...pool },
+    top: { admission: { mode: 'enforce' }, limit: { mode: 'fixed', min: 1, max }, classes, ...more },
+  });
+  t.after(() => proxy.stop());
+  proxies.push(proxy);
+  return proxy;
+}
+
+const gateOf = (proxy: Stack) => [...proxy.app.snapshot().gates.values()][0]!;
+const lane = (proxy: Stack, name: string) => gateOf(proxy).lanes.find((each) => each.class.name === name)!;
+const permits = (proxy: Stack) => gateOf(proxy).lanes.reduce((sum, each) => sum + each.permits, 0);
+const waiting = (proxy: Stack) => gateOf(proxy).lanes.reduce((sum, each) => sum + each.queue.size, 0);
+const status = (messages: Message[]) => messages.at(-1)!.body.toString();
+const group = (sql: string) => [P('', sql), B('', ''), D('P', ''), E(''), S];
+
+/** A client whose statement is at work until `release`. */
+async function work(t: Test, proxy: Stack, key: number) {
+  await admin.rows(`SELECT pg_advisory_lock(${key})`);
+  const busy = await open(t, proxy.port);
+  const before = gateOf(proxy).atWork;
+  busy.write(Q(`SELECT 1 FROM pg_advisory_xact_lock(${key})`));
+  await until(() => gateOf(proxy).atWork === before + 1, 'the statement to be at work');
+  return {
+    busy,
+    release: async () => {
+      await admin.rows(`SELECT pg_advisory_unlock(${key})`);
+      await busy.until('Z');
+    },
+  };
+}
+
+t.test('the higher class goes first, and each gets its own answer', async (t) => {
+  const proxy = await start(t, 1);
+  const { release } = await work(t, proxy, 1);
+  const order: string[] = [];
+  const ask = async (name: string, parameters: Record<string, string>, sql: string) => {
+    const client = await open(t, proxy.port, parameters);
+    const size = waiting(proxy);
+    client.write(Q(sql));
+    await until(() => waiting(proxy) === size + 1, `${name} to wait`);
+    const answer = client.until('Z').then((messages) => {
+      order.push(name);
+      const isOwn = messages.some(({ type, body }) => type === 'D' && body.includes(name));
+      t.ok(isOwn, name);
+    });
+    return { answer };
+  };
+  const answers = [
+    await ask('low', {}, `SELECT 'low' /* job='workflow' */`),
+    await ask('middle', {}, `SELECT 'middle'`),
+    await ask('high', { application_name: 'api-7' }, `SELECT 'high'`),
+    await ask('asked', { options: '-c pgweir.class=vip' }, `SELECT 'asked'`),
+  ];
+  await release();
+  await Promise.all(answers.map(({ answer }) => answer));
+  t.same(order, ['high', 'asked', 'middle', 'low']);
+  t.equal(permits(proxy), 0);
+  t.equal(lane(proxy, 'workflow').counts.admitted, 1);
+  t.equal(lane(proxy, 'vip').counts.admitted, 1);
+});
+
+for (const [title, request] of [
+  ['a simple query', [Q('SELECT 1')]],
+  ['an extended one', group('SELECT 1')],
+  ['a pipeline', [...group('SELECT 1').slice(0, -1), ...group('SELECT 2')]],
+] as const) {
+  t.test(`what is refused gets one error that says why, and the session lives: ${title}`, async (t) => {
+    const proxy = await start(t, 1);
+    const { release } = await work(t, proxy, 2);
+    for (const [application, reason] of [
+      ['none', 'queue'],
+      ['brief', 'wait'],
+      ['dated', 'deadline'],
+    ] as const) {
+      const client = await open(t, proxy.port, { application_name: application });
+      const messages = await client.ask([...request]);
+      t.same([types(messages), sqlstates(messages), status(messages)], ['EZ', ['53000'], 'I'], application);
+      const text = messages[0]!.body.toString();
+      t.match(text, `class=${application} reason=${reason}`);
+      t.match(text, /retry after \d+ ms/);
+      await client.ask(Q('BEGIN'));
+      t.equal(status(await client.ask([...request])), 'E');
+      t.equal(status(await client.ask(Q('ROLLBACK'))), 'I');
+    }
+    await release();
+    const client = await open(t, proxy.port, { application_name: 'none' });
+    t.same(await client.rows('SELECT 1'), [['1']]);
+    t.equal(permits(proxy), 0);
+  });
+}
+
+t.test('a queue that is full refuses, and what its deadline does not allow is not run', async (t) => {
+  const proxy = await start(t, 1);
+  const { release } = await work(t, proxy, 3);
+  const clients = await Promise.all(Array.from({ length: 4 }, () => open(t, proxy.port)));
+  for (const [index, client] of clients.slice(0, 3).entries()) {
+    client.write(Q(`SELECT ${index} /*job='workflow'*/`));
+    await until(() => waiting(proxy) === index + 1, 'it to wait');
+  }
+  t.match((await clients[3]!.ask(Q(`SELECT 3 /*job='workflow'*/;`)))[0]!.body.toString(), 'reason=queue');
+  const hurried = await open(t, proxy.port);
+  t.match((await hurried.ask(Q(`SELECT 4 /*deadline_ms='100'*/`)))[0]!.body.toString(), 'class=normal reason=');
+  const timed = await open(t, proxy.port, { options: '-c statement_timeout=120ms' });
+  t.match((await timed.ask(Q('SELECT 5')))[0]!.body.toString(), 'class=normal reason=');
+  await release();
+  for (const client of clients.slice(0, 3)) t.equal(types(await client.until('Z')), 'TDCZ');
+});
+
+t.test('a transaction whose client thinks leaves its place to others, and goes on when it likes', async (t) => {
+  const proxy = await start(t, 1);
+  const a = await open(t, proxy.port);
+  const b = await open(t, proxy.port);
+  await a.rows(OCCUPY);
+  t.equal(gateOf(proxy).atWork, 0);
+  t.same(await b.rows('SELECT 2'), [['2']]);
+  const { release } = await work(t, proxy, 4);
+  t.same(await a.rows('SELECT 3'), [['3']], 'it is never asked again');
+  await a.rows('COMMIT');
+  await release();
+  t.equal(permits(proxy), 0);
+});
+
+t.test('who is cancelled or vanishes while it waits is gone from the queue', async (t) => {
+  const proxy = await start(t, 1);
+  const { release } = await work(t, proxy, 5);
+  const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
+  for (const client of [a, b]) client.write(Q('SELECT 1'));
+  await until(() => waiting(proxy) === 2, 'both to wait');
+  await requestCancel(proxy.port, a.key);
+  t.same(sqlstates(await a.until('Z')), ['57014']);
+  b.end();
+  await until(() => waiting(proxy) === 0, 'the queue to be empty');
+  await release();
+  t.same(await a.rows('SELECT 1'), [['1']]);
+  t.equal(permits(proxy), 0);
+});
+
+t.test('permits come back when clients, servers and Postgres itself are killed', async (t) => {
+  const proxy = await start(t, 4);
+  for (const kill of ['client', 'server'] as const) {
+    const { busy } = await work(t, proxy, 6);
+    t.equal(permits(proxy), 1);
+    if (kill === 'client') busy.end();
+    else
+      await admin.rows(
+        `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_advisory_xact_lock(6)%' AND pid <> pg_backend_pid()`,
+      );
+    await until(() => permits(proxy) === 0, `the permit to come back (${kill})`);
+    await admin.rows('SELECT pg_advisory_unlock(6)');
+  }
+});
+
+t.test('observe lets all run and counts; warn tells the client as well', async (t) => {
+  for (const mode of ['observe', 'warn'] as const) {
+    const proxy = await start(t, 1, { admission: { mode } });
+    const { release } = await work(t, proxy, 7);
+    const client = await open(t, proxy.port);
+    t.equal(types(await client.ask(Q('SELECT 1'))), mode === 'warn' ? 'NTDCZ' : 'TDCZ', mode);
+    t.equal(lane(proxy, 'normal').counts.observed, 1);
+    await release();
+    t.equal(types(await client.ask(Q('SELECT 1'))), 'TDCZ');
+  }
+});
+
+t.test('short reads share a server under a limit, and permits are those of servers', async (t) => {
+  const proxy = await start(t, 1, {}, { share: 'auto', size: 2 });
+  const clients = await Promise.all(Array.from({ length: 8 }, () => open(t, proxy.port)));
+  const most = { atWork: 0 };
+  const watch = setInterval(() => {
+    most.atWork = Math.max(most.atWork, gateOf(proxy).atWork);
+  }, 1);
+  const before = lane(proxy, 'normal').counts;
+  await Promise.all(
+    clients.map(async (client, index) => {
+      for (let lap = 0; lap < 100; lap++) {
+        const messages = await client.ask(Q(`SELECT ${1000 * index + lap} AS n`));
+        if (!messages.some(({ type, body }) => type === 'D' && body.includes(`${1000 * index + lap}`)))
+          t.fail(`${index}: ${types(messages)}`);
+      }
+    }),
+  );
+  clearInterval(watch);
+  t.ok(proxy.app.snapshot().pools[0]!.counts.shared > 100, 'they shared');
+  t.ok(most.atWork <= 1, `${most.atWork} at work`);
+  t.equal(before.admitted, 800);
+  t.equal(before.offered, 800);
+  t.equal(permits(proxy), 0);
+});
+
+t.test('two instances together keep to the limit of one', async (t) => {
+  const proxies = [await start(t, 4, { instances: 2 }), await start(t, 4, { instances: 2 })];
+  const sleepers = await Promise.all(Array.from({ length: 12 }, (_, index) => open(t, proxies[index % 2]!.port)));
+  let most = 0;
+  const answers = sleepers.map((client) => client.ask(Q('SELECT pg_sleep(0.1)')));
+  const done = Promise.all(answers);
+  let isDone = false;
+  void done.then(() => {
+    isDone = true;
+  });
+  while (!isDone) {
+    const [row] = await admin.rows(
+      `SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep(0.1)%'`,
+    );
+    most = Math.max(most, Number(row![0]));
+    await sleep(5);
+  }
+  t.ok(most <= 4 && most >= 2, `${most} at work at once`);
+});
+
+t.test('a reload changes classes; the console and the metrics show them', async (t) => {
+  const proxy = await start(t, 3);
+  const client = await open(t, proxy.port, { application_name: 'api-1' });
+  await client.rows('SELECT 1');
+  t.same(proxy.app.reload(), []);
+  await client.rows('SELECT 1');
+  t.equal(lane(proxy, 'api').counts.admitted, 2, 'counts are kept');
+  const console = await open(t, proxy.port, { database: 'pgbouncer' });
+  const rows = await console.rows('SHOW CLASSES');
+  t.same(rows.find(([, name]) => name === 'api')!.slice(1, 9), ['api', 'critical', '3', '0', '0', '0', '2', '2']);
+  const text = await (await fetch(`http://127.0.0.1:${proxy.opsPort}/metrics`)).text();
+  t.match(text, /pgweir_class_admitted_total\{host="[^"]+",class="api"\} 2/);
+  t.match(text, /pgweir_admission_limit\{host="[^"]+"\} 3/);
+});
+
+t.test('any mixture of work, haste and violence conserves permits', async (t) => {
+  const proxy = await start(t, 3, {}, { share: 'auto', size: 4 });
+  let seed = 12_345;
+  const random = (below: number) => {
+    seed = (Math.imul(seed, 1_103_515_245) + 12_345) >>> 0;
+    return (seed >>> 8) % below;
+  };
+  const end = Date.now() + 4_000;
+  const applications = ['api-1', 'brief', 'dated', 'none', 'other'];
+  const one = async () => {
+    while (Date.now() < end) {
+      const client = await RawClient.open(proxy.port, { application_name: applications[random(5)]! });
+      for (let lap = random(6); lap >= 0 && !client.isClosed; lap--) {
+        const choice = random(9);
+        if (choice === 0) await client.ask(Q('BEGIN'));
+        else if (choice === 1) await client.ask([Q('BEGIN'), Q('SELECT 1'), Q('COMMIT')], 3);
+        else if (choice === 2) await client.ask(Q('SELECT pg_sleep(0.01)'));
+        else if (choice === 3) await client.ask(group('SELECT 1'));
+        else if (choice === 4) await client.ask(Q('SELECT 1/0'));
+        else if (choice === 5) await client.ask(Q('ROLLBACK'));
+        else if (choice === 6) {
+          client.write(Q('SELECT pg_sleep(0.05)'));
+          await requestCancel(proxy.port, client.key);
+          await client.until('Z');
+        } else if (choice === 7) {
+          client.write(Q('SELECT pg_sleep(0.02)'));
+          break; // Gone, whatever comes.
+        } else await client.ask(Q(`SELECT ${random(100)} AS short`));
+      }
+      client.end();
+    }
+  };
+  await Promise.all(Array.from({ length: 12 }, one));
+  await until(() => permits(proxy) === 0 && waiting(proxy) === 0, 'all permits to come back');
+  t.equal(gateOf(proxy).atWork, 0);
+  t.same(await (await open(t, proxy.port)).rows('SELECT 1'), [['1']]);
+});
+
+t.test('no bug was counted', async (t) => {
+  for (const proxy of proxies) t.equal(proxy.bugs(), 0);
+});
