@@ -109,7 +109,12 @@ export class App {
     });
     this.#isListening = true;
     const stopPools = every(this.#clock, TICK_MS, () => this.#tick());
-    const stopGates = every(this.#clock, GATE_TICK_MS, () => this.#admission.tick(this.#clock.now()));
+    let dueAt = this.#clock.now() + GATE_TICK_MS;
+    const stopGates = every(this.#clock, GATE_TICK_MS, () => {
+      const now = this.#clock.now();
+      this.#admission.tick(now, now - dueAt);
+      dueAt = now + GATE_TICK_MS;
+    });
     this.#stopTicking = () => {
       stopPools();
       stopGates();
@@ -293,6 +298,7 @@ export class App {
     this.#judge.findsReads = databases.some(({ pool }) => pool.share === 'auto');
     this.#admission.configure(this.config);
     this.#judge.findsTags = this.#admission.classes.hasTags;
+    this.#judge.findsNumbers = this.#admission.isAdaptive;
     this.#hosts.setCaps(
       databases.flatMap((database) => database.hosts.map((host) => [host, database.serversMax] as const)),
       this.config.instances,

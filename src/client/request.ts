@@ -122,6 +122,8 @@ export class Requests {
   #portals: Map<string, Portal> | null = null;
   /** The verdict of the statement that was sent last. */
   #last: Verdict = harmless;
+  /** How many have been sent since `takeNumber`. */
+  #statements = 0;
   /** Names that SQL-level PREPARE has given, or may have, while the client is pinned: the server knows them as they are. */
   #sqlNames: Set<string> | null = null;
   /** RESET has been sent: hold what comes behind the message that ends its request. */
@@ -185,6 +187,13 @@ export class Requests {
       default:
         return { bad: `invalid frontend message type ${frame.type}` };
     }
+  }
+
+  /** The number of the shape of what has run since this was asked last; 0: not known, or there were several. */
+  takeNumber(): number {
+    const number = this.#statements === 1 ? this.#last.number : 0;
+    this.#statements = 0;
+    return number;
   }
 
   /** The client's prepared statements are gone (DEALLOCATE ALL, DISCARD ALL). */
@@ -469,6 +478,7 @@ export class Requests {
   /** A note for a text that runs: its own effects, and those of the statements that it names. */
   #running(verdict: Verdict, translation: Translation | null, server: ServerConnection): Note | null {
     this.#last = verdict;
+    this.#statements++;
     const { effects } = verdict;
     if (effects === null) return this.#ran(verdict);
     if (effects.isCopyIn) this.#copy = 'asked';

@@ -617,10 +617,12 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
     // What was held waited for just this; in an open batch only the client can go on.
     if (this.#held !== null || outstanding.isBatchOpen || outstanding.isDiscarding) this.#endHold();
     if (this.#workingSince > 0) {
-      this.counts.queryMs += now - this.#workingSince;
+      const elapsed = now - this.#workingSince;
+      this.counts.queryMs += elapsed;
       this.#workingSince = 0;
       this.#canceledAt = 0;
       this.changedAt = now;
+      this.#turn?.sample(this.#requests.takeNumber(), elapsed);
       this.#turn?.rest(now);
     }
     if (this.state !== 'active') return;

@@ -127,6 +127,11 @@ export class Turn {
     this.#permit = null;
   }
 
+  /** A statement of the shape with this number (0: not known) has taken `ms`. */
+  sample(shape: number, ms: number): void {
+    this.#permit?.sample(shape, ms);
+  }
+
   /** The server has nothing to do for it, or has again. */
   rest(now: number): void {
     this.#permit?.rest(now);

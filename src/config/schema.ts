@@ -227,9 +227,11 @@ const admission = z
 const limit = z
   .strictObject({
     mode: z
-      .preprocess((value) => (value === false ? 'off' : value), z.enum(['fixed', 'off']))
+      .preprocess((value) => (value === false ? 'off' : value), z.enum(['adaptive', 'fixed', 'off']))
       .prefault('off')
-      .describe('fixed: at most max servers of a host are at work at a time; off: as many as the pools have.'),
+      .describe(
+        'adaptive: between min and max, as many as do not make statements take longer than normal; fixed: at most max servers of a host are at work at a time; off: as many as the pools have.',
+      ),
     min: count(1).prefault(2).describe('Least servers at work that the limit allows.'),
     max: count(1).prefault(20).describe('Most servers of one host at work at the same time.'),
   })
@@ -344,7 +346,6 @@ export const laterKeys: readonly string[] = [
 /** Values that a later version will understand. */
 export const laterValues: Readonly<Record<string, readonly string[]>> = {
   'auth.method': ['cert', 'hba'],
-  'limit.mode': ['adaptive'],
 };
 
 /** The JSON Schema of the file, for editors (draft 7, which the YAML language server documents). */

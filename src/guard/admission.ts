@@ -8,6 +8,7 @@
 import type { Config } from '../config/schema.ts';
 import { Classes } from './classes.ts';
 import { Gate } from './gate.ts';
+import { AdaptiveLimit, fixedLimit, type Limit } from './limit.ts';
 
 type Mode = Config['admission']['mode'];
 
@@ -15,8 +16,9 @@ export class Admission {
   classes: Classes = new Classes([]);
   mode: Mode = 'observe';
   isOn = false;
-  #limit = Number.POSITIVE_INFINITY;
+  #bounds: Config['limit'] = { mode: 'off', min: 1, max: 1 };
   readonly #gates = new Map<string, Gate>();
+  readonly #adaptive = new Map<string, AdaptiveLimit>();
 
   constructor(config: Config) {
     this.configure(config);
@@ -27,8 +29,10 @@ export class Admission {
     this.mode = admission.mode;
     this.classes = new Classes(classes);
     // Several instances stand before the same host: together they are to stay within the limit.
-    this.#limit = limit.mode === 'fixed' ? Math.max(1, Math.floor(limit.max / instances)) : Number.POSITIVE_INFINITY;
-    for (const gate of this.#gates.values()) gate.configure(this.classes.all, this.#isEnforced, this.#limit);
+    const share = (max: number) => Math.max(1, Math.floor(max / instances));
+    this.#bounds = { mode: limit.mode, min: share(limit.min), max: share(limit.max) };
+    for (const [address, gate] of this.#gates)
+      gate.configure(this.classes.all, this.#isEnforced, this.#limitOf(address));
   }
 
   get #isEnforced(): boolean {
@@ -39,15 +43,33 @@ export class Admission {
   gateOf(address: string): Gate {
     let gate = this.#gates.get(address);
     if (gate === undefined) {
-      gate = new Gate(this.classes.all, this.#isEnforced, this.#limit);
+      gate = new Gate(this.classes.all, this.#isEnforced, this.#limitOf(address));
       this.#gates.set(address, gate);
     }
     return gate;
   }
 
-  /** Sheds and admits what time brings. */
-  tick(now: number): void {
-    for (const gate of this.#gates.values()) gate.tick(now);
+  /** The limit of the host at `address`; one that adapts keeps what it has learned. */
+  #limitOf(address: string): Limit {
+    const { mode, min, max } = this.#bounds;
+    if (mode !== 'adaptive') return fixedLimit(mode === 'fixed' ? max : Number.POSITIVE_INFINITY);
+    let limit = this.#adaptive.get(address);
+    if (limit === undefined) {
+      limit = new AdaptiveLimit(min, max);
+      this.#adaptive.set(address, limit);
+    }
+    limit.setBounds(min, max);
+    return limit;
+  }
+
+  /** Latencies of statements are compared with what is normal for their shapes. */
+  get isAdaptive(): boolean {
+    return this.#bounds.mode === 'adaptive';
+  }
+
+  /** Sheds and admits what time brings. `lagMs`: how late the event loop is. */
+  tick(now: number, lagMs: number): void {
+    for (const gate of this.#gates.values()) gate.tick(now, lagMs);
   }
 
   /** All gates by the address of their host, for ops. */

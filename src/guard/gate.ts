@@ -16,7 +16,8 @@
  * nobody is admitted after its deadline.
  */
 import type { Class } from './classes.ts';
-import { Lane, Permit } from './permit.ts';
+import { fixedLimit, type Limit } from './limit.ts';
+import { Lane, Permit, type PermitHost } from './permit.ts';
 import { type Request, type ShedReason, Ticket } from './queue.ts';
 
 export type Decision =
@@ -31,13 +32,13 @@ export const shedReasons: readonly ShedReason[] = ['queue', 'wait', 'deadline', 
 /** Bytes of one class's requests that are kept while they wait. */
 const QUEUE_BYTES_MAX = 16 * 1024 * 1024;
 
-export class Gate {
+export class Gate implements PermitHost {
   #lanes: readonly Lane[] = [];
   #isEnforced = false;
-  #limit = Number.POSITIVE_INFINITY;
+  #limit: Limit = fixedLimit(Number.POSITIVE_INFINITY);
   #isDispatching = false;
 
-  constructor(classes: readonly Class[], isEnforced: boolean, limit: number) {
+  constructor(classes: readonly Class[], isEnforced: boolean, limit: Limit) {
     this.configure(classes, isEnforced, limit);
   }
 
@@ -47,7 +48,12 @@ export class Gate {
 
   /** Most servers at work at a time. */
   get limit(): number {
-    return this.#limit;
+    return Math.round(this.#limit.value);
+  }
+
+  /** How long statements take at the moment, relative to what is normal for them; 1 while that is not watched. */
+  get ratio(): number {
+    return this.#limit.ratio;
   }
 
   /** Servers at work now. */
@@ -61,7 +67,7 @@ export class Gate {
    * Changes what is in force; classes keep what is known of them by their names. `isEnforced`: requests wait and are shed;
    * otherwise the gate only counts what it would do. Classes that are gone stay until their last request is over.
    */
-  configure(classes: readonly Class[], isEnforced: boolean, limit: number): void {
+  configure(classes: readonly Class[], isEnforced: boolean, limit: Limit): void {
     const former = new Map(this.#lanes.map((lane) => [lane.class.name, lane]));
     const lanes = classes.map((each) => {
       const lane = former.get(each.name);
@@ -98,14 +104,14 @@ export class Gate {
 
   /** Ms that a newcomer would wait at the least, with all servers working for its class. */
   #waitOf(lane: Lane): number {
-    return (lane.queue.size * lane.meanMs) / Math.max(1, Math.min(this.#limit, lane.ceilingOf(this.#limit)));
+    return (lane.queue.size * lane.meanMs) / Math.max(1, Math.min(this.limit, lane.ceilingOf(this.limit)));
   }
 
   /** May a request of this class share a server that is at work already? Not ahead of anybody who waits. */
   mayShare(of: Class): boolean {
     if (!this.#isEnforced) return true;
     const lane = this.#laneOf(of);
-    return lane.atWork <= lane.ceilingOf(this.#limit) && !this.#hasWaiting(lane.rank);
+    return lane.atWork <= lane.ceilingOf(this.limit) && !this.#hasWaiting(lane.rank);
   }
 
   /** May a request of this class have a server at once? */
@@ -132,8 +138,9 @@ export class Gate {
     this.#laneOf(ticket.request.class).queue.remove(ticket);
   }
 
-  /** Everything that time brings. */
-  tick(now: number): void {
+  /** Everything that time brings. `lagMs`: how late the event loop is. */
+  tick(now: number, lagMs = 0): void {
+    this.#limit.tick(now, this.#isBound, lagMs);
     for (const lane of this.#lanes) {
       if (lane.queue.size === 0) continue;
       for (const [ticket, reason] of lane.queue.expire(now)) {
@@ -144,7 +151,20 @@ export class Gate {
     this.dispatch(now);
   }
 
-  readonly #onRoom = (now: number): void => this.dispatch(now);
+  /** The limit keeps somebody waiting, or would. */
+  get #isBound(): boolean {
+    return this.atWork >= this.limit || this.#lanes.some((lane) => lane.queue.size > 0);
+  }
+
+  /** A permit's server is at work no longer. */
+  onRoom(now: number): void {
+    this.dispatch(now);
+  }
+
+  /** A statement of the shape with this number has taken `ms`. */
+  onSample(shape: number, ms: number): void {
+    this.#limit.sample(shape, ms, this.atWork);
+  }
 
   /** Admits who is next, as long as there is room. */
   dispatch(now: number): void {
@@ -176,7 +196,7 @@ export class Gate {
   #admit(lane: Lane, now: number, waitMs: number): Permit {
     lane.counts.admitted++;
     lane.waits.observe(waitMs / 1000);
-    return new Permit(lane, now, this.#onRoom);
+    return new Permit(lane, now, this);
   }
 
   #leastPass(lane: Lane): number {
@@ -194,17 +214,17 @@ export class Gate {
 
   /** A newcomer of this class may start at once: there is room, and nobody has a better claim to it. */
   #isFreeFor(lane: Lane): boolean {
-    if (this.atWork >= this.#limit || lane.atWork >= lane.ceilingOf(this.#limit) || lane.queue.size > 0) return false;
+    if (this.atWork >= this.limit || lane.atWork >= lane.ceilingOf(this.limit) || lane.queue.size > 0) return false;
     const next = this.#next();
     return next === null || this.#isBefore(lane, next);
   }
 
   /** The class whose turn it is, of those that wait; null: nobody, or there is no room. */
   #next(): Lane | null {
-    if (this.atWork >= this.#limit) return null;
+    if (this.atWork >= this.limit) return null;
     let best: Lane | null = null;
     for (const lane of this.#lanes) {
-      if (lane.queue.size === 0 || lane.atWork >= lane.ceilingOf(this.#limit)) continue;
+      if (lane.queue.size === 0 || lane.atWork >= lane.ceilingOf(this.limit)) continue;
       if (best === null || this.#isBefore(lane, best)) best = lane;
     }
     return best;
@@ -212,8 +232,8 @@ export class Gate {
 
   /** Floors first, then priority, then who has had least. */
   #isBefore(a: Lane, b: Lane): boolean {
-    const isBelowA = a.atWork < a.floorOf(this.#limit);
-    const isBelowB = b.atWork < b.floorOf(this.#limit);
+    const isBelowA = a.atWork < a.floorOf(this.limit);
+    const isBelowB = b.atWork < b.floorOf(this.limit);
     if (isBelowA !== isBelowB) return isBelowA;
     if (a.rank !== b.rank) return a.rank < b.rank;
     return a.pass < b.pass;
@@ -221,7 +241,7 @@ export class Gate {
 
   #hasWaiting(rank: number): boolean {
     for (const lane of this.#lanes) {
-      const isHeldBack = lane.atWork >= lane.ceilingOf(this.#limit);
+      const isHeldBack = lane.atWork >= lane.ceilingOf(this.limit);
       if (lane.queue.size > 0 && lane.rank <= rank && !isHeldBack) return true;
     }
     return false;

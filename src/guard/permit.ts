@@ -76,19 +76,24 @@ export class Lane {
   }
 }
 
+/** Who has given a permit. */
+export interface PermitHost {
+  onRoom(now: number): void;
+  onSample(shape: number, ms: number): void;
+}
+
 export class Permit {
   readonly lane: Lane;
-  readonly #onRoom: (now: number) => void;
+  readonly #host: PermitHost;
   #state: 'working' | 'resting' | 'ended' = 'working';
   #since: number;
   /** What the lane has been charged with in advance, and how long the server has worked. */
   #charged: number;
   #workedMs = 0;
 
-  /** `onRoom` is called when a server is at work no longer. */
-  constructor(lane: Lane, now: number, onRoom: (now: number) => void) {
+  constructor(lane: Lane, now: number, host: PermitHost) {
     this.lane = lane;
-    this.#onRoom = onRoom;
+    this.#host = host;
     this.#since = now;
     this.#charged = lane.meanMs;
     lane.permits++;
@@ -101,7 +106,12 @@ export class Permit {
     if (this.#state !== 'working') return;
     this.#state = 'resting';
     this.#stopWork(now);
-    this.#onRoom(now);
+    this.#host.onRoom(now);
+  }
+
+  /** A statement of the shape with this number (0: not known) has taken `ms`. */
+  sample(shape: number, ms: number): void {
+    if (shape !== 0) this.#host.onSample(shape, ms);
   }
 
   /** Its client asks for more. Nobody is made to wait within a transaction: it may hold locks. */
@@ -119,7 +129,7 @@ export class Permit {
     this.#state = 'ended';
     this.lane.permits--;
     this.lane.learn(this.#workedMs);
-    this.#onRoom(now);
+    this.#host.onRoom(now);
   }
 
   #stopWork(now: number): void {

@@ -323,6 +323,13 @@ export const metrics: readonly Metric[] = [
     read: ({ gates }) => [...gates].map(([host, gate]) => [{ host }, gate.limit] as const),
   },
   {
+    name: 'pgweir_admission_latency_ratio',
+    help: 'How long statements take, relative to what is normal for their shapes; 1 unless limit.mode is adaptive.',
+    type: 'gauge',
+    labels: ['host'],
+    read: ({ gates }) => [...gates].map(([host, gate]) => [{ host }, gate.ratio] as const),
+  },
+  {
     name: 'pgweir_class_offered_total',
     help: 'Requests that asked to be admitted.',
     type: 'counter',

@@ -60,7 +60,7 @@ export class Line implements Owner {
   readonly #onEnd: (line: Line) => void;
   readonly #rides: Ride[] = [];
   /** What its server is at work by (guard/gate), ended with the line. */
-  permit: { end(now: number): void } | null = null;
+  permit: { sample(shape: number, ms: number): void; end(now: number): void } | null = null;
   #backlogMs = 0;
   /** Since when the server works for the head. */
   #headSince = 0;
@@ -151,6 +151,7 @@ export class Line implements Owner {
     const now = this.#clock.now();
     const { rider, cost } = ride;
     cost.add(now - this.#headSince, rider.delivered - ride.before);
+    this.permit?.sample(cost.number, now - this.#headSince);
     this.#headSince = now;
     this.#backlogMs = this.#rides.length === 0 ? 0 : this.#backlogMs - ride.expectedMs;
     rider.onRideEnd();

@@ -22,11 +22,17 @@ const MEAN_SAMPLES = 32;
 const SHAPES_MAX = 10_000;
 
 export class ReadCost {
+  /** The number of the shape. */
+  readonly number: number;
   /** Recent mean of the service time in ms. */
   meanMs = 0;
   #count = 0;
   #slow = 0;
   #large = 0;
+
+  constructor(number: number) {
+    this.number = number;
+  }
 
   /** One read took `ms` of its server's time, from ReadyForQuery to ReadyForQuery, and answered `bytes`. */
   add(ms: number, bytes: number): void {
@@ -54,7 +60,7 @@ export class ReadBook {
   of(key: number): ReadCost {
     let cost = this.#costs.get(key);
     if (cost === undefined) {
-      cost = new ReadCost();
+      cost = new ReadCost(key);
       this.#costs.set(key, cost);
     }
     return cost;

@@ -2,13 +2,12 @@
  * Is a statement a read that may run on a server which other clients are using (server/line), and which shape does it
  * have? Called by sql/verdict for statements that are proved free of session effects.
  *
- * The one idea: one pass over the tokens both looks for what must not be shared and makes a number of the shape, the
- * text without its values, so that a read is recognised again without making a string of it.
+ * The one idea: what makes a statement more than a read shows in its words, whatever their place.
  *
  * Not shared: what writes or may wait for a lock (locking clauses, data-changing WITH), several statements in one text,
  * and functions that act on the server rather than compute.
  */
-import { Token, type Tokens } from './shape.ts';
+import { lengthOf, numberOf, Token, type Tokens } from './shape.ts';
 
 /** Built-in functions that do more than compute, besides those whose names begin with pg_ or lo_. */
 const acting = new Set(
@@ -41,52 +40,25 @@ function isForbidden(tokens: Tokens, at: number): boolean {
 
 /** A number for the shape of the read in `tokens`, never 0; 0: it is not to be shared. */
 export function readKey(tokens: Tokens): number {
-  if (!['select', 'values', 'table', 'with'].some((word) => tokens.is(0, word))) return 0;
-  const { kinds, starts, ends, source } = tokens;
-  let end = tokens.count;
-  while (end > 0 && kinds[end - 1] === Token.Semicolon) end--;
-  // Two FNV-1a hashes of 32 bits (Fowler, Noll, Vo) side by side: a number holds 53 bits of them.
-  let a = 0x811c9dc5;
-  let b = 0x050c5d1f;
+  return isRead(tokens) ? numberOf(tokens) : 0;
+}
+
+function isRead(tokens: Tokens): boolean {
+  if (!['select', 'values', 'table', 'with'].some((word) => tokens.is(0, word))) return false;
+  const { kinds } = tokens;
+  const end = lengthOf(tokens);
   for (let at = 0; at < end; at++) {
-    const kind = kinds[at]!;
-    switch (kind) {
+    switch (kinds[at]) {
       case Token.Semicolon:
-        return 0;
+        return false;
       case Token.Open:
-        if (isActing(tokens.name(at - 1))) return 0;
+        if (isActing(tokens.name(at - 1))) return false;
         break;
       case Token.Word:
-        if (isForbidden(tokens, at)) return 0;
-        for (let i = starts[at]!; i < ends[at]!; i++) {
-          const byte = source[i]! | 0x20;
-          a = Math.imul(a ^ byte, 0x01000193);
-          b = Math.imul(b ^ byte, 0x01000193);
-        }
-        break;
-      case Token.Quoted:
-      case Token.Operator:
-        for (let i = starts[at]!; i < ends[at]!; i++) {
-          a = Math.imul(a ^ source[i]!, 0x01000193);
-          b = Math.imul(b ^ source[i]!, 0x01000193);
-        }
-        break;
-      case Token.Comma:
-        // A list of values counts as one.
-        if (isValue(kinds[at - 1]!) && at + 1 < end && isValue(kinds[at + 1]!)) {
-          at++;
-          continue;
-        }
+        if (isForbidden(tokens, at)) return false;
         break;
       default:
     }
-    const mark = 0x100 + (isValue(kind) ? Token.String : kind);
-    a = Math.imul(a ^ mark, 0x01000193);
-    b = Math.imul(b ^ mark, 0x01000193);
   }
-  return (a >>> 0) * 0x20_0000 + (b >>> 11) || 1;
-}
-
-function isValue(kind: number): boolean {
-  return kind === Token.String || kind === Token.Number || kind === Token.Parameter;
+  return true;
 }

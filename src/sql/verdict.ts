@@ -12,7 +12,7 @@ import { type Control, controlOf } from './control.ts';
 import { type Effects, findEffects, mergeEffects, pinning, probing } from './effects.ts';
 import { type Parser, SQL_BYTES_MAX, type Syntax } from './parser.ts';
 import { readKey } from './read.ts';
-import { cut, shapeOf, Tokens } from './shape.ts';
+import { cut, numberOf, shapeOf, Tokens } from './shape.ts';
 import { tagsOf } from './tags.ts';
 
 const SHAPES_MAX = 10_000;
@@ -40,11 +40,21 @@ export interface Verdict {
   control: Control | null;
   /** Tags in a comment at its end (sqlcommenter), when somebody wants to know (`Judge.findsTags`). */
   tags: ReadonlyMap<string, string> | null;
+  /** The number of its shape (sql/shape), when somebody wants to know (`Judge.findsNumbers`); else 0. */
+  number: number;
   /** A read that may share a server: the number of its shape (sql/read); 0 for everything else. */
   read: number;
 }
 
-export const harmless: Verdict = { effects: null, shape: null, isCommit: false, control: null, tags: null, read: 0 };
+export const harmless: Verdict = {
+  effects: null,
+  shape: null,
+  isCommit: false,
+  control: null,
+  tags: null,
+  number: 0,
+  read: 0,
+};
 const opaque: Verdict = { ...harmless, effects: pinning('opaque') };
 /** The longest text that is cut into tokens; a longer one is opaque. */
 export const TEXT_BYTES_MAX = 1024 * 1024;
@@ -59,6 +69,8 @@ export class Judge {
   findsReads = false;
   /** Somebody wants to know the tags of statements. */
   findsTags = false;
+  /** Somebody compares statements with others of their shape. */
+  findsNumbers = false;
 
   constructor(parser: Parser) {
     this.#parser = parser;
@@ -99,6 +111,7 @@ export class Judge {
     }
     const tags = this.findsTags ? tagsOf(source, start, end) : null;
     if (tags !== null) verdict = { ...verdict, tags };
+    if (this.findsNumbers) verdict = { ...verdict, number: verdict.read || numberOf(tokens) };
     if (effects !== null && effects.references.length > 0) moveReferences(effects, start);
     tokens.clear();
     return verdict;

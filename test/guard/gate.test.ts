@@ -2,6 +2,7 @@
 import t from 'tap';
 import type { Class } from '../../src/guard/classes.ts';
 import { Gate } from '../../src/guard/gate.ts';
+import { fixedLimit } from '../../src/guard/limit.ts';
 import type { Permit } from '../../src/guard/permit.ts';
 
 const base: Class = {
@@ -19,7 +20,7 @@ const base: Class = {
 const named = (name: string, more: Partial<Class> = {}): Class => ({ ...base, name, ...more });
 
 function house(classes: Class[], limit: number, isEnforced = true) {
-  const gate = new Gate(classes, isEnforced, limit);
+  const gate = new Gate(classes, isEnforced, fixedLimit(limit));
   const events: string[] = [];
   const permits = new Map<string, Permit>();
   let now = 0;
@@ -232,7 +233,7 @@ t.test('a new configuration keeps what is known of classes, and ends what is gon
   ask('b', old);
   ask('c', base);
   const changed = named('normal', { weight: 2 });
-  gate.configure([changed], true, 1);
+  gate.configure([changed], true, fixedLimit(1));
   t.same(
     gate.lanes.map(({ class: { name } }) => name),
     ['normal', 'old'],
@@ -242,7 +243,7 @@ t.test('a new configuration keeps what is known of classes, and ends what is gon
   t.same(take(), [], 'one is at work, which is the limit now');
   end('a');
   t.same(take(), ['+c']);
-  gate.configure([changed], true, 1);
+  gate.configure([changed], true, fixedLimit(1));
   t.equal(gate.lanes.length, 1);
 });
 

@@ -3,7 +3,7 @@ import t from 'tap';
 import { ReadBook, ReadCost } from '../../src/server/reads.ts';
 
 function costOf(samples: readonly (readonly [ms: number, bytes: number])[]): ReadCost {
-  const cost = new ReadCost();
+  const cost = new ReadCost(1);
   for (const [ms, bytes] of samples) cost.add(ms, bytes);
   return cost;
 }

@@ -8,6 +8,7 @@ import fc from 'fast-check';
 import t from 'tap';
 import { type Class, priorities } from '../../src/guard/classes.ts';
 import { Gate, shedReasons } from '../../src/guard/gate.ts';
+import { fixedLimit } from '../../src/guard/limit.ts';
 import type { Lane, Permit } from '../../src/guard/permit.ts';
 import type { Ticket } from '../../src/guard/queue.ts';
 
@@ -85,7 +86,7 @@ t.test('what the gate promises holds after every event', async (t) => {
   const run = ({ classes, limit, every, service, seed }: typeof world extends fc.Arbitrary<infer W> ? W : never) => {
     const random = randomOf(seed);
     const agenda = new Agenda();
-    const gate = new Gate(classes, true, limit);
+    const gate = new Gate(classes, true, fixedLimit(limit));
     const live = new Set<Permit>();
     const waiting = new Set<Ticket>();
     const lastFifo = new Map<string, number>();
@@ -249,7 +250,7 @@ function overload(times: number, seed: number, limit: number, isEnforced: boolea
   const gate = new Gate(
     loads.map((load) => load.class),
     isEnforced,
-    limit,
+    fixedLimit(limit),
   );
   let good = 0;
   const critical = { asked: 0, inTime: 0 };
