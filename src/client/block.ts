@@ -56,7 +56,6 @@ function isRefused(type: number): boolean {
     case ClientMessage.Query:
     case ClientMessage.Parse:
     case ClientMessage.Bind:
-    case ClientMessage.Describe:
     case ClientMessage.Execute:
     case ClientMessage.FunctionCall:
       return true;

@@ -4,7 +4,7 @@
  *
  *     Query        Parse(unnamed) Bind [Describe] Execute Sync        Bind(named) [Describe] Execute Sync
  */
-import { ClientMessage } from '../protocol/messages.ts';
+import { ClientMessage, stringEnd } from '../protocol/messages.ts';
 import type { Wish } from '../server/line.ts';
 
 /** A read that may ride, if its cost is small. */
@@ -15,6 +15,27 @@ export interface Read extends Wish {
 
 const HEADER = 5;
 const PORTAL = 0x50;
+
+/** Where the message at `start` ends. */
+export function endOf(source: Buffer, start: number): number {
+  return start + source.readUInt32BE(start + 1) + 1;
+}
+
+/**
+ * Has the Query, Parse or Bind in `source[start, end)` nothing in it but its names and its text: no parameters, no types,
+ * nothing behind them? Only then is it known what a server would say to it.
+ */
+export function isBare(type: number, source: Buffer, start: number, end: number): boolean {
+  const first = stringEnd(source, start + HEADER, end);
+  if (type === ClientMessage.Query) return first === end - 1;
+  const second = first === -1 ? -1 : stringEnd(source, first + 1, end);
+  if (second === -1) return false;
+  const rest = end - (second + 1);
+  if (type === ClientMessage.Parse) return rest === 2 && source.readUInt16BE(second + 1) === 0;
+  // Formats of parameters, parameters, formats of results.
+  if (rest < 6 || source.readUInt32BE(second + 1) !== 0) return false;
+  return rest === 6 + 2 * source.readUInt16BE(second + 5);
+}
 
 /**
  * Counts the messages in `source[start, end)`, if they complete the group which a Parse or Bind (`first`) has begun and

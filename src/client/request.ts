@@ -34,7 +34,7 @@ import {
   prepareDummy,
   remembering,
 } from './prepare.ts';
-import { type Read, restOfGroup } from './read.ts';
+import { endOf, isBare, type Read, restOfGroup } from './read.ts';
 import { header, planChanged, withName } from './rewrite.ts';
 import { strangeName, type Translation, translate } from './translate.ts';
 import { UnnamedStatement } from './unnamed.ts';
@@ -143,6 +143,12 @@ export class Requests {
   /** What runs, or ran last, does nothing but end a transaction. */
   get isCommitting(): boolean {
     return this.#last.isCommit;
+  }
+
+  /** A lease begins: nothing has run in it. */
+  start(): void {
+    this.#last = harmless;
+    this.#statements = 0;
   }
 
   get preparedCount(): number {
@@ -281,6 +287,7 @@ export class Requests {
    */
   answerControl(message: Frame, reader: FrameReader, tag: string, status: number): boolean {
     const host = this.#host;
+    if (!isBare(message.type, message.source, message.start, message.end)) return false;
     if (message.type === ClientMessage.Query) {
       this.#unnamed.forget();
       host.deliver(encode.commandComplete(tag));
@@ -289,7 +296,10 @@ export class Requests {
       // Parse of the unnamed statement, or Bind to the unnamed portal.
       if (message.source[message.start + HEADER] !== 0) return false;
       const rest = restOfGroup(message.type, reader.chunk, reader.position, reader.chunk.length);
-      if (rest === 0) return false;
+      const next = reader.position;
+      const isBindNext = message.type === ClientMessage.Parse;
+      if (rest === 0 || (isBindNext && !isBare(ClientMessage.Bind, reader.chunk, next, endOf(reader.chunk, next))))
+        return false;
       this.#answerMessage(message, tag, status);
       for (let left = rest; left > 0; left--) {
         reader.next(message);

@@ -297,9 +297,10 @@ export class ServerConnection implements Link<ServerConnection> {
       this.close('the server sent a message of an impossible length');
       return;
     }
+    const isSame = this.holder === holder;
     if (this.holder !== null) this.holder.onProgress();
     else if (this.outstanding.isLost) this.close('the server sent a reply that nobody had asked for');
-    if (holder?.isDelivered === true) slab?.rewind();
+    if (isSame && holder?.isDelivered === true) slab?.rewind();
   }
 
   /** How much of a message must be seen at once: all of it where its content matters, else only the header. */
@@ -326,11 +327,12 @@ export class ServerConnection implements Link<ServerConnection> {
     const replaced = isWhole && this.#look(type, source, start, end);
     if (!replaced && this.#delivery !== 'swallow') this.#take(source, start, end);
     if (!isEnd) return;
+    const { holder } = this; // The end of this request may give the server to somebody else, who has had no answer yet.
     this.outstanding.end();
     if (this.outstanding.isResyncWanted) this.#sendResync();
-    if (type !== ServerMessage.ReadyForQuery || this.holder?.onReady === undefined) return;
+    if (type !== ServerMessage.ReadyForQuery || holder?.onReady === undefined) return;
     this.#flush();
-    this.holder.onReady();
+    holder.onReady();
   }
 
   #sendResync(): void {

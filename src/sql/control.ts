@@ -18,7 +18,7 @@ export type Control =
   | Begin
   | { kind: 'commit' }
   | { kind: 'rollback' }
-  /** Begins with a statement that may end a transaction, and is none of the above. */
+  /** Begins with a statement that may end a transaction, and is none of the above; or is empty, which is never refused. */
   | { kind: 'mixed' };
 
 const begin: Begin = { kind: 'begin', tag: 'BEGIN', sql: 'BEGIN' };
@@ -39,7 +39,8 @@ const modes = [
 
 /** What the statement in `tokens` has to do with transactions; null: nothing, or nothing that is known. */
 export function controlOf(tokens: Tokens): Control | null {
-  if (tokens.kinds[0] !== Token.Word || tokens.count === 0) return null;
+  if (isEnd(tokens, 0)) return mixed;
+  if (tokens.kinds[0] !== Token.Word) return null;
   switch (tokens.source[tokens.starts[0]!]! | 0x20) {
     case 0x62: // b
       return tokens.is(0, 'begin') ? beginOf(tokens, afterNoise(tokens), begin) : null;
