@@ -21,6 +21,7 @@ import { OpsServer } from './ops/http.ts';
 import type { Logger } from './ops/log.ts';
 import { Metrics } from './ops/metrics.ts';
 import type { Snapshot } from './ops/snapshot.ts';
+import { Switchboard } from './ops/switchboard.ts';
 import { Hosts } from './server/hosts.ts';
 import { type Secret, ServerLoginError, type ServerTarget } from './server/login.ts';
 import { ServerPool } from './server/pool.ts';
@@ -88,6 +89,7 @@ export class App {
       pause: (database) => this.#pause(database),
       resume: (database) => this.#resume(database),
       reload: () => this.reload(),
+      switches: new Switchboard(this.#admission, () => this.config, this.#clock, this.#path(options.config.state.dir)),
     });
     this.#metrics = new Metrics(() => this.snapshot());
     this.#ops = new OpsServer({
@@ -112,7 +114,7 @@ export class App {
     let dueAt = this.#clock.now() + GATE_TICK_MS;
     const stopGates = every(this.#clock, GATE_TICK_MS, () => {
       const now = this.#clock.now();
-      this.#admission.tick(now, now - dueAt);
+      this.#admission.tick(now, this.#clock.wall(), now - dueAt);
       dueAt = now + GATE_TICK_MS;
     });
     this.#stopTicking = () => {
@@ -410,6 +412,7 @@ export class App {
       hosts: [...this.#hosts],
       parser: this.#parser.counts,
       gates: this.#admission.gates,
+      isPassthrough: this.#admission.isPassthrough,
       statements: [...this.#pools.values()].reduce((sum, pool) => sum + pool.statements.size, 0),
       users: this.#users,
     };

@@ -144,6 +144,8 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
   #canceledAt = 0;
   /** A transaction that is open for the client only: no server knows of it (client/block). */
   #block: Block = 'none';
+  /** What is known of the first statement behind BEGIN. */
+  #first: Verdict | null = null;
   /** Its way through the gate; null while admission is off. */
   #turn: Turn | null = null;
   readonly #wantedClass: string;
@@ -304,7 +306,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
     if (message.isStart && message.type === ClientMessage.Terminate) {
       // What was sent before is answered first.
       if (server.outstanding.size === 0) this.#leave();
-      else this.#isTerminating = true;
+      else this.#terminate(server);
       return;
     }
     const wasFree = server.outstanding.isFree;
@@ -319,8 +321,14 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
     else if (handled !== 'done') {
       this.#lastWord = fatal(SqlState.ProtocolViolation, handled.bad);
       if (server.outstanding.size === 0) this.#end(this.#lastWord);
-      else this.#isTerminating = true;
+      else this.#terminate(server);
     }
+  }
+
+  /** The end comes when what was sent before is answered: no Sync will ask for that any more. */
+  #terminate(server: ServerConnection): void {
+    this.#isTerminating = true;
+    if (server.outstanding.isFlushWanted) server.send(encode.flush);
   }
 
   /** A message while no server is held: most need one. */
@@ -328,8 +336,9 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
     if (!message.isStart) return; // The rest of a message that was skipped.
     if (this.pool.config.mode === 'transaction' && this.#answerBlock(message)) return;
     if (this.#house.admission.isOn) this.#classify(message);
+    this.#first = this.#block === 'none' ? null : this.#requests.verdictOf(message);
     if (this.#block !== 'none') this.#read = null;
-    else if (this.pool.config.share === 'auto' && this.#ride(message)) return;
+    else if (this.pool.config.share === 'auto' && !this.#house.admission.isPassthrough && this.#ride(message)) return;
     switch (message.type) {
       case ClientMessage.Terminate:
         return this.#leave();
@@ -523,6 +532,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
   #refuse(refusal: Refusal): void {
     const held = this.#held;
     this.#held = null;
+    this.#isCancelWanted = false;
     if (refusal.severity === 'FATAL' || held === null) return this.#end(refusal);
     this.become('idle');
     this.#turn?.end(this.#house.clock.now());
@@ -537,6 +547,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
   #take(server: ServerConnection): boolean {
     this.#leasedAt = this.#house.clock.now();
     this.#deliveredBefore = this.delivered;
+    this.#requests.start();
     return this.#lease.take(server);
   }
 
@@ -546,6 +557,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
       this.#isCancelWanted = false;
       this.#giveBack();
       this.#refuse(canceled());
+      this.#pump();
     } else if (this.#block !== 'none') this.#open(server, this.#block);
   }
 
@@ -555,6 +567,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
     if (leased === null) return;
     if ('sqlstate' in leased) this.#refuse(leased);
     else this.#take(leased);
+    this.#pump();
   }
 
   onRejected(answer: Buffer): void {
@@ -565,7 +578,11 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
   #open(server: ServerConnection, block: Exclude<Block, 'none'>): void {
     this.#block = 'none';
     if (block === 'failed') server.ask(FAIL, this, null);
-    else this.#requests.begin(block.sql, server);
+    else {
+      // In the transaction it would be too late: sequences would be those of whoever had the server before.
+      if (this.#first?.effects?.pins.includes('sequence')) server.ask('DISCARD SEQUENCES', this, null);
+      this.#requests.begin(block.sql, server);
+    }
     this.#workingSince = this.#house.clock.now();
   }
 
@@ -923,6 +940,7 @@ function onEnd(this: net.Socket): void {
 function onError(): void {}
 
 const whyShed: Record<ShedReason, string> = {
+  switch: 'its class is switched off, or to a share',
   queue: 'as many requests of its class wait as may (classes.*.queue.max)',
   wait: 'its class had no server for it in time (classes.*.queue.waitMax)',
   deadline: 'its deadline would have passed before it was answered',

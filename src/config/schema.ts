@@ -298,6 +298,24 @@ const classes = z
   .refine((all) => all.reduce((sum, { floor }) => sum + floor, 0) <= 1, 'the floors together must not exceed 100%')
   .describe('Kinds of requests and their priorities; the first match wins, and what matches nothing is "normal".');
 
+const position = z.preprocess(
+  (value) => (typeof value === 'boolean' ? (value ? 'on' : 'off') : value),
+  z.union([z.enum(['on', 'off', 'hold']), share()]),
+);
+
+const switches = z
+  .record(
+    z.string(),
+    z.strictObject({
+      class: z.string().describe('The class that it is for.'),
+      state: position
+        .prefault('on')
+        .describe('on; off: refused; hold: waits; a share such as 25%: this much passes. May be set by hand as well.'),
+    }),
+  )
+  .prefault({})
+  .describe('Switches by name, for classes; set by hand with SET SWITCH in the console.');
+
 export const configSchema = z
   .strictObject({
     listen: listen.prefault({}),
@@ -309,12 +327,20 @@ export const configSchema = z
     admission: admission.prefault({}),
     limit: limit.prefault({}),
     classes,
+    switches,
     instances: count(1)
       .prefault(1)
       .describe('How many pgweirs stand before the same databases: limits and caps of hosts are divided by it.'),
     databases: z
       .record(z.string(), database)
       .refine((all) => Object.keys(all).length > 0, 'at least one database is needed'),
+  })
+  .superRefine(({ switches, classes }, context) => {
+    const names = [...classes.map(({ name }) => name), 'normal'];
+    for (const [name, { class: of }] of Object.entries(switches)) {
+      if (names.includes(of)) continue;
+      context.addIssue({ code: 'custom', path: ['switches', name, 'class'], message: `there is no class "${of}"` });
+    }
   })
   .describe('pgweir configuration');
 
@@ -328,7 +354,7 @@ export const laterKeys: readonly string[] = [
   'classes.*.match.*.shape',
   'classes.*.match.*.table',
   'classes.*.match.*.kind',
-  'switches',
+  'switches.*.match',
   'breaker',
   'cache',
   'trustFunctions',

@@ -9,6 +9,10 @@ import type { Config } from '../config/schema.ts';
 import { Classes } from './classes.ts';
 import { Gate } from './gate.ts';
 import { AdaptiveLimit, fixedLimit, type Limit } from './limit.ts';
+import { Switches } from './switches.ts';
+
+/** Statements that take this much longer than normal are a reason not to let more in. */
+const RATIO_MAX = 1.2;
 
 type Mode = Config['admission']['mode'];
 
@@ -16,6 +20,9 @@ export class Admission {
   classes: Classes = new Classes([]);
   mode: Mode = 'observe';
   isOn = false;
+  /** Somebody has pulled the panic lever. */
+  isPassthrough = false;
+  readonly switches = new Switches();
   #bounds: Config['limit'] = { mode: 'off', min: 1, max: 1 };
   readonly #gates = new Map<string, Gate>();
   readonly #adaptive = new Map<string, AdaptiveLimit>();
@@ -24,8 +31,8 @@ export class Admission {
     this.configure(config);
   }
 
-  configure({ admission, limit, classes, instances }: Config): void {
-    this.isOn = classes.length > 0 || limit.mode !== 'off';
+  configure({ admission, limit, classes, instances, switches }: Config): void {
+    this.isOn = !this.isPassthrough && (classes.length > 0 || limit.mode !== 'off');
     this.mode = admission.mode;
     this.classes = new Classes(classes);
     // Several instances stand before the same host: together they are to stay within the limit.
@@ -33,6 +40,8 @@ export class Admission {
     this.#bounds = { mode: limit.mode, min: share(limit.min), max: share(limit.max) };
     for (const [address, gate] of this.#gates)
       gate.configure(this.classes.all, this.#isEnforced, this.#limitOf(address));
+    this.switches.configure(new Map(Object.values(switches).map((each) => [each.class, each.state])));
+    this.applySwitches();
   }
 
   get #isEnforced(): boolean {
@@ -45,6 +54,7 @@ export class Admission {
     if (gate === undefined) {
       gate = new Gate(this.classes.all, this.#isEnforced, this.#limitOf(address));
       this.#gates.set(address, gate);
+      this.#applyTo(gate);
     }
     return gate;
   }
@@ -67,9 +77,33 @@ export class Admission {
     return this.#bounds.mode === 'adaptive';
   }
 
-  /** Sheds and admits what time brings. `lagMs`: how late the event loop is. */
-  tick(now: number, lagMs: number): void {
+  /** Sheds and admits what time brings. `wall`: wall-clock ms; `lagMs`: how late the event loop is. */
+  tick(now: number, wall: number, lagMs: number): void {
+    if (this.switches.tick(now, wall, this.#isHealthy)) this.applySwitches();
     for (const gate of this.#gates.values()) gate.tick(now, lagMs);
+  }
+
+  /** No host is slower than normal, and no class has more than it can have. */
+  get #isHealthy(): boolean {
+    for (const gate of this.#gates.values()) {
+      if (gate.ratio > RATIO_MAX || gate.lanes.some((lane) => lane.queue.isOverloaded)) return false;
+    }
+    return true;
+  }
+
+  /** Tells the gates what the switches say. */
+  applySwitches(): void {
+    for (const gate of this.#gates.values()) this.#applyTo(gate);
+  }
+
+  #applyTo(gate: Gate): void {
+    for (const { name } of this.classes.all) gate.setValve(name, this.isPassthrough ? 1 : this.switches.valveOf(name));
+  }
+
+  /** The panic lever: plain pooling, without admission and sharing. Caps of hosts stay. */
+  setPassthrough(isPassthrough: boolean, config: Config): void {
+    this.isPassthrough = isPassthrough;
+    this.configure(config);
   }
 
   /** All gates by the address of their host, for ops. */

@@ -19,6 +19,7 @@ import type { Class } from './classes.ts';
 import { fixedLimit, type Limit } from './limit.ts';
 import { Lane, Permit, type PermitHost } from './permit.ts';
 import { type Request, type ShedReason, Ticket } from './queue.ts';
+import type { Valve } from './switches.ts';
 
 export type Decision =
   /** It may run. `isWarned`: the gate only observes, and would have let it wait or shed it. */
@@ -27,7 +28,7 @@ export type Decision =
   | { kind: 'wait'; ticket: Ticket }
   | { kind: 'shed'; reason: ShedReason };
 
-export const shedReasons: readonly ShedReason[] = ['queue', 'wait', 'deadline', 'overload'];
+export const shedReasons: readonly ShedReason[] = ['switch', 'queue', 'wait', 'deadline', 'overload'];
 
 /** Bytes of one class's requests that are kept while they wait. */
 const QUEUE_BYTES_MAX = 16 * 1024 * 1024;
@@ -88,8 +89,10 @@ export class Gate implements PermitHost {
     lane.counts.offered++;
     // Who was idle has not saved up anything: it starts beside those who were not.
     if (lane.isIdle) lane.pass = Math.max(lane.pass, this.#leastPass(lane));
+    if (!lane.passes()) return this.#shed(lane, 'switch');
+    const isHeld = lane.valve === 'hold';
     const isFree = this.#isFreeFor(lane);
-    if (isFree || !this.#isEnforced) {
+    if (isFree || !(this.#isEnforced || isHeld)) {
       if (!isFree) lane.counts.observed++;
       return { kind: 'admit', permit: this.#admit(lane, now, 0), isWarned: !isFree };
     }
@@ -109,14 +112,16 @@ export class Gate implements PermitHost {
 
   /** May a request of this class share a server that is at work already? Not ahead of anybody who waits. */
   mayShare(of: Class): boolean {
-    if (!this.#isEnforced) return true;
     const lane = this.#laneOf(of);
+    if (lane.valve !== 1) return false;
+    if (!this.#isEnforced) return true;
     return lane.atWork <= lane.ceilingOf(this.limit) && !this.#hasWaiting(lane.rank);
   }
 
   /** May a request of this class have a server at once? */
   hasRoom(of: Class): boolean {
-    return !this.#isEnforced || this.#isFreeFor(this.#laneOf(of));
+    const lane = this.#laneOf(of);
+    return lane.valve === 1 && (!this.#isEnforced || this.#isFreeFor(lane));
   }
 
   /** Admits a request of this class that has room (`hasRoom`). */
@@ -133,6 +138,11 @@ export class Gate implements PermitHost {
     counts.admitted++;
   }
 
+  /** Sets what the switch of a class lets pass. */
+  setValve(name: string, valve: Valve): void {
+    for (const lane of this.#lanes) if (lane.class.name === name) lane.valve = valve;
+  }
+
   /** Its client has gone, or cancelled it. */
   leave(ticket: Ticket): void {
     this.#laneOf(ticket.request.class).queue.remove(ticket);
@@ -143,7 +153,7 @@ export class Gate implements PermitHost {
     this.#limit.tick(now, this.#isBound, lagMs);
     for (const lane of this.#lanes) {
       if (lane.queue.size === 0) continue;
-      for (const [ticket, reason] of lane.queue.expire(now)) {
+      for (const [ticket, reason] of lane.valve === 0 ? lane.queue.empty('switch') : lane.queue.expire(now)) {
         lane.counts.shed[reason]++;
         ticket.request.onShed(reason);
       }
@@ -214,6 +224,7 @@ export class Gate implements PermitHost {
 
   /** A newcomer of this class may start at once: there is room, and nobody has a better claim to it. */
   #isFreeFor(lane: Lane): boolean {
+    if (lane.valve === 'hold') return false;
     if (this.atWork >= this.limit || lane.atWork >= lane.ceilingOf(this.limit) || lane.queue.size > 0) return false;
     const next = this.#next();
     return next === null || this.#isBefore(lane, next);
@@ -221,10 +232,10 @@ export class Gate implements PermitHost {
 
   /** The class whose turn it is, of those that wait; null: nobody, or there is no room. */
   #next(): Lane | null {
-    if (this.atWork >= this.limit) return null;
+    if (this.#isEnforced && this.atWork >= this.limit) return null;
     let best: Lane | null = null;
     for (const lane of this.#lanes) {
-      if (lane.queue.size === 0 || lane.atWork >= lane.ceilingOf(this.limit)) continue;
+      if (lane.queue.size === 0 || lane.valve === 'hold' || lane.atWork >= lane.ceilingOf(this.limit)) continue;
       if (best === null || this.#isBefore(lane, best)) best = lane;
     }
     return best;
@@ -241,7 +252,7 @@ export class Gate implements PermitHost {
 
   #hasWaiting(rank: number): boolean {
     for (const lane of this.#lanes) {
-      const isHeldBack = lane.atWork >= lane.ceilingOf(this.limit);
+      const isHeldBack = lane.valve === 'hold' || lane.atWork >= lane.ceilingOf(this.limit);
       if (lane.queue.size > 0 && lane.rank <= rank && !isHeldBack) return true;
     }
     return false;

@@ -8,6 +8,7 @@
 import { Histogram } from '../util/histogram.ts';
 import { type Class, priorities } from './classes.ts';
 import { ClassQueue, type ShedReason } from './queue.ts';
+import type { Valve } from './switches.ts';
 
 /** Plain counters of one class, read at scrape time. */
 export interface ClassCounts {
@@ -31,6 +32,9 @@ export class Lane {
   atWork = 0;
   /** Work done for it, in ms by weight: who has least is next among equals. */
   pass = 0;
+  /** What a switch lets pass: a share, or nothing but all of it waits. */
+  valve: Valve = 1;
+  #passed = 0;
   /** Recent mean of the time that a server works for one permit, in ms. */
   meanMs = 0;
   #samples = 0;
@@ -39,7 +43,7 @@ export class Lane {
   readonly counts: ClassCounts = {
     offered: 0,
     admitted: 0,
-    shed: { queue: 0, wait: 0, deadline: 0, overload: 0 },
+    shed: { switch: 0, queue: 0, wait: 0, deadline: 0, overload: 0 },
     observed: 0,
     workMs: 0,
   };
@@ -67,6 +71,15 @@ export class Lane {
   ceilingOf(limit: number): number {
     const { ceiling, serversMax } = this.class;
     return Math.min(serversMax, ceiling < 1 ? Math.max(1, Math.floor(ceiling * limit)) : Number.POSITIVE_INFINITY);
+  }
+
+  /** Does the switch let the next request pass? Of a share of 25 % every fourth does. */
+  passes(): boolean {
+    if (this.valve === 'hold') return true;
+    this.#passed += this.valve;
+    if (this.#passed < 1) return false;
+    this.#passed -= 1;
+    return true;
   }
 
   /** A permit has had its server at work for `ms` in all. */

@@ -29,6 +29,8 @@ export interface Request {
 
 /** Why a request is not admitted. */
 export type ShedReason =
+  /** Somebody has switched its class off (guard/switches). */
+  | 'switch'
   /** The class has as many waiting as it may. */
   | 'queue'
   /** It has waited for as long as it may. */
@@ -127,6 +129,13 @@ export class ClassQueue {
       this.#turns.set(application, chain);
     }
     return ticket;
+  }
+
+  /** Takes out everybody. */
+  empty(reason: ShedReason): [Ticket, ShedReason][] {
+    const all = [...this.#turns.values()].flatMap((chain) => [...chain]);
+    for (const ticket of all) this.remove(ticket);
+    return all.map((ticket) => [ticket, reason]);
   }
 
   /** Judges whether the class is overloaded, and takes out everybody who is not to wait any longer. */

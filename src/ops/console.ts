@@ -4,13 +4,14 @@
  * (client/listener hands it over); what it may do depends on auth.admins and auth.readers.
  *
  * Supported: SHOW VERSION | POOLS | CLIENTS | SERVERS | STATS | STATS_TOTALS | STATS_AVERAGES | DATABASES | LISTS |
- * CONFIG | HELP | CLASSES (ours), PAUSE, RESUME, RELOAD.
+ * CONFIG | HELP | CLASSES | SWITCHES (ours), SET SWITCH, PAUSE, RESUME, RELOAD.
  */
 import { randomBytes } from 'node:crypto';
 import type { ClientIdentity } from '../client/login.ts';
 import type { Session } from '../client/session.ts';
 import type { AuthConfig } from '../config/schema.ts';
 import { shedReasons } from '../guard/gate.ts';
+import type { Position } from '../guard/switches.ts';
 import * as encode from '../protocol/encode.ts';
 import { emptyFrame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage } from '../protocol/messages.ts';
@@ -18,6 +19,7 @@ import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import type { ServerPool } from '../server/pool.ts';
 import type { Snapshot } from './snapshot.ts';
+import type { Switchboard, SwitchRow } from './switchboard.ts';
 import { version } from './version.ts';
 
 const consoleDatabases: readonly string[] = ['pgbouncer', 'pgweir'];
@@ -35,6 +37,7 @@ export interface ConsoleActions {
   resume(database: string | null): void;
   /** Gives problems; none means it worked. */
   reload(): string[];
+  switches: Switchboard;
 }
 
 /** Columns as `name` (text), `name i` (int4) or `name n` (numeric). */
@@ -58,8 +61,12 @@ const socketColumns = columns(`type, user, database, replication, state, addr, p
 const databaseColumns = columns(`name, host, port i, database, force_user, pool_size i, min_pool_size i,
   reserve_pool_size i, server_lifetime i, pool_mode, load_balance_hosts, max_connections i, current_connections i,
   max_client_connections i, current_client_connections i, paused i, disabled i`);
+const switchColumns = columns('name, class, state, passes, until, actor, reason, requests_share, work_share');
+/** SET SWITCH name = value FOR 10m BECAUSE 'text' */
+const SET_SWITCH =
+  /^set\s+switch\s+"?([\w-]+)"?\s*(?:=|to|\s)\s*'?([\w.%]+)'?(?:\s+for\s+(\d+)([smh]))?(?:\s+because\s+'([^']*)')?$/i;
 const classColumns = columns(`host, class, priority, limit, at_work i, permits i, waiting i, offered n, admitted n,
-  shed_queue n, shed_wait n, shed_deadline n, shed_overload n, observed n, mean_us n, overloaded i`);
+  shed_switch n, shed_queue n, shed_wait n, shed_deadline n, shed_overload n, observed n, mean_us n, overloaded i`);
 const totals = [
   'server_assignment_count',
   'xact_count',
@@ -115,7 +122,7 @@ export class Console {
     for (const socket of this.#sockets) socket.destroy();
   }
 
-  #serve({ socket, rest }: ClientIdentity, isAdmin: boolean): void {
+  #serve({ socket, rest, user }: ClientIdentity, isAdmin: boolean): void {
     const reader = new FrameReader((_, size) => size, COMMAND_MAX);
     const frame = emptyFrame();
     let isBusy = false;
@@ -130,7 +137,7 @@ export class Console {
           return void socket.end(encode.errorResponse(refusal));
         }
         const command = frame.source.toString('utf8', frame.start + 5, frame.end - 1);
-        socket.write(await this.#answer(command, isAdmin));
+        socket.write(await this.#answer(command, isAdmin ? user : null));
       }
       isBusy = false;
     };
@@ -143,8 +150,9 @@ export class Console {
     socket.resume();
   }
 
-  async #answer(command: string, isAdmin: boolean): Promise<Buffer> {
-    const answer = await this.#run(command.replace(/;\s*$/, '').trim(), isAdmin);
+  /** `admin`: the name of who asks, if it is an administrator. */
+  async #answer(command: string, admin: string | null): Promise<Buffer> {
+    const answer = await this.#run(command.replace(/;\s*$/, '').trim(), admin);
     if ('sqlstate' in answer) return Buffer.concat([encode.errorResponse(answer), encode.readyForQuery()]);
     const parts: Buffer[] = [];
     if (answer.notice !== undefined) parts.push(encode.notice(answer.notice));
@@ -154,7 +162,7 @@ export class Console {
     return Buffer.concat([...parts, encode.commandComplete(answer.tag), encode.readyForQuery()]);
   }
 
-  async #run(command: string, isAdmin: boolean): Promise<Answer | Refusal> {
+  async #run(command: string, admin: string | null): Promise<Answer | Refusal> {
     const [verb = '', ...rest] = command.split(/\s+/);
     const argument = rest.join(' ');
     const name = argument.replaceAll(/["']/g, '');
@@ -162,16 +170,31 @@ export class Console {
       case 'show':
         return this.#show(name.toLowerCase()) ?? unknownCommand(command);
       case 'set':
+        if (rest[0]?.toLowerCase() === 'switch') return admin === null ? notAdmin() : this.#setSwitch(command, admin);
         // Drivers set client_encoding, datestyle and the like as they connect.
         return { tag: 'SET' };
       case 'pause':
       case 'resume':
       case 'reload':
-        if (!isAdmin) return error(SqlState.InsufficientPrivilege, 'admin access needed', { hint: 'see auth.admins' });
+        if (admin === null) return notAdmin();
         return this.#act(verb.toLowerCase(), name);
       default:
         return unknownCommand(command);
     }
+  }
+
+  #setSwitch(command: string, actor: string): Answer | Refusal {
+    const [, name, value, amount, unit, reason] = SET_SWITCH.exec(command) ?? [];
+    const position = value === undefined ? undefined : positionOf(value.toLowerCase());
+    if (name === undefined || position === undefined) {
+      return error(SqlState.SyntaxError, 'invalid SET SWITCH', {
+        hint: "SET SWITCH name = on | off | hold | 25% | default [FOR 10m] [BECAUSE 'text']",
+      });
+    }
+    const forMs = amount === undefined ? null : Number(amount) * { s: 1_000, m: 60_000, h: 3_600_000 }[unit!]!;
+    const done = this.#actions.switches.set({ name, position, forMs, reason: reason ?? '', actor });
+    if ('problem' in done) return error(SqlState.InvalidParameterValue, done.problem, { hint: 'see SHOW SWITCHES' });
+    return { tag: 'SET SWITCH', ...(done.warning !== '' && { notice: done.warning }) };
   }
 
   async #act(verb: string, name: string): Promise<Answer | Refusal> {
@@ -231,6 +254,8 @@ export class Console {
           columns: numerics(totals.map((name, index) => (index < totals.length - 4 ? name : `avg_${name}`))),
           rows: perDatabase(snapshot).map(([name, sums]) => [name, ...averages(sums, snapshot)]),
         });
+      case 'switches':
+        return table({ columns: switchColumns, rows: this.#actions.switches.rows().map(switchRow) });
       case 'classes':
         return table({ columns: classColumns, rows: classRows(snapshot) });
       case 'lists':
@@ -244,10 +269,15 @@ export class Console {
 }
 
 const HELP = `Console usage
-\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES|CLASSES
+\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES|CLASSES|SWITCHES
+\tSET SWITCH <name> = on|off|hold|<n>%|default [FOR <n>s|m|h] [BECAUSE '<text>']
 \tRELOAD
 \tPAUSE [<db>]
 \tRESUME [<db>]`;
+
+function notAdmin(): Refusal {
+  return error(SqlState.InsufficientPrivilege, 'admin access needed', { hint: 'see auth.admins' });
+}
 
 function unknownCommand(command: string): Refusal {
   return error(SqlState.SyntaxError, `invalid command '${command}', use SHOW HELP;`);
@@ -309,6 +339,30 @@ function poolRow(pool: ServerPool, { sessions, now }: Snapshot): Value[] {
     waitUs % 1e6,
     pool.config.mode,
     null,
+  ];
+}
+
+/** What a word after SET SWITCH means; null: as configured; undefined: nothing. */
+function positionOf(word: string): Position | null | undefined {
+  if (word === 'on' || word === 'off' || word === 'hold') return word;
+  if (word === 'default' || word === 'clear') return null;
+  const share = /^(\d+(?:\.\d+)?)%$/.exec(word);
+  return share === null || Number(share[1]) > 100 ? undefined : Number(share[1]) / 100;
+}
+
+const percent = (share: number) => `${Math.round(share * 1000) / 10}%`;
+
+function switchRow({ name, class: of, position, valve, setting, requests, work }: SwitchRow): Value[] {
+  return [
+    name,
+    of,
+    typeof position === 'number' ? percent(position) : position,
+    valve === 'hold' ? 'hold' : percent(valve),
+    setting === null || setting.until === null ? null : time(setting.until),
+    setting?.actor ?? null,
+    setting?.reason ?? null,
+    percent(requests),
+    percent(work),
   ];
 }
 

@@ -316,6 +316,13 @@ export const metrics: readonly Metric[] = [
     read: ({ statements }) => one(statements),
   },
   {
+    name: 'pgweir_passthrough',
+    help: '1 when the panic lever is pulled: no admission, no sharing.',
+    type: 'gauge',
+    labels: [],
+    read: ({ isPassthrough }) => one(Number(isPassthrough)),
+  },
+  {
     name: 'pgweir_admission_limit',
     help: 'Most servers of the host at work at a time; +Inf without a limit.',
     type: 'gauge',
@@ -361,6 +368,13 @@ export const metrics: readonly Metric[] = [
     type: 'counter',
     labels: classLabels,
     read: perClass((lane) => lane.counts.observed),
+  },
+  {
+    name: 'pgweir_class_passing_ratio',
+    help: 'What a switch lets pass of a class: 0 when it is off, or everything waits.',
+    type: 'gauge',
+    labels: classLabels,
+    read: perClass((lane) => (lane.valve === 'hold' ? 0 : lane.valve)),
   },
   {
     name: 'pgweir_class_waiting',

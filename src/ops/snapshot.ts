@@ -30,6 +30,7 @@ export interface Snapshot {
   parser: { parsed: number; refused: number; killed: number };
   /** By the address of their host. */
   gates: ReadonlyMap<string, Gate>;
+  isPassthrough: boolean;
   /** Prepared statements known, over all clients. */
   statements: number;
   users: Users;

@@ -62,7 +62,7 @@ export interface PoolCounts extends TrafficCounts {
   binds: number;
 }
 
-export type RefusalReason = 'wait' | 'queue' | 'pinned' | 'connect' | 'limit' | 'deadline' | 'overload';
+export type RefusalReason = 'wait' | 'queue' | 'pinned' | 'connect' | 'limit' | 'deadline' | 'overload' | 'switch';
 
 export interface PoolOptions {
   database: string;
@@ -101,6 +101,7 @@ export const refusalReasons: readonly RefusalReason[] = [
   'limit',
   'deadline',
   'overload',
+  'switch',
 ];
 export const pinReasons: readonly PinReason[] = [
   'session',

@@ -247,6 +247,31 @@ t.test('a new configuration keeps what is known of classes, and ends what is gon
   t.equal(gate.lanes.length, 1);
 });
 
+t.test('a switch refuses, lets a share pass, or keeps all waiting, also where the gate only observes', async (t) => {
+  for (const isEnforced of [true, false]) {
+    const { gate, ask, pass, take } = house([base], 100, isEnforced);
+    gate.setValve('normal', 0);
+    t.equal(ask('a', base), 'switch');
+    gate.setValve('normal', 0.25);
+    const answers = Array.from({ length: 8 }, (_, index) => ask(`s${index}`, base));
+    t.equal(answers.filter((answer) => answer === 'admit').length, 2);
+    t.notOk(gate.mayShare(base));
+    gate.setValve('normal', 'hold');
+    t.equal(ask('h1', base), 'wait');
+    t.equal(ask('h2', base), 'wait');
+    pass(50);
+    t.same(take(), []);
+    gate.setValve('normal', 1);
+    pass(20);
+    t.same(take(), ['+h1', '+h2']);
+    gate.setValve('normal', 'hold');
+    ask('h3', base);
+    gate.setValve('normal', 0);
+    pass(20);
+    t.same(take(), ['-h3 switch']);
+  }
+});
+
 t.test('sharing is not ahead of those who wait', async (t) => {
   const [high, low] = [named('high', { priority: 'critical' }), named('low', { priority: 'batch' })];
   const { gate, ask } = house([high, low], 1);

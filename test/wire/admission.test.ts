@@ -2,6 +2,9 @@
  * Admission end to end: classes, the gate and its refusals, before a real Postgres. Who is admitted when is proved in
  * test/guard and test/sim; here it is that sessions ask, wait, are refused and give back what they had, whatever happens.
  */
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { type Message, OCCUPY, open, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
@@ -254,6 +257,76 @@ t.test('a reload changes classes; the console and the metrics show them', async 
   const text = await (await fetch(`http://127.0.0.1:${proxy.opsPort}/metrics`)).text();
   t.match(text, /pgweir_class_admitted_total\{host="[^"]+",class="api"\} 2/);
   t.match(text, /pgweir_admission_limit\{host="[^"]+"\} 3/);
+});
+
+t.test('a switch set in the console takes effect at once, survives a restart, is audited, and ramps up', async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), 'pgweir-test-'));
+  t.after(() => rmSync(dir, { recursive: true, force: true }));
+  const more = { state: { dir }, admission: { mode: 'observe' }, switches: { jobs: { class: 'workflow' } } };
+  const job = Q(`SELECT 1 /*job='workflow'*/`);
+  const proxy = await start(t, 4, more);
+  const console = await open(t, proxy.port, { database: 'pgweir' });
+  const client = await open(t, proxy.port);
+  t.equal(types(await client.ask(job)), 'TDCZ');
+  t.same(types(await console.ask(Q(`SET SWITCH jobs = off FOR 10m BECAUSE 'they drown us'`))), 'CZ');
+  const refused = await client.ask(job);
+  t.same(sqlstates(refused), ['53000']);
+  t.match(refused[0]!.body.toString(), 'class=workflow reason=switch');
+  t.equal(types(await client.ask(Q('SELECT 1'))), 'TDCZ', 'others are not touched');
+  const row = async (from: RawClient) => (await from.rows('SHOW SWITCHES')).find(([name]) => name === 'jobs')!;
+  t.match(await row(console), ['jobs', 'workflow', 'off', '0%', /UTC$/, 'postgres', 'they drown us', /%$/, /%$/]);
+  t.match(
+    readFileSync(join(dir, 'audit.jsonl'), 'utf8'),
+    /"name":"jobs","position":"off","forMs":600000,"reason":"they drown us","actor":"postgres"/,
+  );
+  await proxy.stop();
+
+  const next = await start(t, 4, more);
+  const again = await open(t, next.port);
+  t.same(sqlstates(await again.ask(job)), ['53000'], 'after a restart');
+  const nextConsole = await open(t, next.port, { database: 'pgweir' });
+  await nextConsole.ask(Q('set switch jobs default'));
+  t.match(await row(nextConsole), ['jobs', 'workflow', 'on', '1%', null, null, null]);
+  t.same(sqlstates(await again.ask(job)), ['53000'], 'of a hundred one passes');
+  const text = await (await fetch(`http://127.0.0.1:${next.opsPort}/metrics`)).text();
+  t.match(text, /pgweir_class_passing_ratio\{host="[^"]+",class="workflow"\} 0.01/);
+});
+
+t.test('a switch that holds keeps requests until it lets go, and passthrough ends all of it', async (t) => {
+  const proxy = await start(t, 1);
+  const console = await open(t, proxy.port, { database: 'pgweir' });
+  const client = await open(t, proxy.port);
+  t.equal(types(await console.ask(Q('SET SWITCH normal = hold'))), 'NCZ', 'nothing is kept without state.dir');
+  client.write(Q('SELECT 1'));
+  await until(() => waiting(proxy) === 1, 'it to wait');
+  const began = performance.now();
+  await console.ask(Q('SET SWITCH passthrough = on'));
+  t.equal(types(await client.until('Z')), 'TDCZ');
+  t.ok(performance.now() - began < 1000);
+  t.equal(types(await client.ask(Q('SELECT 2'))), 'TDCZ');
+  const text = await (await fetch(`http://127.0.0.1:${proxy.opsPort}/metrics`)).text();
+  t.match(text, /pgweir_passthrough 1/);
+  await console.ask(Q('SET SWITCH passthrough = off'));
+  client.write(Q('SELECT 3'));
+  await until(() => waiting(proxy) === 1, 'it to wait again');
+  await requestCancel(proxy.port, client.key);
+  t.same(sqlstates(await client.until('Z')), ['57014']);
+});
+
+t.test('what is no switch, or may not be set, is refused', async (t) => {
+  const proxy = await start(t, 1, { auth: { method: 'trust', readers: ['looker'] } });
+  const console = await open(t, proxy.port, { database: 'pgweir' });
+  for (const [sql, state] of [
+    ['SET SWITCH nothing = off', '22023'],
+    ['SET SWITCH workflow = sideways', '42601'],
+    ['SET SWITCH workflow = 101%', '42601'],
+    ['SET SWITCH workflow', '42601'],
+    ['SET SWITCH passthrough = hold', '22023'],
+  ] as const)
+    t.same(sqlstates(await console.ask(Q(sql))), [state], sql);
+  const looker = await open(t, proxy.port, { database: 'pgweir', user: 'looker' });
+  t.same(sqlstates(await looker.ask(Q('SET SWITCH workflow = off'))), ['42501']);
+  t.equal((await looker.rows('SHOW SWITCHES')).length, 7);
 });
 
 t.test('any mixture of work, haste and violence conserves permits', async (t) => {

@@ -1,0 +1,115 @@
+/**
+ * Switches: what people set by hand in an incident, by class. Owned by guard/admission, which tells the gates.
+ *
+ *     on ──set──▶ off │ hold │ 25 %  ──on, clear, or its time is over──▶ 1 5 10 25 50 100 % ──▶ on
+ *
+ * The one idea: closing takes effect at once, opening never does. What has been shut out comes back in steps, each of which
+ * must hold for a while; when the database does worse meanwhile, a step is taken back.
+ *
+ * Invariant: a switch that nobody has touched is what the configuration says.
+ */
+
+/** 'off': refused. 'hold': waits. A number: this share of the requests passes. */
+export type Position = 'on' | 'off' | 'hold' | number;
+
+/** What somebody has set. Times are wall-clock ms, because they outlive the process. */
+export interface Setting {
+  position: Position;
+  /** When it ends by itself; null: never. */
+  until: number | null;
+  reason: string;
+  actor: string;
+  at: number;
+}
+
+/** What passes: a share, or nothing but everything waits. */
+export type Valve = number | 'hold';
+
+const STEPS = [0.01, 0.05, 0.1, 0.25, 0.5, 1];
+/** How long a step must hold before the next. */
+const DWELL_MS = 20_000;
+/** How long the database must do worse before a step is taken back. */
+const STEP_BACK_MS = 5_000;
+
+interface Ramp {
+  step: number;
+  /** Monotonic ms. */
+  since: number;
+}
+
+export class Switches {
+  #base: ReadonlyMap<string, Position> = new Map();
+  readonly #settings = new Map<string, Setting>();
+  readonly #ramps = new Map<string, Ramp>();
+
+  /** What the configuration says, by class. */
+  configure(base: ReadonlyMap<string, Position>): void {
+    this.#base = base;
+  }
+
+  /** What has been set by hand, by class. */
+  get settings(): ReadonlyMap<string, Setting> {
+    return this.#settings;
+  }
+
+  /** As they were before a restart. */
+  restore(settings: Iterable<readonly [string, Setting]>): void {
+    for (const [name, setting] of settings) this.#settings.set(name, setting);
+  }
+
+  set(name: string, setting: Setting, now: number): void {
+    const before = this.valveOf(name);
+    this.#settings.set(name, setting);
+    this.#change(name, before, now);
+  }
+
+  /** Back to the configuration. */
+  clear(name: string, now: number): void {
+    const before = this.valveOf(name);
+    this.#settings.delete(name);
+    this.#change(name, before, now);
+  }
+
+  positionOf(name: string): Position {
+    return this.#settings.get(name)?.position ?? this.#base.get(name) ?? 'on';
+  }
+
+  /** What passes of a class at the moment. */
+  valveOf(name: string): Valve {
+    const ramp = this.#ramps.get(name);
+    const position = this.positionOf(name);
+    if (position === 'hold') return 'hold';
+    const share = position === 'on' ? 1 : position === 'off' ? 0 : position;
+    return ramp === undefined ? share : Math.min(share, STEPS[ramp.step]!);
+  }
+
+  /** Ends what is over, and goes on with what comes back. `isHealthy`: the database does not mind. True: something changed. */
+  tick(now: number, wall: number, isHealthy: boolean): boolean {
+    let isChanged = false;
+    for (const [name, { until }] of [...this.#settings]) {
+      if (until === null || wall < until) continue;
+      this.clear(name, now);
+      isChanged = true;
+    }
+    for (const [name, ramp] of [...this.#ramps]) {
+      const elapsed = now - ramp.since;
+      if (isHealthy ? elapsed < DWELL_MS : ramp.step > 0 && elapsed < STEP_BACK_MS) continue;
+      ramp.since = now;
+      const step = isHealthy ? ramp.step + 1 : Math.max(0, ramp.step - 1);
+      isChanged ||= step !== ramp.step;
+      ramp.step = step;
+      if (step === STEPS.length - 1) this.#ramps.delete(name);
+    }
+    return isChanged;
+  }
+
+  #change(name: string, before: Valve, now: number): void {
+    this.#ramps.delete(name);
+    const after = this.valveOf(name);
+    const isOpening = after !== 'hold' && (before === 'hold' || after > before);
+    if (!isOpening) return;
+    const from = before === 'hold' ? 0 : before;
+    const step = STEPS.findIndex((share) => share > from);
+    if (STEPS[step]! < after) this.#ramps.set(name, { step, since: now });
+  }
+}

@@ -1,0 +1,124 @@
+/** guard/switches: what people set by hand, and how it comes back. Time is moved by hand. */
+import fc from 'fast-check';
+import t from 'tap';
+import { type Position, Switches } from '../../src/guard/switches.ts';
+
+const setting = (position: Position, until: number | null = null) => ({
+  position,
+  until,
+  reason: '',
+  actor: 'somebody',
+  at: 0,
+});
+
+function house(base: [string, Position][] = []) {
+  const switches = new Switches();
+  switches.configure(new Map(base));
+  let now = 0;
+  const pass = (ms: number, isHealthy = true) => {
+    for (const until = now + ms; now < until; now += 100) switches.tick(now, now, isHealthy);
+  };
+  return { switches, pass, now: () => now };
+}
+
+t.test('closing takes effect at once; what nobody has touched is what the configuration says', async (t) => {
+  const { switches, now } = house([['a', 0.25]]);
+  t.equal(switches.valveOf('a'), 0.25);
+  t.equal(switches.valveOf('b'), 1);
+  switches.set('b', setting('off'), now());
+  t.equal(switches.valveOf('b'), 0);
+  switches.set('b', setting('hold'), now());
+  t.equal(switches.valveOf('b'), 'hold');
+  switches.set('a', setting(0.1), now());
+  t.equal(switches.valveOf('a'), 0.1);
+});
+
+t.test('going back on is a ramp, whether by hand, by clearing or because its time is over', async (t) => {
+  for (const [how, position] of [
+    ['set', 'off'],
+    ['clear', 'hold'],
+    ['time', 'off'],
+  ] as const) {
+    const { switches, pass, now } = house();
+    switches.set('a', setting(position, how === 'time' ? 1000 : null), now());
+    pass(1000);
+    if (how === 'set') switches.set('a', setting('on'), now());
+    if (how === 'clear') switches.clear('a', now());
+    pass(200);
+    const seen: unknown[] = [];
+    for (let step = 0; step < 7; step++, pass(20_000)) seen.push(switches.valveOf('a'));
+    t.same(seen, [0.01, 0.05, 0.1, 0.25, 0.5, 1, 1], how);
+  }
+});
+
+t.test('a ramp begins above what has passed before, and ends where the switch stands', async (t) => {
+  const { switches, pass, now } = house([['a', 0.5]]);
+  switches.set('a', setting(0.1), now());
+  switches.clear('a', now());
+  t.equal(switches.valveOf('a'), 0.25);
+  pass(21_000);
+  t.equal(switches.valveOf('a'), 0.5);
+  pass(100_000);
+  t.equal(switches.valveOf('a'), 0.5);
+});
+
+t.test('steps are taken back while the database does worse, but never to nothing', async (t) => {
+  const { switches, pass, now } = house();
+  switches.set('a', setting('off'), now());
+  switches.set('a', setting('on'), now());
+  pass(61_000);
+  t.equal(switches.valveOf('a'), 0.25);
+  pass(6_000, false);
+  t.equal(switches.valveOf('a'), 0.1);
+  pass(100_000, false);
+  t.equal(switches.valveOf('a'), 0.01);
+  pass(21_000);
+  t.equal(switches.valveOf('a'), 0.05);
+});
+
+t.test('what was set is there after a restart', async (t) => {
+  const { switches, now } = house();
+  switches.set('a', setting('off'), now());
+  const { switches: next } = house();
+  next.restore(switches.settings);
+  t.equal(next.valveOf('a'), 0);
+});
+
+t.test('nothing opens by more than a step in a dwell, whatever is done', async () => {
+  const steps = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1];
+  const action = fc.oneof(
+    fc.record({ set: fc.constantFrom<Position>('on', 'off', 'hold', 0.01, 0.25), until: fc.constantFrom(null, 500) }),
+    fc.constant('clear' as const),
+    fc.record({ pass: fc.constantFrom(100, 5_000, 20_000), isHealthy: fc.boolean() }),
+  );
+  fc.assert(
+    fc.property(fc.array(action, { maxLength: 30 }), (actions) => {
+      const { switches, pass, now } = house();
+      let before = 1;
+      let roseAt = Number.NEGATIVE_INFINITY;
+      const look = () => {
+        const valve = switches.valveOf('a');
+        const share = valve === 'hold' ? 0 : valve;
+        if (share > before) {
+          const next = steps.find((step) => step > before)!;
+          if (share > next) throw new Error(`from ${before} to ${share} at once`);
+          roseAt = now();
+        }
+        before = share;
+      };
+      for (const each of actions) {
+        if (each === 'clear') switches.clear('a', now());
+        else if ('set' in each)
+          switches.set('a', setting(each.set, each.until === null ? null : now() + each.until), now());
+        else
+          for (let left = each.pass; left > 0; left -= 100) {
+            pass(100, each.isHealthy);
+            look();
+          }
+        look();
+      }
+      return roseAt <= now();
+    }),
+    { numRuns: 300 },
+  );
+});
