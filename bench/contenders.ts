@@ -35,7 +35,7 @@ export async function pgweir(
   name: string,
   postgres: EmbeddedPostgres,
   pool: Json,
-  { isScram = false, listen = {} as Json, cli = 'dist/cli.js' } = {},
+  { isScram = false, listen = {} as Json, top = {} as Json, cli = 'dist/cli.js' } = {},
 ): Promise<Contender> {
   const folder = mkdtempSync(join(tmpdir(), 'pgweir-bench-'));
   const port = await freePort();
@@ -50,6 +50,7 @@ export async function pgweir(
       log: { level: 'warn' },
       auth: isScram ? { method: 'scram-sha-256', users } : { method: 'trust' },
       databases: { '*': { hosts: [`127.0.0.1:${postgres.port}`], tls: { mode: 'disable' }, pool } },
+      ...top,
     }),
   );
   // As `pgweir`, `npm start` and the image run it.
@@ -81,7 +82,7 @@ export async function pgbouncer(
   path: string,
   postgres: EmbeddedPostgres,
   size: number,
-  { isScram = false } = {},
+  { isScram = false, waitSeconds = 120 } = {},
 ): Promise<Contender> {
   const folder = mkdtempSync(join(tmpdir(), 'pgweir-bench-'));
   const port = await freePort();
@@ -102,6 +103,7 @@ auth_file = ${users}
 pool_mode = transaction
 default_pool_size = ${size}
 max_client_conn = 15000
+query_wait_timeout = ${waitSeconds}
 ${minor >= 21 ? 'max_prepared_statements = 200' : ''}
 ignore_startup_parameters = extra_float_digits
 log_connections = 0

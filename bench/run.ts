@@ -3,6 +3,8 @@
  *
  *     npm run bench -- [--quick] [--check] [--only REGEXP] [--rounds N] [--seconds N] [--pgbouncer PATH] [--out FOLDER]
  *
+ *     npm run bench -- overload [--seconds N] [--loads 0.5,1,2,4,10]         (bench/overload)
+ *
  * The one idea: only ratios mean anything on a small, noisy machine. Contenders take turns (A B C A B C …), ratios are
  * taken within a round, and what is told is their median and spread. `--check` holds the ratios against
  * bench/baseline.json; `--quick` is for CI and takes less than a minute.
@@ -14,11 +16,13 @@ import { parseArgs } from 'node:util';
 import pg from 'pg';
 import { startEmbeddedPostgres } from '../src/embedded.ts';
 import { type Contender, direct, findPgbouncer, PASSWORD, pgbouncer, pgbouncerVersion, pgweir } from './contenders.ts';
+import { overload } from './overload.ts';
 import { type Baseline, chart, check, type Result, summarize, table } from './report.ts';
 import { type Place, prepareTables, type Sample, type Scenario, scenarios } from './scenarios.ts';
 import { median } from './stats.ts';
 
-const { values: options } = parseArgs({
+const { values: options, positionals } = parseArgs({
+  allowPositionals: true,
   options: {
     quick: { type: 'boolean', default: false },
     check: { type: 'boolean', default: false },
@@ -26,9 +30,19 @@ const { values: options } = parseArgs({
     rounds: { type: 'string' },
     seconds: { type: 'string' },
     pgbouncer: { type: 'string' },
+    loads: { type: 'string', default: '0.5,1,2,4,10' },
     out: { type: 'string', default: 'bench/results' },
   },
 });
+if (positionals[0] === 'overload') {
+  await overload({
+    seconds: Number(options.seconds ?? 20),
+    loads: options.loads.split(',').map(Number),
+    out: options.out,
+    pgbouncer: options.pgbouncer ?? null,
+  });
+  process.exit(0);
+}
 
 const POOL = 16;
 const BASELINE = 'bench/baseline.json';

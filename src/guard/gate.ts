@@ -91,7 +91,7 @@ export class Gate implements PermitHost {
     if (lane.isIdle) lane.pass = Math.max(lane.pass, this.#leastPass(lane));
     if (!lane.passes()) return this.#shed(lane, 'switch');
     const isHeld = lane.valve === 'hold';
-    const isFree = this.#isFreeFor(lane);
+    const isFree = this.#isFreeFor(lane) && (this.#isEnforced || this.atWork < this.limit);
     if (isFree || !(this.#isEnforced || isHeld)) {
       if (!isFree) lane.counts.observed++;
       return { kind: 'admit', permit: this.#admit(lane, now, 0), isWarned: !isFree };
@@ -225,20 +225,25 @@ export class Gate implements PermitHost {
   /** A newcomer of this class may start at once: there is room, and nobody has a better claim to it. */
   #isFreeFor(lane: Lane): boolean {
     if (lane.valve === 'hold') return false;
-    if (this.atWork >= this.limit || lane.atWork >= lane.ceilingOf(this.limit) || lane.queue.size > 0) return false;
+    if (!this.#hasRoomFor(lane) || lane.queue.size > 0) return false;
     const next = this.#next();
     return next === null || this.#isBefore(lane, next);
   }
 
   /** The class whose turn it is, of those that wait; null: nobody, or there is no room. */
   #next(): Lane | null {
-    if (this.#isEnforced && this.atWork >= this.limit) return null;
     let best: Lane | null = null;
     for (const lane of this.#lanes) {
-      if (lane.queue.size === 0 || lane.valve === 'hold' || lane.atWork >= lane.ceilingOf(this.limit)) continue;
+      if (lane.queue.size === 0 || lane.valve === 'hold' || !this.#hasRoomFor(lane)) continue;
       if (best === null || this.#isBefore(lane, best)) best = lane;
     }
     return best;
+  }
+
+  /** Its ceiling and the limit allow one more, or its floor promises it. */
+  #hasRoomFor(lane: Lane): boolean {
+    if (lane.atWork >= lane.ceilingOf(this.limit)) return false;
+    return this.atWork < this.limit || lane.atWork < lane.reserveOf(this.limit) || !this.#isEnforced;
   }
 
   /** Floors first, then priority, then who has had least. */

@@ -67,6 +67,11 @@ export class Lane {
     return Number.isFinite(limit) ? this.class.floor * limit : 0;
   }
 
+  /** Whole servers of its floor: these it gets although the limit is reached, because others may hold theirs for long. */
+  reserveOf(limit: number): number {
+    return Math.round(this.floorOf(limit));
+  }
+
   /** Most servers at work; at least one: what may not run at all is for switches. */
   ceilingOf(limit: number): number {
     const { ceiling, serversMax } = this.class;

@@ -84,7 +84,7 @@ t.test('higher priorities go first, whoever came first', async (t) => {
 });
 
 t.test('a floor comes before priorities', async (t) => {
-  const low = named('low', { priority: 'deferrable', floor: 0.25 });
+  const low = named('low', { priority: 'deferrable', floor: 0.1 });
   const high = named('high', { priority: 'critical' });
   const { ask, end, take } = house([low, high], 4);
   for (const id of ['a', 'b', 'c', 'd']) ask(id, high);
@@ -94,6 +94,20 @@ t.test('a floor comes before priorities', async (t) => {
   end('b');
   end('c');
   t.same(take(), ['+l1', '+h1', '+h2']);
+});
+
+t.test('whole servers of a floor are given although the limit is reached', async (t) => {
+  const low = named('low', { priority: 'batch', floor: 0.1 });
+  const high = named('high', { priority: 'critical', floor: 0.5 });
+  const { ask, end, take } = house([low, high], 2);
+  t.same([ask('a', low), ask('b', low)], ['admit', 'admit']);
+  t.same([ask('c', high), ask('d', high)], ['admit', 'wait'], 'one, while others hold theirs for long');
+  t.equal(ask('e', low), 'wait');
+  end('c');
+  t.same(take(), ['+d']);
+  end('d');
+  end('a');
+  t.same(take(), ['+e']);
 });
 
 t.test('a class at its ceiling leaves the rest to others, lower ones too', async (t) => {

@@ -95,11 +95,13 @@ t.test('what the gate promises holds after every event', async (t) => {
       admissions++;
       const others = gate.lanes.filter((each) => each !== lane && each.queue.size > 0);
       const atWork = gate.atWork - 1;
-      if (atWork >= limit) throw new Error('admitted beyond the limit');
+      const isReserved = lane.atWork - 1 < lane.reserveOf(limit);
+      if (atWork >= limit && !isReserved) throw new Error('admitted beyond the limit');
       if (lane.atWork - 1 >= lane.ceilingOf(limit)) throw new Error('admitted beyond its ceiling');
       const isBelowFloor = lane.atWork - 1 < lane.floorOf(limit);
       for (const other of others) {
         if (other.atWork >= other.ceilingOf(limit)) continue;
+        if (atWork >= limit && other.atWork >= other.reserveOf(limit)) continue;
         const isOtherBelow = other.atWork < other.floorOf(limit);
         if (isOtherBelow && !isBelowFloor) throw new Error('ahead of a class below its floor');
         if (other.rank < lane.rank && !isBelowFloor) throw new Error('ahead of a higher priority');
