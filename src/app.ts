@@ -85,11 +85,18 @@ export class App {
     this.#admission = new Admission(options.config);
     // Instances are told apart in cancel keys; until they share anything, chance is as good as a number.
     this.#listener = new Listener(Math.floor(Math.random() * 128), () => this.#listenerContext());
+    const switches = new Switchboard(
+      this.#admission,
+      () => this.config,
+      this.#clock,
+      this.#path(options.config.state.dir),
+    );
+    if (switches.problem !== '') this.log.error(switches.problem);
     this.#console = new Console(() => this.snapshot(), {
       pause: (database) => this.#pause(database),
       resume: (database) => this.#resume(database),
       reload: () => this.reload(),
-      switches: new Switchboard(this.#admission, () => this.config, this.#clock, this.#path(options.config.state.dir)),
+      switches,
     });
     this.#metrics = new Metrics(() => this.snapshot());
     this.#ops = new OpsServer({

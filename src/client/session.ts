@@ -395,7 +395,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
     const errand = {
       tags: this.#requests.verdictOf(message)?.tags ?? null,
       timeoutMs: millisOf(this.settings.custom.get('statement_timeout')),
-      bytes: message.size,
+      bytes: Math.min(message.size, INPUT_MAX),
     };
     const asked = turn.ask(errand, this.#house.clock.now());
     switch (asked) {
@@ -420,13 +420,16 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
 
   #onAdmitted(): void {
     this.#guard('turn', () => {
+      if (this.state !== 'queued') return this.#turn!.end(this.#house.clock.now()); // Too late: it has given up.
       this.become('idle');
       this.#pump();
+      // What it waited with may have needed no server after all.
+      if ((this.state as SessionState) === 'idle') this.#turn!.end(this.#house.clock.now());
     });
   }
 
   #onShed(reason: ShedReason): void {
-    this.onRefused(this.#shed(reason));
+    if (this.state === 'queued') this.onRefused(this.#shed(reason));
   }
 
   #shed(reason: ShedReason): Refusal {

@@ -272,7 +272,11 @@ const requestClass = z.strictObject({
     .optional()
     .describe('Who may be in this class at all; they may also ask for it: options=-c pgweir.class=name.'),
   weight: z.number().positive().prefault(1).describe('Share among classes of the same priority.'),
-  floor: share().prefault('0%').describe('Share of the limit that it gets whatever others want; whole servers of it even when the limit is reached.'),
+  floor: share()
+    .prefault('0%')
+    .describe(
+      'Share of the limit that it gets whatever others want; whole servers of it even when the limit is reached.',
+    ),
   ceiling: share().prefault('100%').describe('Share of the limit that it gets at most.'),
   serversMax: count(1).optional().describe('Most servers at work for it.'),
   queue: z

@@ -69,15 +69,16 @@ export class Gate implements PermitHost {
    * otherwise the gate only counts what it would do. Classes that are gone stay until their last request is over.
    */
   configure(classes: readonly Class[], isEnforced: boolean, limit: Limit): void {
-    const former = new Map(this.#lanes.map((lane) => [lane.class.name, lane]));
+    const former = new Set(this.#lanes);
     const lanes = classes.map((each) => {
-      const lane = former.get(each.name);
-      if (lane === undefined || lane.class.priority !== each.priority) return new Lane(each);
-      former.delete(each.name);
+      const lane = this.#lanes.find(({ class: of }) => of.name === each.name && of.priority === each.priority);
+      if (lane === undefined) return new Lane(each);
+      former.delete(lane);
       lane.queue.class = each;
       return lane;
     });
-    const leaving = [...former.values()].filter((lane) => !lane.isIdle);
+    const leaving = [...former].filter((lane) => !lane.isIdle);
+    for (const lane of leaving) lane.valve = 1; // Its switch is gone with its class.
     this.#lanes = [...lanes, ...leaving];
     this.#isEnforced = isEnforced;
     this.#limit = limit;
@@ -145,7 +146,7 @@ export class Gate implements PermitHost {
 
   /** Its client has gone, or cancelled it. */
   leave(ticket: Ticket): void {
-    this.#laneOf(ticket.request.class).queue.remove(ticket);
+    ticket.queue?.remove(ticket);
   }
 
   /** Everything that time brings. `lagMs`: how late the event loop is. */

@@ -46,6 +46,8 @@ export class Ticket implements Link<Ticket> {
   before: Ticket | null = null;
   behind: Ticket | null = null;
   readonly request: Request;
+  /** Where it waits, until it does not. */
+  queue: ClassQueue | null = null;
   /** Monotonic ms. */
   readonly since: number;
   /** Monotonic ms after which it is of no use to anybody. */
@@ -100,6 +102,7 @@ export class ClassQueue {
       this.#turns.set(application, chain);
     }
     chain.push(ticket);
+    ticket.queue = this;
     this.size++;
     this.bytes += bytes;
   }
@@ -110,6 +113,7 @@ export class ClassQueue {
     const chain = this.#turns.get(application);
     if (chain === undefined || ticket.chain !== chain) return false;
     chain.remove(ticket);
+    ticket.queue = null;
     this.size--;
     this.bytes -= bytes;
     if (chain.size === 0) this.#turns.delete(application);

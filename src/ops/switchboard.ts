@@ -9,6 +9,7 @@
  */
 import { appendFileSync, existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { z } from 'zod';
 import type { Config } from '../config/schema.ts';
 import type { Admission } from '../guard/admission.ts';
 import type { Position, Setting, Valve } from '../guard/switches.ts';
@@ -35,6 +36,22 @@ export interface SwitchRow {
   work: number;
 }
 
+const savedSchema = z.object({
+  settings: z.array(
+    z.tuple([
+      z.string(),
+      z.object({
+        position: z.union([z.enum(['on', 'off', 'hold']), z.number().min(0).max(1)]),
+        until: z.number().nullable(),
+        reason: z.string(),
+        actor: z.string(),
+        at: z.number(),
+      }),
+    ]),
+  ),
+  isPassthrough: z.boolean(),
+});
+
 /** The panic lever: no admission, no sharing, plain pooling. */
 const PASSTHROUGH = 'passthrough';
 
@@ -43,6 +60,8 @@ export class Switchboard {
   readonly #config: () => Config;
   readonly #clock: Clock;
   readonly #dir: string | null;
+  /** What was wrong with what had been saved; '' when nothing was. */
+  problem = '';
 
   /** `dir`: where to keep what is set; null: nowhere. */
   constructor(admission: Admission, config: () => Config, clock: Clock, dir: string | null) {
@@ -113,9 +132,15 @@ export class Switchboard {
     if (this.#dir === null) return;
     const file = join(this.#dir, 'switches.json');
     if (!existsSync(file)) return;
-    const saved = JSON.parse(readFileSync(file, 'utf8')) as { settings: [string, Setting][]; isPassthrough: boolean };
-    this.#admission.switches.restore(saved.settings);
-    this.#admission.setPassthrough(saved.isPassthrough, this.#config());
+    try {
+      const { settings, isPassthrough } = savedSchema.parse(JSON.parse(readFileSync(file, 'utf8')));
+      this.#admission.switches.restore(settings);
+      this.#admission.setPassthrough(isPassthrough, this.#config());
+    } catch (thrown) {
+      // Better without what was set than not at all.
+      renameSync(file, `${file}.bad`);
+      this.problem = `${file} could not be read, and is ${file}.bad now: ${messageOf(thrown)}`;
+    }
   }
 
   #save(wish: Wish): string {

@@ -286,6 +286,30 @@ t.test('a switch refuses, lets a share pass, or keeps all waiting, also where th
   }
 });
 
+t.test('who waits in a class whose priority changes, twice, is served or leaves all the same', async (t) => {
+  const { gate, ask, end, take, now } = house([base], 1);
+  ask('a', base);
+  const waits = (of: Class) =>
+    gate.decide(
+      { class: of, application: '', deadline: 0, bytes: 0, onAdmit: () => t.fail(), onShed: () => t.fail() },
+      now(),
+    );
+  const gone = waits(base);
+  ask('b', base);
+  const lower = named('normal', { priority: 'batch' });
+  gate.configure([lower], true, fixedLimit(1));
+  ask('c', lower);
+  gate.configure([lower], true, fixedLimit(1));
+  if (gone.kind === 'wait') gate.leave(gone.ticket);
+  end('a');
+  t.same(take(), ['+b']);
+  end('b');
+  t.same(take(), ['+c']);
+  end('c');
+  t.equal(gate.atWork, 0);
+  t.ok(gate.lanes.every((lane) => lane.isIdle));
+});
+
 t.test('sharing is not ahead of those who wait', async (t) => {
   const [high, low] = [named('high', { priority: 'critical' }), named('low', { priority: 'batch' })];
   const { gate, ask } = house([high, low], 1);

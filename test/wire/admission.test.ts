@@ -2,7 +2,7 @@
  * Admission end to end: classes, the gate and its refusals, before a real Postgres. Who is admitted when is proved in
  * test/guard and test/sim; here it is that sessions ask, wait, are refused and give back what they had, whatever happens.
  */
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -311,6 +311,31 @@ t.test('a switch that holds keeps requests until it lets go, and passthrough end
   await until(() => waiting(proxy) === 1, 'it to wait again');
   await requestCancel(proxy.port, client.key);
   t.same(sqlstates(await client.until('Z')), ['57014']);
+});
+
+t.test('what waited and needs no server after all gives its permit back', async (t) => {
+  const proxy = await start(t, 1);
+  const { release } = await work(t, proxy, 8);
+  const clients = [await open(t, proxy.port), await open(t, proxy.port)];
+  for (const client of clients) client.write(P('s1', 'SELECT 42 AS z'), S);
+  await until(() => waiting(proxy) === 2, 'both to wait');
+  await release();
+  for (const client of clients) t.equal(types(await client.until('Z')), '1Z');
+  await until(() => permits(proxy) === 0, 'the permits to come back');
+  for (const client of clients) t.same(await client.rows('SELECT 1'), [['1']]);
+});
+
+t.test('a file of switches that cannot be read is put aside, and the proxy starts', async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), 'pgweir-test-'));
+  t.after(() => rmSync(dir, { recursive: true, force: true }));
+  for (const text of ['', 'null', '{"settings":3}', '{"settings":[["a",{"position":"x"}]],"isPassthrough":"no"}']) {
+    writeFileSync(join(dir, 'switches.json'), text);
+    const proxy = await start(t, 1, { state: { dir } });
+    t.ok(existsSync(join(dir, 'switches.json.bad')), text);
+    const client = await open(t, proxy.port);
+    t.same(await client.rows('SELECT 1'), [['1']]);
+    await proxy.stop();
+  }
 });
 
 t.test('what is no switch, or may not be set, is refused', async (t) => {
