@@ -11,6 +11,7 @@ import { Gate, shedReasons } from '../../src/guard/gate.ts';
 import { fixedLimit } from '../../src/guard/limit.ts';
 import type { Lane, Permit } from '../../src/guard/permit.ts';
 import type { Ticket } from '../../src/guard/queue.ts';
+import { randomOf } from '../fixtures/random.ts';
 
 const SEED = Number(process.env.PGWEIR_SEED ?? 4_711);
 
@@ -42,17 +43,6 @@ class Agenda {
       check();
     }
   }
-}
-
-/** Mulberry32 (Tommy Ettinger): a small random generator with a seed. */
-function randomOf(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 4_294_967_296;
-  };
 }
 
 // --- What the gate promises -------------------------------------------------------------------------------------

@@ -4,22 +4,12 @@
  */
 import t from 'tap';
 import { AdaptiveLimit } from '../../src/guard/limit.ts';
+import { randomOf } from '../fixtures/random.ts';
 
 const SEEDS = [1, 2, 3];
 const SHAPES = 5;
 const STEP_MS = 1;
 const TICK_MS = 20;
-
-/** Mulberry32 (Tommy Ettinger): a small random generator with a seed. */
-function randomOf(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 4_294_967_296;
-  };
-}
 
 /** Limits at the times `at` (s); statements vary by `sigma` (lognormal), and shapes differ fivefold. */
 function run(seed: number, sigma: number, kneeAt: (second: number) => number, at: number[], isBusy = true): number[] {
