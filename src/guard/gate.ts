@@ -92,7 +92,7 @@ export class Gate implements PermitHost {
     if (lane.isIdle) lane.pass = Math.max(lane.pass, this.#leastPass(lane));
     if (!lane.passes()) return this.#shed(lane, 'switch');
     const isHeld = lane.valve === 'hold';
-    const isFree = this.#isFreeFor(lane) && (this.#isEnforced || this.atWork < this.limit);
+    const isFree = this.#isFreeFor(lane);
     if (isFree || !(this.#isEnforced || isHeld)) {
       if (!isFree) lane.counts.observed++;
       return { kind: 'admit', permit: this.#admit(lane, now, 0), isWarned: !isFree };
@@ -235,7 +235,9 @@ export class Gate implements PermitHost {
   #next(): Lane | null {
     let best: Lane | null = null;
     for (const lane of this.#lanes) {
-      if (lane.queue.size === 0 || lane.valve === 'hold' || !this.#hasRoomFor(lane)) continue;
+      if (lane.queue.size === 0 || lane.valve === 'hold') continue;
+      // Who waits although the gate only observes was held by a switch, or came before: nothing keeps it any more.
+      if (this.#isEnforced && !this.#hasRoomFor(lane)) continue;
       if (best === null || this.#isBefore(lane, best)) best = lane;
     }
     return best;
@@ -244,7 +246,7 @@ export class Gate implements PermitHost {
   /** Its ceiling and the limit allow one more, or its floor promises it. */
   #hasRoomFor(lane: Lane): boolean {
     if (lane.atWork >= lane.ceilingOf(this.limit)) return false;
-    return this.atWork < this.limit || lane.atWork < lane.reserveOf(this.limit) || !this.#isEnforced;
+    return this.atWork < this.limit || lane.atWork < lane.reserveOf(this.limit);
   }
 
   /** Floors first, then priority, then who has had least. */

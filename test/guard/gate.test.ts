@@ -310,6 +310,17 @@ t.test('who waits in a class whose priority changes, twice, is served or leaves 
   t.ok(gate.lanes.every((lane) => lane.isIdle));
 });
 
+t.test('who waits when the gate goes over to observing is let in, limit and ceiling or not', async (t) => {
+  const narrow = named('narrow', { serversMax: 1 });
+  const { gate, ask, pass, take } = house([narrow], 1);
+  for (const id of ['a', 'b', 'c']) ask(id, narrow);
+  gate.configure([narrow], false, fixedLimit(1));
+  pass(20);
+  t.same(take(), ['+b', '+c']);
+  ask('d', narrow);
+  t.equal(gate.lanes[0]!.counts.observed, 1);
+});
+
 t.test('sharing is not ahead of those who wait', async (t) => {
   const [high, low] = [named('high', { priority: 'critical' }), named('low', { priority: 'batch' })];
   const { gate, ask } = house([high, low], 1);

@@ -338,6 +338,38 @@ t.test('a file of switches that cannot be read is put aside, and the proxy start
   }
 });
 
+for (const mode of ['transaction', 'session'] as const) {
+  t.test(`pins, COPY, pipelines and PAUSE under a limit of one, mode ${mode}`, async (t) => {
+    const proxy = await start(t, 1, {}, { mode, size: 4 });
+    const life = async (application: string) => {
+      const client = await open(t, proxy.port, { application_name: application });
+      const messages: Message[] = [];
+      for (const [request, count] of [
+        [[Q('CREATE TEMP TABLE own (a int)')], 1],
+        [[Q('COPY own FROM STDIN'), send.copyData('1\n'), send.copyDone()], 1],
+        [[Q('SELECT count(*) FROM own')], 1],
+        [[Q('BEGIN'), Q('SELECT 1'), Q('COMMIT')], 3],
+        [[Q('SELECT 1/0')], 1],
+        [[Q('DROP TABLE own')], 1],
+      ] as const)
+        messages.push(...(await client.ask([...request], count)));
+      client.end();
+      return types(messages);
+    };
+    for (const found of await Promise.all(['api-1', 'other', 'api-2', 'other'].map(life)))
+      t.equal(found, 'CZGCZTDCZCZTDCZCZEZCZ');
+    const [pool] = proxy.app.snapshot().pools;
+    pool!.pause(() => {});
+    const client = await open(t, proxy.port);
+    client.write(Q('SELECT 5'));
+    await until(() => pool!.waiters.size === 1, 'it to wait');
+    pool!.resume();
+    t.equal(types(await client.until('Z')), 'TDCZ');
+    client.end();
+    await until(() => permits(proxy) === 0, 'the permits to come back');
+  });
+}
+
 t.test('what is no switch, or may not be set, is refused', async (t) => {
   const proxy = await start(t, 1, { auth: { method: 'trust', readers: ['looker'] } });
   const console = await open(t, proxy.port, { database: 'pgweir' });
