@@ -304,10 +304,14 @@ export class App {
   /** What the configuration decides for all pools together. */
   #setCaps(): void {
     const databases = Object.values(this.config.databases);
-    this.#judge.findsReads = databases.some(({ pool }) => pool.share === 'auto');
     this.#admission.configure(this.config);
-    this.#judge.findsTags = this.#admission.classes.hasTags;
-    this.#judge.findsNumbers = this.#admission.isAdaptive;
+    const { isConfigured, classes } = this.#admission;
+    this.#judge.want({
+      reads: databases.some(({ pool }) => pool.share === 'auto'),
+      tags: isConfigured,
+      shapes: isConfigured,
+      natures: isConfigured && classes.hasNatures,
+    });
     this.#hosts.setCaps(
       databases.flatMap((database) => database.hosts.map((host) => [host, database.serversMax] as const)),
       this.config.instances,

@@ -256,7 +256,17 @@ export class Requests {
     }
     const nameEnd = stringEnd(source, start + HEADER + 1, end);
     const statement = this.#names.get(source.toString('latin1', start + HEADER + 1, Math.max(nameEnd, 0)));
-    return statement === undefined ? null : this.#readOf(statement.verdict.read, rest, statement);
+    return statement === undefined ? null : this.#readOf(this.#verdictOf(statement).read, rest, statement);
+  }
+
+  /** What is known of a prepared statement; judged anew when somebody wants to know what nobody did when it was prepared. */
+  #verdictOf(statement: Statement): Verdict {
+    const { generation } = this.#judge;
+    if (statement.generation !== generation) {
+      statement.verdict = this.#judgeBody(statement.body, 0, statement.body.length);
+      statement.generation = generation;
+    }
+    return statement.verdict;
   }
 
   /** What is known of the request that begins with `message`; null: nothing. */
@@ -274,7 +284,8 @@ export class Requests {
         const nameEnd = portalEnd === -1 ? -1 : stringEnd(source, portalEnd + 1, end);
         if (nameEnd === -1) return null;
         if (nameEnd === portalEnd + 1) return this.#unnamed.verdict;
-        return this.#names.get(source.toString('latin1', portalEnd + 1, nameEnd))?.verdict ?? null;
+        const statement = this.#names.get(source.toString('latin1', portalEnd + 1, nameEnd));
+        return statement === undefined ? null : this.#verdictOf(statement);
       }
       default:
         return null;

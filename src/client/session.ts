@@ -385,15 +385,16 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
       { onAdmitted: () => this.#onAdmitted(), onShed: (reason) => this.#onShed(reason) },
     );
     if (this.#turn.isAdmitted) return;
-    const tags = this.#requests.verdictOf(message)?.tags ?? null;
-    this.#turn.classify(this.settings.reported.get('application_name') ?? '', tags);
+    const isAlone = this.#block === 'none' && this.pool.config.mode !== 'session';
+    const application = this.settings.reported.get('application_name') ?? '';
+    this.#turn.classify(application, this.#requests.verdictOf(message), isAlone);
   }
 
   /** False: it must wait, or is refused. */
   #askForTurn(message: Frame): boolean {
     const turn = this.#turn!;
     const errand = {
-      tags: this.#requests.verdictOf(message)?.tags ?? null,
+      statement: this.#requests.verdictOf(message),
       timeoutMs: millisOf(this.settings.custom.get('statement_timeout')),
       bytes: Math.min(message.size, INPUT_MAX),
     };

@@ -8,7 +8,7 @@
  * The one idea: the session need not know of classes and permits, only whether it is its turn.
  */
 import type { Admission } from '../guard/admission.ts';
-import type { Class, Classes, ClientTraits, Narrowed, Tags } from '../guard/classes.ts';
+import type { Class, Classes, ClientTraits, Narrowed, StatementTraits } from '../guard/classes.ts';
 import type { Gate } from '../guard/gate.ts';
 import type { Permit } from '../guard/permit.ts';
 import type { ShedReason, Ticket } from '../guard/queue.ts';
@@ -16,7 +16,7 @@ import type { Line } from '../server/line.ts';
 
 /** What a request tells of itself. */
 export interface Errand {
-  tags: Tags | null;
+  statement: StatementTraits | null;
   /** `statement_timeout` in ms; 0: none. */
   timeoutMs: number;
   /** Bytes of it that are kept while it waits. */
@@ -61,21 +61,21 @@ export class Turn {
     return this.#class?.name ?? '';
   }
 
-  /** Says which class a request of `application` with `tags` is in. */
-  classify(application: string, tags: Tags | null): void {
+  /** Says which class a request of `application` is in; see Classes.classOf. */
+  classify(application: string, statement: StatementTraits | null, isAlone: boolean): void {
     const { classes } = this.#admission;
     if (this.#narrowed === null || this.#classes !== classes || this.#application !== application) {
       this.#classes = classes;
       this.#application = application;
       this.#narrowed = classes.narrow({ ...this.#traits, application });
     }
-    this.#class = classes.classOf(this.#narrowed, tags);
+    this.#class = classes.classOf(this.#narrowed, statement, isAlone);
   }
 
   /** Is it the turn of the request that was classified? */
-  ask({ tags, timeoutMs, bytes }: Errand, now: number): Asked {
+  ask({ statement, timeoutMs, bytes }: Errand, now: number): Asked {
     if (this.#permit !== null) return 'admitted';
-    const tagged = Number(tags?.get('deadline_ms'));
+    const tagged = Number(statement?.tags?.get('deadline_ms'));
     const limits = [timeoutMs, tagged].filter((ms) => ms > 0);
     const decision = this.#gate.decide(
       {

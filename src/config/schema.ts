@@ -254,6 +254,21 @@ const match = z
       .record(z.string(), z.string())
       .optional()
       .describe('Tags in a comment of the statement (sqlcommenter): all of them.'),
+    shape: z
+      .string()
+      .optional()
+      .describe('An example of the statement: those that differ only in their values (and comments) match.'),
+    table: z
+      .string()
+      .regex(/^[^.]+(\.[^.]+)?$/, 'expected a name, or schema.name')
+      .optional()
+      .describe(
+        'A table that the statement names, with its schema only if the statement names that too; with kind: write, one that it writes.',
+      ),
+    kind: z
+      .enum(['read', 'write', 'ddl', 'other'])
+      .optional()
+      .describe('What the statement does, as far as its text says; FOR UPDATE counts as write.'),
   })
   .refine((value) => Object.keys(value).length > 0, 'at least one key is needed');
 
@@ -261,7 +276,7 @@ const requestClass = z.strictObject({
   name: z
     .string()
     .regex(/^[a-z][a-z0-9_-]{0,62}$/, 'expected lower-case letters, digits, - and _')
-    .describe('normal is what nothing else matches.'),
+    .describe('normal is what nothing else matches; health is for pings such as SELECT 1, whoever sends them.'),
   priority: z
     .enum(['critical', 'normal', 'batch', 'deferrable'])
     .prefault('normal')
@@ -340,7 +355,7 @@ export const configSchema = z
       .refine((all) => Object.keys(all).length > 0, 'at least one database is needed'),
   })
   .superRefine(({ switches, classes }, context) => {
-    const names = [...classes.map(({ name }) => name), 'normal'];
+    const names = [...classes.map(({ name }) => name), 'normal', 'health'];
     for (const [name, { class: of }] of Object.entries(switches)) {
       if (names.includes(of)) continue;
       context.addIssue({ code: 'custom', path: ['switches', name, 'class'], message: `there is no class "${of}"` });
@@ -355,9 +370,6 @@ export const configSchema = z
 export const laterKeys: readonly string[] = [
   'ledgers',
   'admission.retries',
-  'classes.*.match.*.shape',
-  'classes.*.match.*.table',
-  'classes.*.match.*.kind',
   'switches.*.match',
   'breaker',
   'cache',

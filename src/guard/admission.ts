@@ -20,6 +20,8 @@ export class Admission {
   classes: Classes = new Classes([]);
   mode: Mode = 'observe';
   isOn = false;
+  /** There is something to decide, unless the panic lever is pulled. */
+  isConfigured = false;
   /** Somebody has pulled the panic lever. */
   isPassthrough = false;
   readonly switches = new Switches();
@@ -32,7 +34,8 @@ export class Admission {
   }
 
   configure({ admission, limit, classes, instances, switches }: Config): void {
-    this.isOn = !this.isPassthrough && (classes.length > 0 || limit.mode !== 'off');
+    this.isConfigured = classes.length > 0 || limit.mode !== 'off';
+    this.isOn = this.isConfigured && !this.isPassthrough;
     this.mode = admission.mode;
     this.classes = new Classes(classes);
     // Several instances stand before the same host: together they are to stay within the limit.
@@ -70,11 +73,6 @@ export class Admission {
     }
     limit.setBounds(min, max);
     return limit;
-  }
-
-  /** Latencies of statements are compared with what is normal for their shapes. */
-  get isAdaptive(): boolean {
-    return this.#bounds.mode === 'adaptive';
   }
 
   /** Sheds and admits what time brings. `wall`: wall-clock ms; `lagMs`: how late the event loop is. */

@@ -3,13 +3,16 @@
  * on.
  *
  * The one idea: rules are asked in the order of the configuration and the first that holds decides. What they ask about
- * a client does not change while it is connected, so that part is asked once (`narrow`); only tags of the statement are
- * asked about anew.
+ * a client does not change while it is connected, so that part is asked once (`narrow`); only what they ask about the
+ * statement (tags, shape, kind, table) is asked anew.
  *
- * A class with `users` is for these only: nobody else comes into it by any rule, nor by asking for it.
+ * A class with `users` is for these only: nobody else comes into it by any rule, nor by asking for it. The class
+ * `health` is for pings: pools that get no answer to one throw their connections away, and open new ones.
  */
 import { BlockList, isIPv6 } from 'node:net';
 import type { ClassConfig, ClassMatch } from '../config/schema.ts';
+import { cut, numberOf, Tokens } from '../sql/shape.ts';
+import type { Verdict } from '../sql/verdict.ts';
 
 /** Priorities, highest first. */
 export const priorities = ['critical', 'normal', 'batch', 'deferrable'] as const;
@@ -24,6 +27,8 @@ export interface Class {
   /** Shares of the limit: what it gets whatever the others want, and the most that it may have. */
   floor: number;
   ceiling: number;
+  /** Servers that it gets, however small its floor is. */
+  floorServers: number;
   /** Most servers at work for it. */
   serversMax: number;
   queueMax: number;
@@ -45,8 +50,8 @@ export interface ClientTraits {
   wanted: string;
 }
 
-/** Tags of a statement (sqlcommenter): its value by name. */
-export type Tags = ReadonlyMap<string, string>;
+/** What rules ask about a statement. */
+export type StatementTraits = Pick<Verdict, 'tags' | 'number' | 'nature' | 'isPing'>;
 
 interface Rule {
   class: Class;
@@ -56,18 +61,20 @@ interface Rule {
 
 interface Match {
   holdsFor(client: ClientTraits): boolean;
-  tags: readonly (readonly [name: string, value: string])[];
+  /** Null: any statement will do. */
+  holdsIn: ((statement: StatementTraits) => boolean) | null;
 }
 
-/** The rules that may hold for one client, in order: what is left to ask is the tags. */
+/** The rules that may hold for one client, in order: what is left to ask is about the statement. */
 export interface Narrowed {
-  rules: readonly { class: Class; tags: Match['tags'] }[];
+  rules: readonly { class: Class; holdsIn: Match['holdsIn'] }[];
 }
 
 const normal: Omit<Class, 'name'> = {
   priority: 'normal',
   weight: 1,
   floor: 0,
+  floorServers: 0,
   ceiling: 1,
   serversMax: Number.POSITIVE_INFINITY,
   queueMax: 1000,
@@ -76,16 +83,26 @@ const normal: Omit<Class, 'name'> = {
   isFifo: false,
 };
 
-/** The class of what no rule matches. */
+/** The class of what no rule matches, and that of pings. */
 const DEFAULT = 'normal';
+const HEALTH = 'health';
+/** Pings need little, and get it: one server whatever the limit says, and never more than a tenth of it. */
+const health: Omit<Class, 'name'> = {
+  ...normal,
+  priority: 'critical',
+  floorServers: 1,
+  ceiling: 0.1,
+  waitMax: 1000,
+};
 
 export class Classes {
-  /** In the order of the configuration; the default is last, unless it is configured. */
+  /** In the order of the configuration; what is not configured is last: the default, and that of pings. */
   readonly all: readonly Class[];
-  /** Some rule asks about tags. */
-  readonly hasTags: boolean;
+  /** Some rule asks about kinds or tables. */
+  readonly hasNatures: boolean;
   readonly #rules: readonly Rule[];
   readonly #default: Class;
+  readonly #health: Class;
 
   constructor(configs: readonly ClassConfig[]) {
     this.#rules = configs.map((config) => ({
@@ -94,10 +111,14 @@ export class Classes {
       matches: config.match.map(matchOf),
     }));
     const classes = this.#rules.map((rule) => rule.class);
-    const configured = classes.find(({ name }) => name === DEFAULT);
-    this.#default = configured ?? { name: DEFAULT, ...normal };
-    this.all = configured === undefined ? [...classes, this.#default] : classes;
-    this.hasTags = configs.some(({ match }) => match.some(({ tag }) => tag !== undefined));
+    const find = (name: string, otherwise: Omit<Class, 'name'>) =>
+      classes.find((each) => each.name === name) ?? { name, ...otherwise };
+    this.#default = find(DEFAULT, normal);
+    this.#health = find(HEALTH, health);
+    this.all = [...new Set([...classes, this.#default, this.#health])];
+    this.hasNatures = configs.some(({ match }) =>
+      match.some(({ kind, table }) => kind !== undefined || table !== undefined),
+    );
   }
 
   /** Asks what can be asked about a client once and for all. */
@@ -105,19 +126,21 @@ export class Classes {
     const allowed = this.#rules.filter(({ users }) => users === null || users.has(client.user));
     // Asking for a class works only where its users are listed: a name alone proves nothing.
     const wanted = allowed.find((rule) => rule.users !== null && rule.class.name === client.wanted);
-    if (wanted !== undefined) return { rules: [{ class: wanted.class, tags: [] }] };
+    if (wanted !== undefined) return { rules: [{ class: wanted.class, holdsIn: null }] };
     const rules = allowed.flatMap((rule) =>
-      rule.matches.filter((match) => match.holdsFor(client)).map(({ tags }) => ({ class: rule.class, tags })),
+      rule.matches.filter((match) => match.holdsFor(client)).map(({ holdsIn }) => ({ class: rule.class, holdsIn })),
     );
-    const decided = rules.findIndex(({ tags }) => tags.length === 0);
+    const decided = rules.findIndex(({ holdsIn }) => holdsIn === null);
     if (decided >= 0) return { rules: rules.slice(0, decided + 1) };
-    return { rules: [...rules, { class: this.#default, tags: [] }] };
+    return { rules: [...rules, { class: this.#default, holdsIn: null }] };
   }
 
-  /** The class of a request with these tags. */
-  classOf({ rules }: Narrowed, tags: Tags | null): Class {
-    for (const rule of rules) {
-      if (rule.tags.every(([name, value]) => tags?.get(name) === value)) return rule.class;
+  /** The class of a request for this statement; null: nothing is known of it. `isAlone`: no transaction is open around it. */
+  classOf({ rules }: Narrowed, statement: StatementTraits | null, isAlone: boolean): Class {
+    // A transaction that begins with a ping may go on with anything.
+    if (statement?.isPing && isAlone) return this.#health;
+    for (const { class: of, holdsIn } of rules) {
+      if (holdsIn === null || (statement !== null && holdsIn(statement))) return of;
     }
     return this.#default;
   }
@@ -129,6 +152,7 @@ function classOf(config: ClassConfig): Class {
     priority: config.priority,
     weight: config.weight,
     floor: config.floor,
+    floorServers: 0,
     ceiling: config.ceiling,
     serversMax: config.serversMax ?? Number.POSITIVE_INFINITY,
     queueMax: config.queue.max,
@@ -138,17 +162,49 @@ function classOf(config: ClassConfig): Class {
   };
 }
 
-function matchOf({ user, database, application, address, tag }: ClassMatch): Match {
+function matchOf(config: ClassMatch): Match {
+  const { user, database, application, address } = config;
   const applicationPattern = application === undefined ? null : globOf(application);
   const network = address === undefined ? null : networkOf(address);
   return {
-    tags: Object.entries(tag ?? {}),
+    holdsIn: statementMatchOf(config),
     holdsFor: (client) =>
       (user === undefined || user === client.user) &&
       (database === undefined || database === client.database) &&
       (applicationPattern === null || applicationPattern.test(client.application)) &&
       (network === null || (client.address !== undefined && network(client.address))),
   };
+}
+
+function statementMatchOf({ tag, shape, kind, table }: ClassMatch): Match['holdsIn'] {
+  const asked: ((statement: StatementTraits) => boolean)[] = [];
+  for (const [name, value] of Object.entries(tag ?? {})) asked.push(({ tags }) => tags?.get(name) === value);
+  if (shape !== undefined) {
+    const wanted = shapeNumberOf(shape);
+    asked.push(({ number }) => number === wanted);
+  }
+  if (kind !== undefined) asked.push(({ nature }) => nature?.kind === kind);
+  if (table !== undefined) {
+    const [schema, name] = table.includes('.') ? (table.split('.') as [string, string]) : [null, table];
+    // Of a statement that writes, the tables that it only reads are not meant.
+    const mustWrite = kind === 'write';
+    asked.push(
+      ({ nature }) =>
+        nature?.tables.some(
+          (each) => each.name === name && (schema === null || each.schema === schema) && (!mustWrite || each.isWritten),
+        ) ?? false,
+    );
+  }
+  if (asked.length === 0) return null;
+  return (statement) => asked.every((holds) => holds(statement));
+}
+
+/** The number of the shape that an example of a statement has. */
+function shapeNumberOf(sql: string): number {
+  const tokens = new Tokens();
+  const source = Buffer.from(sql);
+  cut(tokens, source, 0, source.length);
+  return numberOf(tokens);
 }
 
 /** `*` stands for any characters. */

@@ -64,7 +64,7 @@ export class Lane {
 
   /** Servers at work that it gets whatever others want. */
   floorOf(limit: number): number {
-    return Number.isFinite(limit) ? this.class.floor * limit : 0;
+    return Number.isFinite(limit) ? Math.max(this.class.floorServers, this.class.floor * limit) : 0;
   }
 
   /** Whole servers of its floor: these it gets although the limit is reached, because others may hold theirs for long. */

@@ -34,7 +34,9 @@ export class Statement {
   /** The body of its Parse message behind the name: text, zero, parameter types. */
   readonly body: Buffer;
   readonly key: string;
-  readonly verdict: Verdict;
+  verdict: Verdict;
+  /** When it was judged (`Judge.generation`). */
+  generation = -1;
   /** Names of clients that stand for it. */
   users = 0;
   /** The RowDescription (or NoData) that a server gave first; a later one that differs is an error for the client. */

@@ -4,7 +4,7 @@
  */
 import { parentPort } from 'node:worker_threads';
 import { loadModule, parseSync } from 'libpg-query';
-import type { Syntax } from './parser.ts';
+import type { Kind, Syntax } from './parser.ts';
 
 type Tree = { [key: string]: unknown };
 
@@ -15,9 +15,23 @@ parentPort!.on('message', ({ id, sql }: { id: number; sql: string }) => {
 parentPort!.postMessage({ id: 0, syntax: null });
 
 function read(sql: string): Syntax {
-  const syntax: Syntax = { isParsed: true, functions: [], isTemporary: false, isOpaque: false };
+  const syntax: Syntax = {
+    isParsed: true,
+    functions: [],
+    isTemporary: false,
+    isOpaque: false,
+    kind: 'other',
+    tables: [],
+  };
   try {
-    walk(parseSync(sql), syntax);
+    const tree = parseSync(sql);
+    // What is written is met both as the target of a statement and as a table: the first word on it stands.
+    const seen = new Set<unknown>();
+    walk(tree, (key, value) => {
+      look(key, value, syntax);
+      lookForTables(key, value, syntax, seen);
+    });
+    syntax.kind = kindOf(tree as unknown as Tree);
   } catch {
     syntax.isParsed = false;
   }
@@ -25,14 +39,14 @@ function read(sql: string): Syntax {
   return syntax;
 }
 
-/** Visits every node without recursion: trees can be as deep as the text is long. */
-function walk(root: unknown, syntax: Syntax): void {
+/** Visits every node, outer ones first, without recursion: trees can be as deep as the text is long. */
+function walk(root: unknown, visit: (key: string, value: Tree) => void): void {
   const stack: unknown[] = [root];
   while (stack.length > 0) {
     const node = stack.pop();
     if (typeof node !== 'object' || node === null) continue;
     for (const [key, value] of Object.entries(node)) {
-      look(key, value as Tree, syntax);
+      visit(key, value as Tree);
       stack.push(value);
     }
   }
@@ -57,8 +71,75 @@ function look(key: string, value: Tree, syntax: Syntax): void {
   }
 }
 
+function lookForTables(key: string, value: Tree, syntax: Syntax, seen: Set<unknown>): void {
+  const add = (table: unknown, isWritten: boolean) => {
+    const { relname, schemaname } = (table ?? {}) as { relname?: string; schemaname?: string };
+    if (relname === undefined || seen.has(table)) return;
+    seen.add(table);
+    syntax.tables.push({ schema: schemaname ?? '', name: relname, isWritten });
+  };
+  switch (key) {
+    case 'InsertStmt':
+    case 'UpdateStmt':
+    case 'DeleteStmt':
+    case 'MergeStmt':
+      add(value.relation, true);
+      break;
+    case 'CopyStmt':
+      add(value.relation, value.is_from === true);
+      break;
+    case 'TruncateStmt':
+    case 'LockStmt':
+      for (const relation of (value.relations ?? []) as Tree[]) add(relation.RangeVar, true);
+      break;
+    case 'SelectStmt':
+      // FOR UPDATE locks the rows of all tables that the query names itself.
+      if (value.lockingClause !== undefined)
+        walk(value.fromClause, (inner, table) => inner === 'RangeVar' && add(table, true));
+      break;
+    case 'DropStmt':
+      for (const object of (value.objects ?? []) as Tree[]) {
+        const names = namesOf(((object.List as Tree | undefined)?.items ?? []) as unknown[]);
+        if (names.length > 0) add({ relname: names.at(-1), schemaname: names.at(-2) }, true);
+      }
+      break;
+    case 'RangeVar':
+    case 'relation':
+    case 'rel':
+      add(value, false);
+      break;
+    default:
+  }
+}
+
+const strength: readonly Kind[] = ['other', 'read', 'write', 'ddl'];
+const writing = new Set(['InsertStmt', 'UpdateStmt', 'DeleteStmt', 'MergeStmt', 'TruncateStmt', 'LockStmt']);
+const defining =
+  /^(Create|Alter|Drop|Rename|Comment|Index|View|Rule|Define|Grant|Reindex|Refresh|SecLabel|Reassign|Import|CompositeType).*Stmt$/;
+
+/** The kind of the strongest statement of a text; one in another (WITH … INSERT, EXPLAIN, PREPARE) counts as well. */
+function kindOf(tree: Tree): Kind {
+  let found: Kind = 'other';
+  const count = (kind: Kind) => {
+    if (strength.indexOf(kind) > strength.indexOf(found)) found = kind;
+  };
+  walk(tree, (key, value) => {
+    if (writing.has(key)) count('write');
+    else if (key === 'SelectStmt') {
+      count(value.lockingClause === undefined ? 'read' : 'write');
+      if (value.intoClause !== undefined) count('ddl');
+    } else if (key === 'CopyStmt') count(value.is_from === true ? 'write' : 'read');
+    else if (defining.test(key)) count('ddl');
+  });
+  return found;
+}
+
 /** A possibly qualified name, dotted; pg_catalog is left out. */
 function nameOf(parts: unknown[]): string {
-  const names = parts.map((part) => (part as { String?: { sval?: string } }).String?.sval ?? '');
+  const names = namesOf(parts);
   return (names[0] === 'pg_catalog' ? names.slice(1) : names).join('.');
+}
+
+function namesOf(parts: unknown[]): string[] {
+  return parts.map((part) => (part as { String?: { sval?: string } }).String?.sval ?? '');
 }

@@ -9,6 +9,20 @@
 import { Worker } from 'node:worker_threads';
 import type { Clock } from '../util/clock.ts';
 
+/**
+ * What a statement is for, as far as its text says; of several the strongest. 'write': it changes rows or locks them.
+ * 'ddl': it changes what there is. 'other': everything else, such as SET, VACUUM or CALL.
+ */
+export type Kind = 'read' | 'write' | 'ddl' | 'other';
+
+/** A table as a statement names it; `schema` is '' where it names none. Names of CTEs count as well. */
+export interface TableReference {
+  schema: string;
+  name: string;
+  /** Its rows are changed or locked. */
+  isWritten: boolean;
+}
+
 /** What the parser found in a text. */
 export interface Syntax {
   /** False: the text is no SQL that Postgres 18 takes. */
@@ -19,6 +33,8 @@ export interface Syntax {
   isTemporary: boolean;
   /** Runs code that cannot be judged from the text. */
   isOpaque: boolean;
+  kind: Kind;
+  tables: TableReference[];
 }
 
 export const SQL_BYTES_MAX = 16 * 1024;

@@ -10,8 +10,8 @@ import { harmlessFunctions } from './builtins.ts';
 import type { Catalog } from './catalog.ts';
 import { type Control, controlOf } from './control.ts';
 import { type Effects, findEffects, mergeEffects, pinning, probing } from './effects.ts';
-import { type Parser, SQL_BYTES_MAX, type Syntax } from './parser.ts';
-import { readKey } from './read.ts';
+import { type Kind, type Parser, SQL_BYTES_MAX, type Syntax, type TableReference } from './parser.ts';
+import { isPing, readKey } from './read.ts';
 import { cut, numberOf, shapeOf, Tokens } from './shape.ts';
 import { tagsOf } from './tags.ts';
 
@@ -29,6 +29,13 @@ export interface ShapeVerdict {
   waiting: (() => void)[];
 }
 
+/** What a statement is for and which tables it names: the parser's word, shared by all texts of one shape. */
+export interface Nature {
+  /** Null while the parser has not spoken, and when it cannot. */
+  kind: Kind | null;
+  tables: readonly TableReference[];
+}
+
 export interface Verdict {
   /** What the tokens say. */
   effects: Effects | null;
@@ -38,12 +45,16 @@ export interface Verdict {
   isCommit: boolean;
   /** It begins or ends a transaction. */
   control: Control | null;
-  /** Tags in a comment at its end (sqlcommenter), when somebody wants to know (`Judge.findsTags`). */
+  /** Tags in a comment at its end (sqlcommenter), when somebody wants to know (`Judge.want`). */
   tags: ReadonlyMap<string, string> | null;
-  /** The number of its shape (sql/shape), when somebody wants to know (`Judge.findsNumbers`); else 0. */
+  /** The number of its shape (sql/shape), when somebody wants to know (`Judge.want`); else 0. */
   number: number;
+  /** When somebody wants to know (`Judge.want`). */
+  nature: Nature | null;
   /** A read that may share a server: the number of its shape (sql/read); 0 for everything else. */
   read: number;
+  /** It only asks whether anybody is there. */
+  isPing: boolean;
 }
 
 export const harmless: Verdict = {
@@ -53,27 +64,48 @@ export const harmless: Verdict = {
   control: null,
   tags: null,
   number: 0,
+  nature: null,
   read: 0,
+  isPing: false,
 };
 const opaque: Verdict = { ...harmless, effects: pinning('opaque') };
 /** The longest text that is cut into tokens; a longer one is opaque. */
 export const TEXT_BYTES_MAX = 1024 * 1024;
 
+/** What is wanted beyond effects. */
+export interface Wanted {
+  /** Which statements are reads that may share a server. */
+  reads: boolean;
+  /** Their tags. */
+  tags: boolean;
+  /** The numbers of their shapes, and whether they are pings. */
+  shapes: boolean;
+  /** Their kinds and tables (with `shapes`): the parser is asked about every shape. */
+  natures: boolean;
+}
+
 export class Judge {
   readonly #parser: Parser;
   readonly #tokens = new Tokens();
   readonly #shapes = new LRUCache<string, ShapeVerdict>({ max: SHAPES_MAX });
+  readonly #natures = new LRUCache<number, Nature>({ max: SHAPES_MAX });
   /** The text that was judged last. */
   readonly #last = { source: Buffer.alloc(0) as Buffer, start: -1, end: -1, verdict: harmless };
-  /** Somebody wants to know which statements are reads that may share a server. */
-  findsReads = false;
-  /** Somebody wants to know the tags of statements. */
-  findsTags = false;
-  /** Somebody compares statements with others of their shape. */
-  findsNumbers = false;
+  #wanted: Wanted = { reads: false, tags: false, shapes: false, natures: false };
+  /** Changes when somebody wants to know more than before, or less: what was judged before may be judged again. */
+  generation = 0;
 
   constructor(parser: Parser) {
     this.#parser = parser;
+  }
+
+  /** Says what somebody wants to know of every statement; it costs time. */
+  want(wanted: Wanted): void {
+    const isSame = (Object.keys(wanted) as (keyof Wanted)[]).every((key) => wanted[key] === this.#wanted[key]);
+    if (isSame) return;
+    this.#wanted = wanted;
+    this.#last.start = -1;
+    this.generation++;
   }
 
   /** Judges the text `source[start, end)`. */
@@ -105,13 +137,17 @@ export class Judge {
       if (verdict.shape === null) verdict.effects = mergeEffects(effects, pinning('opaque'));
     } else if (effects !== null) {
       verdict = { ...verdict, effects };
-    } else if (verdict === harmless && this.findsReads) {
+    } else if (verdict === harmless && this.#wanted.reads) {
       const read = readKey(tokens);
       if (read !== 0) verdict = { ...harmless, read };
     }
-    const tags = this.findsTags ? tagsOf(source, start, end) : null;
+    const tags = this.#wanted.tags ? tagsOf(source, start, end) : null;
     if (tags !== null) verdict = { ...verdict, tags };
-    if (this.findsNumbers) verdict = { ...verdict, number: verdict.read || numberOf(tokens) };
+    if (this.#wanted.shapes) {
+      const number = verdict.read || numberOf(tokens);
+      const nature = this.#wanted.natures ? this.#natureOf(number, source, start, end) : null;
+      verdict = { ...verdict, number, nature, isPing: isPing(tokens) };
+    }
     if (effects !== null && effects.references.length > 0) moveReferences(effects, start);
     tokens.clear();
     return verdict;
@@ -128,6 +164,18 @@ export class Judge {
       settle(verdict, syntax, hasEffects);
     });
     return verdict;
+  }
+
+  #natureOf(number: number, source: Buffer, start: number, end: number): Nature {
+    const known = this.#natures.get(number);
+    if (known !== undefined) return known;
+    const nature: Nature = { kind: null, tables: [] };
+    this.#natures.set(number, nature);
+    this.#parser.parse(source.toString('utf8', start, end), (syntax, isFinal) => {
+      if (!isFinal) this.#natures.delete(number);
+      if (syntax?.isParsed) Object.assign(nature, { kind: syntax.kind, tables: syntax.tables });
+    });
+    return nature;
   }
 }
 

@@ -10,6 +10,7 @@ const base: Class = {
   priority: 'normal',
   weight: 1,
   floor: 0,
+  floorServers: 0,
   ceiling: 1,
   serversMax: Number.POSITIVE_INFINITY,
   queueMax: 1000,

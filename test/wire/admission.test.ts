@@ -97,9 +97,9 @@ t.test('the higher class goes first, and each gets its own answer', async (t) =>
 });
 
 for (const [title, request] of [
-  ['a simple query', [Q('SELECT 1')]],
-  ['an extended one', group('SELECT 1')],
-  ['a pipeline', [...group('SELECT 1').slice(0, -1), ...group('SELECT 2')]],
+  ['a simple query', [Q('SELECT 7')]],
+  ['an extended one', group('SELECT 7')],
+  ['a pipeline', [...group('SELECT 7').slice(0, -1), ...group('SELECT 2')]],
 ] as const) {
   t.test(`what is refused gets one error that says why, and the session lives: ${title}`, async (t) => {
     const proxy = await start(t, 1);
@@ -121,17 +121,59 @@ for (const [title, request] of [
     }
     await release();
     const client = await open(t, proxy.port, { application_name: 'none' });
-    t.same(await client.rows('SELECT 1'), [['1']]);
+    t.same(await client.rows('SELECT 7'), [['7']]);
     t.equal(permits(proxy), 0);
   });
 }
+
+t.test('pings pass a class that is off and a limit that is reached, but begin no transaction', async (t) => {
+  const proxy = await start(t, 1);
+  const { release } = await work(t, proxy, 2);
+  const client = await open(t, proxy.port, { application_name: 'none' });
+  t.same(await client.rows('SELECT 1'), [['1']]);
+  t.equal(types(await client.ask(group(''))), '12nIZ');
+  t.equal(lane(proxy, 'health').counts.admitted, 2);
+  await client.ask(Q('BEGIN'));
+  t.match((await client.ask(Q('SELECT 1')))[0]!.body.toString(), 'class=none reason=queue');
+  await client.ask(Q('ROLLBACK'));
+  await release();
+});
+
+t.test('a table and a shape decide the class, of prepared statements and of old ones, too', async (t) => {
+  await admin.rows('CREATE TABLE IF NOT EXISTS weir_triggers (a int)');
+  const some: object[] = [];
+  const proxy = await start(t, 4, { classes: some });
+  const client = await open(t, proxy.port);
+  const insert = 'INSERT INTO weir_triggers VALUES ($1::int)';
+  const run = [B('', 's', ['1']), E(''), S];
+  t.equal(types(await client.ask([P('s', insert), ...run])), '12CZ');
+  some.push({ name: 'triggers', priority: 'critical', match: [{ table: 'weir_triggers', kind: 'write' }] });
+  some.push({ name: 'odd', match: [{ shape: 'SELECT 13 AS odd' }] });
+  t.same(proxy.app.reload(), []);
+  const counted = () => lane(proxy, 'triggers').counts.admitted;
+  await until(async () => {
+    await client.ask(run);
+    return counted() > 0;
+  }, 'the parser to speak of what was prepared before');
+  const before = counted();
+  await client.ask(run);
+  await client.ask(Q('INSERT INTO weir_triggers VALUES (7)'));
+  await client.ask(Q('SELECT 5 AS odd'));
+  await client.ask(Q('SELECT count(*) FROM weir_triggers'));
+  await until(async () => {
+    await client.ask(Q('DELETE FROM weir_triggers'));
+    return counted() > before + 2;
+  }, 'the parser to speak of DELETE');
+  t.equal(lane(proxy, 'odd').counts.admitted, 1);
+  await admin.rows('DROP TABLE weir_triggers');
+});
 
 t.test('a queue that is full refuses, and what its deadline does not allow is not run', async (t) => {
   const proxy = await start(t, 1);
   const { release } = await work(t, proxy, 3);
   const clients = await Promise.all(Array.from({ length: 4 }, () => open(t, proxy.port)));
   for (const [index, client] of clients.slice(0, 3).entries()) {
-    client.write(Q(`SELECT ${index} /*job='workflow'*/`));
+    client.write(Q(`SELECT ${index + 10} /*job='workflow'*/`));
     await until(() => waiting(proxy) === index + 1, 'it to wait');
   }
   t.match((await clients[3]!.ask(Q(`SELECT 3 /*job='workflow'*/;`)))[0]!.body.toString(), 'reason=queue');
@@ -161,14 +203,14 @@ t.test('who is cancelled or vanishes while it waits is gone from the queue', asy
   const proxy = await start(t, 1);
   const { release } = await work(t, proxy, 5);
   const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
-  for (const client of [a, b]) client.write(Q('SELECT 1'));
+  for (const client of [a, b]) client.write(Q('SELECT 7'));
   await until(() => waiting(proxy) === 2, 'both to wait');
   await requestCancel(proxy.port, a.key);
   t.same(sqlstates(await a.until('Z')), ['57014']);
   b.end();
   await until(() => waiting(proxy) === 0, 'the queue to be empty');
   await release();
-  t.same(await a.rows('SELECT 1'), [['1']]);
+  t.same(await a.rows('SELECT 7'), [['7']]);
   t.equal(permits(proxy), 0);
 });
 
@@ -192,10 +234,10 @@ t.test('observe lets all run and counts; warn tells the client as well', async (
     const proxy = await start(t, 1, { admission: { mode } });
     const { release } = await work(t, proxy, 7);
     const client = await open(t, proxy.port);
-    t.equal(types(await client.ask(Q('SELECT 1'))), mode === 'warn' ? 'NTDCZ' : 'TDCZ', mode);
+    t.equal(types(await client.ask(Q('SELECT 7'))), mode === 'warn' ? 'NTDCZ' : 'TDCZ', mode);
     t.equal(lane(proxy, 'normal').counts.observed, 1);
     await release();
-    t.equal(types(await client.ask(Q('SELECT 1'))), 'TDCZ');
+    t.equal(types(await client.ask(Q('SELECT 7'))), 'TDCZ');
   }
 });
 
@@ -210,7 +252,7 @@ t.test('short reads share a server under a limit, and permits are those of serve
   await Promise.all(
     clients.map(async (client, index) => {
       for (let lap = 0; lap < 100; lap++) {
-        const messages = await client.ask(Q(`SELECT ${1000 * index + lap} AS n`));
+        const messages = await client.ask(Q(`SELECT ${1000 * index + lap}, 0 AS n`));
         if (!messages.some(({ type, body }) => type === 'D' && body.includes(`${1000 * index + lap}`)))
           t.fail(`${index}: ${types(messages)}`);
       }
@@ -247,9 +289,9 @@ t.test('two instances together keep to the limit of one', async (t) => {
 t.test('a reload changes classes; the console and the metrics show them', async (t) => {
   const proxy = await start(t, 3);
   const client = await open(t, proxy.port, { application_name: 'api-1' });
-  await client.rows('SELECT 1');
+  await client.rows('SELECT 7');
   t.same(proxy.app.reload(), []);
-  await client.rows('SELECT 1');
+  await client.rows('SELECT 7');
   t.equal(lane(proxy, 'api').counts.admitted, 2, 'counts are kept');
   const console = await open(t, proxy.port, { database: 'pgbouncer' });
   const rows = await console.rows('SHOW CLASSES');
@@ -263,7 +305,7 @@ t.test('a switch set in the console takes effect at once, survives a restart, is
   const dir = mkdtempSync(join(tmpdir(), 'pgweir-test-'));
   t.after(() => rmSync(dir, { recursive: true, force: true }));
   const more = { state: { dir }, admission: { mode: 'observe' }, switches: { jobs: { class: 'workflow' } } };
-  const job = Q(`SELECT 1 /*job='workflow'*/`);
+  const job = Q(`SELECT 7 /*job='workflow'*/`);
   const proxy = await start(t, 4, more);
   const console = await open(t, proxy.port, { database: 'pgweir' });
   const client = await open(t, proxy.port);
@@ -272,7 +314,7 @@ t.test('a switch set in the console takes effect at once, survives a restart, is
   const refused = await client.ask(job);
   t.same(sqlstates(refused), ['53000']);
   t.match(refused[0]!.body.toString(), 'class=workflow reason=switch');
-  t.equal(types(await client.ask(Q('SELECT 1'))), 'TDCZ', 'others are not touched');
+  t.equal(types(await client.ask(Q('SELECT 7'))), 'TDCZ', 'others are not touched');
   const row = async (from: RawClient) => (await from.rows('SHOW SWITCHES')).find(([name]) => name === 'jobs')!;
   t.match(await row(console), ['jobs', 'workflow', 'off', '0%', /UTC$/, 'postgres', 'they drown us', /%$/, /%$/]);
   t.match(
@@ -297,7 +339,7 @@ t.test('a switch that holds keeps requests until it lets go, and passthrough end
   const console = await open(t, proxy.port, { database: 'pgweir' });
   const client = await open(t, proxy.port);
   t.equal(types(await console.ask(Q('SET SWITCH normal = hold'))), 'NCZ', 'nothing is kept without state.dir');
-  client.write(Q('SELECT 1'));
+  client.write(Q('SELECT 7'));
   await until(() => waiting(proxy) === 1, 'it to wait');
   const began = performance.now();
   await console.ask(Q('SET SWITCH passthrough = on'));
@@ -322,7 +364,7 @@ t.test('what waited and needs no server after all gives its permit back', async 
   await release();
   for (const client of clients) t.equal(types(await client.until('Z')), '1Z');
   await until(() => permits(proxy) === 0, 'the permits to come back');
-  for (const client of clients) t.same(await client.rows('SELECT 1'), [['1']]);
+  for (const client of clients) t.same(await client.rows('SELECT 7'), [['7']]);
 });
 
 t.test('a file of switches that cannot be read is put aside, and the proxy starts', async (t) => {
@@ -333,7 +375,7 @@ t.test('a file of switches that cannot be read is put aside, and the proxy start
     const proxy = await start(t, 1, { state: { dir } });
     t.ok(existsSync(join(dir, 'switches.json.bad')), text);
     const client = await open(t, proxy.port);
-    t.same(await client.rows('SELECT 1'), [['1']]);
+    t.same(await client.rows('SELECT 7'), [['7']]);
     await proxy.stop();
   }
 });
@@ -348,7 +390,7 @@ for (const mode of ['transaction', 'session'] as const) {
         [[Q('CREATE TEMP TABLE own (a int)')], 1],
         [[Q('COPY own FROM STDIN'), send.copyData('1\n'), send.copyDone()], 1],
         [[Q('SELECT count(*) FROM own')], 1],
-        [[Q('BEGIN'), Q('SELECT 1'), Q('COMMIT')], 3],
+        [[Q('BEGIN'), Q('SELECT 7'), Q('COMMIT')], 3],
         [[Q('SELECT 1/0')], 1],
         [[Q('DROP TABLE own')], 1],
       ] as const)
@@ -383,7 +425,7 @@ t.test('what is no switch, or may not be set, is refused', async (t) => {
     t.same(sqlstates(await console.ask(Q(sql))), [state], sql);
   const looker = await open(t, proxy.port, { database: 'pgweir', user: 'looker' });
   t.same(sqlstates(await looker.ask(Q('SET SWITCH workflow = off'))), ['42501']);
-  t.equal((await looker.rows('SHOW SWITCHES')).length, 7);
+  t.equal((await looker.rows('SHOW SWITCHES')).length, 8);
 });
 
 t.test('any mixture of work, haste and violence conserves permits', async (t) => {
@@ -401,9 +443,9 @@ t.test('any mixture of work, haste and violence conserves permits', async (t) =>
       for (let lap = random(6); lap >= 0 && !client.isClosed; lap--) {
         const choice = random(9);
         if (choice === 0) await client.ask(Q('BEGIN'));
-        else if (choice === 1) await client.ask([Q('BEGIN'), Q('SELECT 1'), Q('COMMIT')], 3);
+        else if (choice === 1) await client.ask([Q('BEGIN'), Q('SELECT 7'), Q('COMMIT')], 3);
         else if (choice === 2) await client.ask(Q('SELECT pg_sleep(0.01)'));
-        else if (choice === 3) await client.ask(group('SELECT 1'));
+        else if (choice === 3) await client.ask(group('SELECT 7'));
         else if (choice === 4) await client.ask(Q('SELECT 1/0'));
         else if (choice === 5) await client.ask(Q('ROLLBACK'));
         else if (choice === 6) {
@@ -421,7 +463,7 @@ t.test('any mixture of work, haste and violence conserves permits', async (t) =>
   await Promise.all(Array.from({ length: 12 }, one));
   await until(() => permits(proxy) === 0 && waiting(proxy) === 0, 'all permits to come back');
   t.equal(gateOf(proxy).atWork, 0);
-  t.same(await (await open(t, proxy.port)).rows('SELECT 1'), [['1']]);
+  t.same(await (await open(t, proxy.port)).rows('SELECT 7'), [['7']]);
 });
 
 t.test('no bug was counted', async (t) => {
