@@ -423,6 +423,7 @@ export class App {
       hosts: [...this.#hosts],
       parser: this.#parser.counts,
       gates: this.#admission.gates,
+      tarpit: this.#admission.tarpit,
       isPassthrough: this.#admission.isPassthrough,
       statements: [...this.#pools.values()].reduce((sum, pool) => sum + pool.statements.size, 0),
       users: this.#users,

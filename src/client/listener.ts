@@ -247,8 +247,7 @@ export class Listener {
     this.sessions.add(session);
     pool.clients++;
     pool.counts.logins++;
-    socket.write(greeting(settings, key));
-    session.start(client.rest);
+    session.start(greeting(settings, key), client.rest);
   }
 
   readonly #onSocketClosed = (): void => {

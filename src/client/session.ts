@@ -17,7 +17,7 @@
  */
 import type net from 'node:net';
 import type { Admission } from '../guard/admission.ts';
-import type { ShedReason } from '../guard/queue.ts';
+import type { Shed, ShedReason } from '../guard/queue.ts';
 import * as encode from '../protocol/encode.ts';
 import { emptyFrame, type Frame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage, Status } from '../protocol/messages.ts';
@@ -35,18 +35,21 @@ import { sharedReads } from '../util/intake.ts';
 import { Outbox } from '../util/outbox.ts';
 import { type Block, blockFailed, FAIL, moveOf, statusOf } from './block.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
+import { fingerprintOf } from './fingerprint.ts';
 import { Lease, type Lessee } from './lease.ts';
 import { linger } from './linger.ts';
 import { overdue } from './overdue.ts';
 import type { Read } from './read.ts';
 import { clientWants, type RequestHost, Requests } from './request.ts';
-import { Turn } from './turn.ts';
+import { Turn, type TurnHost } from './turn.ts';
 
 export type SessionState =
   /** No server; nothing asked. */
   | 'idle'
   /** In the queue of its class (guard/gate); the first message is kept in `#held`. */
   | 'queued'
+  /** In the tarpit: its welcome, or the refusal of the message in `#held`, is kept for a moment. */
+  | 'delayed'
   /** In the pool's queue; the first message is kept in `#held`. */
   | 'waiting'
   /** The server is being given this client's settings. */
@@ -90,9 +93,11 @@ const OUTPUT_MAX = 256 * 1024;
 const OUTSTANDING_MAX = 4096;
 /** Bytes kept for a client that does not read while others wait behind it on the same server: more, and it is ended. */
 const RIDER_OUTPUT_MAX = 1024 * 1024;
+/** Who leaves within this time after a refusal does so because of it. */
+const OFFENCE_MS = 1_000;
 const frame = emptyFrame();
 
-export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
+export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Cancelable {
   chain: Chain<Waiter> | null = null;
   before: Waiter | null = null;
   behind: Waiter | null = null;
@@ -149,6 +154,12 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
   /** Its way through the gate; null while admission is off. */
   #turn: Turn | null = null;
   readonly #wantedClass: string;
+  /** The request that the gate is being asked about. */
+  #asked: Frame = frame;
+  /** Lets it out of the tarpit without a word. */
+  #leaveTarpit: (() => void) | null = null;
+  /** Monotonic ms of the refusal that was its last answer; 0: it was none. */
+  #shedAt = 0;
   /** Cancelled before its request reached a server. */
   #isCancelWanted = false;
 
@@ -169,13 +180,38 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
     this.#wantedClass = options.wantedClass;
   }
 
-  /** Begins to serve; `rest` is what the client has sent since its login. */
-  start(rest: Buffer): void {
+  /** Begins to serve: with `welcome`, then `rest`, which is what the client has sent since its login. */
+  start(welcome: Buffer, rest: Buffer): void {
     const socket = this.socket as ClientSocket;
     socket.session = this;
     socket.on('data', onData).on('drain', onDrain).on('error', onError).on('end', onEnd).on('close', onEnd);
+    const { tarpit } = this.#house.admission;
+    const delayMs = tarpit.hasLeavers ? tarpit.delayOfNewcomer(this.#party, this.#house.clock.now()) : 0;
+    if (delayMs === 0) socket.write(welcome);
+    else {
+      this.become('delayed');
+      this.#leaveTarpit = tarpit.hold(delayMs, 'reconnects', () =>
+        this.#guard('welcome', () => this.#welcome(welcome)),
+      );
+    }
     if (rest.length > 0) this.receive(rest);
     if (!this.#isPaused) this.socket.resume();
+  }
+
+  #welcome(bytes: Buffer): void {
+    this.#leaveTarpit = null;
+    this.socket.write(bytes);
+    this.become('idle');
+    this.#pump();
+  }
+
+  /** Clients that are taken for one when they come and go. */
+  get #party(): string {
+    return `${this.user}\0${this.database}\0${this.#application}`;
+  }
+
+  get #application(): string {
+    return this.settings.reported.get('application_name') ?? '';
   }
 
   /** The client has sent something. */
@@ -382,12 +418,11 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
         address: this.socket.remoteAddress,
         wanted: this.#wantedClass,
       },
-      { onAdmitted: () => this.#onAdmitted(), onShed: (reason) => this.#onShed(reason) },
+      this,
     );
     if (this.#turn.isAdmitted) return;
     const isAlone = this.#block === 'none' && this.pool.config.mode !== 'session';
-    const application = this.settings.reported.get('application_name') ?? '';
-    this.#turn.classify(application, this.#requests.verdictOf(message), isAlone);
+    this.#turn.classify(this.#application, this.#requests.verdictOf(message), isAlone);
   }
 
   /** False: it must wait, or is refused. */
@@ -398,13 +433,15 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
       timeoutMs: millisOf(this.settings.custom.get('statement_timeout')),
       bytes: Math.min(message.size, INPUT_MAX),
     };
+    this.#asked = message;
     const asked = turn.ask(errand, this.#house.clock.now());
-    switch (asked) {
+    this.#asked = frame;
+    switch (asked.kind) {
       case 'admitted':
         return true;
       case 'warned':
         this.deliver(
-          encode.notice(`class ${turn.className} is beyond its share: this would have waited or been refused`),
+          encode.notice(`class ${turn.class.name} is beyond its share: this would have waited or been refused`),
         );
         return true;
       case 'waiting':
@@ -414,12 +451,12 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
         return false;
       default:
         this.#held = { ...message };
-        this.#refuse(this.#shed(asked));
+        this.#refuseShed(asked);
         return false;
     }
   }
 
-  #onAdmitted(): void {
+  onAdmitted(): void {
     this.#guard('turn', () => {
       if (this.state !== 'queued') return this.#turn!.end(this.#house.clock.now()); // Too late: it has given up.
       this.become('idle');
@@ -429,12 +466,26 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
     });
   }
 
-  #onShed(reason: ShedReason): void {
-    if (this.state === 'queued') this.onRefused(this.#shed(reason));
+  onShed(shed: Shed): void {
+    this.#guard('turn', () => {
+      if (this.state !== 'queued') return;
+      this.#refuseShed(shed);
+      this.#pump();
+    });
   }
 
-  #shed(reason: ShedReason): Refusal {
-    return this.pool.refuse(reason, whyShed[reason], this.#turn!.className);
+  fingerprint(): number {
+    return fingerprintOf(this.#asked, this.#reader, this.#party);
+  }
+
+  /** The gate refuses the held message: now, or a little later when its client is hasty. */
+  #refuseShed({ reason, delayMs }: Shed): void {
+    const { clock, admission } = this.#house;
+    const refusal = this.pool.refuse(reason, whyShed[reason], this.#turn!.class.name);
+    this.#shedAt = clock.now() + delayMs;
+    if (delayMs === 0) return this.#refuse(refusal);
+    this.become('delayed');
+    this.#leaveTarpit = admission.tarpit.hold(delayMs, 'retries', () => this.onRefused(refusal));
   }
 
   /** Begins or ends a transaction without a server, or refuses what comes in one that has failed without one. */
@@ -536,6 +587,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
   #refuse(refusal: Refusal): void {
     const held = this.#held;
     this.#held = null;
+    this.#leaveTarpit = null;
     this.#isCancelWanted = false;
     if (refusal.severity === 'FATAL' || held === null) return this.#end(refusal);
     this.become('idle');
@@ -550,6 +602,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
   /** True: the server suits this client as it is. */
   #take(server: ServerConnection): boolean {
     this.#leasedAt = this.#house.clock.now();
+    this.#shedAt = 0;
     this.#deliveredBefore = this.delivered;
     this.#requests.start();
     return this.#lease.take(server);
@@ -796,6 +849,8 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
       switch (this.state) {
         case 'queued':
         case 'waiting':
+        case 'delayed':
+          this.#leaveTarpit?.();
           this.pool.leave(this);
           this.#refuse(canceled());
           this.#pump();
@@ -879,6 +934,8 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
     const isDiscardWanted = this.#lease.isTouched || (server?.outstanding.size ?? 0) > 0;
     const isSpent = isMidMessage || this.state === 'syncing' || this.#lease.isSpent;
     if (this.state === 'waiting') this.pool.leave(this);
+    this.#leaveTarpit?.();
+    if (this.#isOffended) this.#house.admission.tarpit.left(this.#party, this.#house.clock.now());
     this.#line?.abandon(this);
     this.#line = null;
     this.become('closed');
@@ -897,6 +954,11 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, Cancelable {
     if (!this.socket.writableEnded) this.socket.end();
     linger(this.socket, this.#house.clock);
     this.#house.onEnd(this);
+  }
+
+  /** It leaves because it was refused: its pool will replace it at once. */
+  get #isOffended(): boolean {
+    return this.#shedAt > 0 && this.#house.clock.now() - this.#shedAt < OFFENCE_MS;
   }
 
   become(state: SessionState): void {
@@ -945,6 +1007,7 @@ function onError(): void {}
 
 const whyShed: Record<ShedReason, string> = {
   switch: 'its class is switched off, or to a share',
+  throttle: 'its application is refused most of the time at present',
   queue: 'as many requests of its class wait as may (classes.*.queue.max)',
   wait: 'its class had no server for it in time (classes.*.queue.waitMax)',
   deadline: 'its deadline would have passed before it was answered',

@@ -11,10 +11,10 @@ import type { Admission } from '../guard/admission.ts';
 import type { Class, Classes, ClientTraits, Narrowed, StatementTraits } from '../guard/classes.ts';
 import type { Gate } from '../guard/gate.ts';
 import type { Permit } from '../guard/permit.ts';
-import type { ShedReason, Ticket } from '../guard/queue.ts';
+import type { Request, Shed, Ticket } from '../guard/queue.ts';
 import type { Line } from '../server/line.ts';
 
-/** What a request tells of itself. */
+/** What the session tells of a request. */
 export interface Errand {
   statement: StatementTraits | null;
   /** `statement_timeout` in ms; 0: none. */
@@ -23,33 +23,48 @@ export interface Errand {
   bytes: number;
 }
 
-export type Asked = 'admitted' | 'warned' | 'waiting' | ShedReason;
+/** Whose turn it is to be. */
+export interface TurnHost {
+  onAdmitted(): void;
+  onShed(shed: Shed): void;
+  /** A number that the request, asked again, has as well. */
+  fingerprint(): number;
+}
 
-export class Turn {
+export type Asked = { kind: 'admitted' | 'warned' | 'waiting' } | ({ kind: 'shed' } & Shed);
+
+const ADMITTED: Asked = { kind: 'admitted' };
+const WARNED: Asked = { kind: 'warned' };
+const WAITING: Asked = { kind: 'waiting' };
+
+export class Turn implements Request {
   readonly #admission: Admission;
   readonly #gate: Gate;
   readonly #traits: Omit<ClientTraits, 'application'>;
-  readonly #onAdmitted: () => void;
-  readonly #onShed: (reason: ShedReason) => void;
-  /** The rules that may hold for this client, as of `#classes` and `#application`. */
+  readonly #host: TurnHost;
+  /** The rules that may hold for this client, as of `#classes` and `application`. */
   #narrowed: Narrowed | null = null;
   #classes: Classes | null = null;
-  #application = '';
   #class: Class | null = null;
+  #isAlone = false;
   #permit: Permit | null = null;
   #ticket: Ticket | null = null;
+  // What is asked for; it does not change while it waits.
+  application = '';
+  deadline = 0;
+  bytes = 0;
+  shape = 0;
 
-  constructor(
-    admission: Admission,
-    host: string,
-    traits: Omit<ClientTraits, 'application'>,
-    { onAdmitted, onShed }: { onAdmitted: () => void; onShed: (reason: ShedReason) => void },
-  ) {
+  constructor(admission: Admission, host: string, traits: Omit<ClientTraits, 'application'>, session: TurnHost) {
     this.#admission = admission;
     this.#gate = admission.gateOf(host);
     this.#traits = traits;
-    this.#onAdmitted = onAdmitted;
-    this.#onShed = onShed;
+    this.#host = session;
+  }
+
+  /** The class of the request that was classified. */
+  get class(): Class {
+    return this.#class!;
   }
 
   get isAdmitted(): boolean {
@@ -64,49 +79,51 @@ export class Turn {
   /** Says which class a request of `application` is in; see Classes.classOf. */
   classify(application: string, statement: StatementTraits | null, isAlone: boolean): void {
     const { classes } = this.#admission;
-    if (this.#narrowed === null || this.#classes !== classes || this.#application !== application) {
+    if (this.#narrowed === null || this.#classes !== classes || this.application !== application) {
       this.#classes = classes;
-      this.#application = application;
+      this.application = application;
       this.#narrowed = classes.narrow({ ...this.#traits, application });
     }
     this.#class = classes.classOf(this.#narrowed, statement, isAlone);
+    this.#isAlone = isAlone;
   }
 
   /** Is it the turn of the request that was classified? */
   ask({ statement, timeoutMs, bytes }: Errand, now: number): Asked {
-    if (this.#permit !== null) return 'admitted';
+    if (this.#permit !== null) return ADMITTED;
     const tagged = Number(statement?.tags?.get('deadline_ms'));
     const limits = [timeoutMs, tagged].filter((ms) => ms > 0);
-    const decision = this.#gate.decide(
-      {
-        class: this.#class!,
-        application: this.#application,
-        deadline: limits.length > 0 ? Math.min(...limits) : 0,
-        bytes,
-        onAdmit: (permit) => {
-          this.#ticket = null;
-          this.#permit = permit;
-          this.#onAdmitted();
-        },
-        onShed: (reason) => {
-          this.#ticket = null;
-          this.#onShed(reason);
-        },
-      },
-      now,
-    );
+    this.deadline = limits.length > 0 ? Math.min(...limits) : 0;
+    this.bytes = bytes;
+    this.shape = this.#isAlone ? (statement?.number ?? 0) : 0;
+    const decision = this.#gate.decide(this, now);
     switch (decision.kind) {
       case 'admit':
         this.#permit = decision.permit;
-        return decision.isWarned && this.#admission.mode === 'warn' ? 'warned' : 'admitted';
+        return decision.isWarned && this.#admission.mode === 'warn' ? WARNED : ADMITTED;
       case 'wait':
         this.#ticket = decision.ticket;
-        return 'waiting';
+        return WAITING;
       case 'shed':
-        return decision.reason;
+        return decision;
       default:
         return decision satisfies never;
     }
+  }
+
+  onAdmit(permit: Permit): void {
+    this.#ticket = null;
+    this.#permit = permit;
+    this.#host.onAdmitted();
+  }
+
+  onShed(shed: Shed): void {
+    this.#ticket = null;
+    this.#host.onShed(shed);
+  }
+
+  fingerprint(): number {
+    return this.#host.fingerprint();
   }
 
   /** May the request that was classified share a server that is at work? */

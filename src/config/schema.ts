@@ -221,6 +221,21 @@ const admission = z
       .describe(
         'enforce: requests wait for their turn by class, and are refused (53000) when it does not come; warn: they run, and their client gets a NOTICE; observe: they run, and are counted.',
       ),
+    retries: z
+      .strictObject({
+        ratio: share()
+          .prefault('10%')
+          .describe(
+            'Retries of refused requests that an application may queue for each first attempt; more queue behind.',
+          ),
+        tarpit: duration()
+          .prefault('250ms')
+          .describe('A refusal of what was refused a moment ago is kept for at least this long; 0s: answered at once.'),
+        tarpitMax: duration().prefault('2s').describe('And for this long at most.'),
+      })
+      .refine((value) => value.tarpit <= value.tarpitMax, 'tarpit must not exceed tarpitMax')
+      .prefault({})
+      .describe('What is asked again after a refusal.'),
   })
   .describe('Whether requests are admitted by class.');
 
@@ -369,7 +384,6 @@ export const configSchema = z
  */
 export const laterKeys: readonly string[] = [
   'ledgers',
-  'admission.retries',
   'switches.*.match',
   'breaker',
   'cache',

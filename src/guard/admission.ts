@@ -6,10 +6,12 @@
  * here (`isOn`).
  */
 import type { Config } from '../config/schema.ts';
+import { Baselines, type SavedBaseline } from './baselines.ts';
 import { Classes } from './classes.ts';
-import { Gate } from './gate.ts';
-import { AdaptiveLimit, fixedLimit, type Limit } from './limit.ts';
+import { Gate, type GateRules } from './gate.ts';
+import { AdaptiveLimit, FixedLimit, type Limit } from './limit.ts';
 import { Switches } from './switches.ts';
+import { Tarpit } from './tarpit.ts';
 
 /** Statements that take this much longer than normal are a reason not to let more in. */
 const RATIO_MAX = 1.2;
@@ -25,9 +27,13 @@ export class Admission {
   /** Somebody has pulled the panic lever. */
   isPassthrough = false;
   readonly switches = new Switches();
+  readonly tarpit = new Tarpit();
   #bounds: Config['limit'] = { mode: 'off', min: 1, max: 1 };
   readonly #gates = new Map<string, Gate>();
   readonly #adaptive = new Map<string, AdaptiveLimit>();
+  /** What is known of each host's statements, whatever limits it. */
+  readonly #baselines = new Map<string, Baselines>();
+  #retryRatio = 0;
 
   constructor(config: Config) {
     this.configure(config);
@@ -41,8 +47,9 @@ export class Admission {
     // Several instances stand before the same host: together they are to stay within the limit.
     const share = (max: number) => Math.max(1, Math.floor(max / instances));
     this.#bounds = { mode: limit.mode, min: share(limit.min), max: share(limit.max) };
-    for (const [address, gate] of this.#gates)
-      gate.configure(this.classes.all, this.#isEnforced, this.#limitOf(address));
+    this.#retryRatio = admission.retries.ratio;
+    this.tarpit.configure({ least: admission.retries.tarpit, most: admission.retries.tarpitMax });
+    for (const [address, gate] of this.#gates) gate.configure(this.#rulesOf(address));
     this.switches.configure(new Map(Object.values(switches).map((each) => [each.class, each.state])));
     this.applySwitches();
   }
@@ -55,30 +62,59 @@ export class Admission {
   gateOf(address: string): Gate {
     let gate = this.#gates.get(address);
     if (gate === undefined) {
-      gate = new Gate(this.classes.all, this.#isEnforced, this.#limitOf(address));
+      gate = new Gate(this.#rulesOf(address), this.tarpit);
       this.#gates.set(address, gate);
       this.#applyTo(gate);
     }
     return gate;
   }
 
+  #rulesOf(address: string): GateRules {
+    return {
+      classes: this.classes.all,
+      isEnforced: this.#isEnforced,
+      limit: this.#limitOf(address),
+      retryRatio: this.#retryRatio,
+    };
+  }
+
   /** The limit of the host at `address`; one that adapts keeps what it has learned. */
   #limitOf(address: string): Limit {
     const { mode, min, max } = this.#bounds;
-    if (mode !== 'adaptive') return fixedLimit(mode === 'fixed' ? max : Number.POSITIVE_INFINITY);
+    const baselines = this.#baselinesOf(address);
+    if (mode !== 'adaptive') return new FixedLimit(mode === 'fixed' ? max : Number.POSITIVE_INFINITY, baselines);
     let limit = this.#adaptive.get(address);
     if (limit === undefined) {
-      limit = new AdaptiveLimit(min, max);
+      limit = new AdaptiveLimit(min, max, baselines);
       this.#adaptive.set(address, limit);
     }
     limit.setBounds(min, max);
     return limit;
   }
 
+  #baselinesOf(address: string): Baselines {
+    let baselines = this.#baselines.get(address);
+    if (baselines === undefined) {
+      baselines = new Baselines();
+      this.#baselines.set(address, baselines);
+    }
+    return baselines;
+  }
+
+  /** What is normal for each host's statements, by address. */
+  saveBaselines(): Record<string, SavedBaseline[]> {
+    return Object.fromEntries([...this.#baselines].map(([address, baselines]) => [address, baselines.save()]));
+  }
+
+  restoreBaselines(saved: Readonly<Record<string, readonly SavedBaseline[]>>): void {
+    for (const [address, baselines] of Object.entries(saved)) this.#baselinesOf(address).restore(baselines);
+  }
+
   /** Sheds and admits what time brings. `wall`: wall-clock ms; `lagMs`: how late the event loop is. */
   tick(now: number, wall: number, lagMs: number): void {
     if (this.switches.tick(now, wall, this.#isHealthy)) this.applySwitches();
     for (const gate of this.#gates.values()) gate.tick(now, lagMs);
+    this.tarpit.tick(now);
   }
 
   /** No host is slower than normal, and no class has more than it can have. */

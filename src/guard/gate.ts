@@ -16,19 +16,31 @@
  * nobody is admitted after its deadline.
  */
 import type { Class } from './classes.ts';
-import { fixedLimit, type Limit } from './limit.ts';
+import { FixedLimit, type Limit } from './limit.ts';
 import { Lane, Permit, type PermitHost } from './permit.ts';
-import { type Request, type ShedReason, Ticket } from './queue.ts';
+import { type Request, type Shed, type ShedReason, Ticket } from './queue.ts';
+import type { Attempt } from './retries.ts';
 import type { Valve } from './switches.ts';
+import { Tarpit } from './tarpit.ts';
 
 export type Decision =
   /** It may run. `isWarned`: the gate only observes, and would have let it wait or shed it. */
   | { kind: 'admit'; permit: Permit; isWarned: boolean }
   /** `onAdmit` or `onShed` will be called, unless it leaves before. */
   | { kind: 'wait'; ticket: Ticket }
-  | { kind: 'shed'; reason: ShedReason };
+  | ({ kind: 'shed' } & Shed);
 
-export const shedReasons: readonly ShedReason[] = ['switch', 'queue', 'wait', 'deadline', 'overload'];
+export const shedReasons: readonly ShedReason[] = ['switch', 'throttle', 'queue', 'wait', 'deadline', 'overload'];
+
+/** What is in force at a gate. */
+export interface GateRules {
+  classes: readonly Class[];
+  /** Requests wait and are shed; otherwise the gate only counts what it would do. */
+  isEnforced: boolean;
+  limit: Limit;
+  /** Retries allowed for each first attempt (guard/retries). */
+  retryRatio: number;
+}
 
 /** Bytes of one class's requests that are kept while they wait. */
 const QUEUE_BYTES_MAX = 16 * 1024 * 1024;
@@ -36,11 +48,14 @@ const QUEUE_BYTES_MAX = 16 * 1024 * 1024;
 export class Gate implements PermitHost {
   #lanes: readonly Lane[] = [];
   #isEnforced = false;
-  #limit: Limit = fixedLimit(Number.POSITIVE_INFINITY);
+  #limit: Limit = new FixedLimit(Number.POSITIVE_INFINITY);
+  #retryRatio = 0;
   #isDispatching = false;
+  readonly #tarpit: Tarpit;
 
-  constructor(classes: readonly Class[], isEnforced: boolean, limit: Limit) {
-    this.configure(classes, isEnforced, limit);
+  constructor(rules: GateRules, tarpit = new Tarpit()) {
+    this.#tarpit = tarpit;
+    this.configure(rules);
   }
 
   get lanes(): readonly Lane[] {
@@ -65,10 +80,10 @@ export class Gate implements PermitHost {
   }
 
   /**
-   * Changes what is in force; classes keep what is known of them by their names. `isEnforced`: requests wait and are shed;
-   * otherwise the gate only counts what it would do. Classes that are gone stay until their last request is over.
+   * Changes what is in force; classes keep what is known of them by their names. Classes that are gone stay until their last
+   * request is over.
    */
-  configure(classes: readonly Class[], isEnforced: boolean, limit: Limit): void {
+  configure({ classes, isEnforced, limit, retryRatio }: GateRules): void {
     const former = new Set(this.#lanes);
     const lanes = classes.map((each) => {
       const lane = this.#lanes.find(({ class: of }) => of.name === each.name && of.priority === each.priority);
@@ -82,6 +97,7 @@ export class Gate implements PermitHost {
     this.#lanes = [...lanes, ...leaving];
     this.#isEnforced = isEnforced;
     this.#limit = limit;
+    this.#retryRatio = retryRatio;
   }
 
   /** May `request` have a server? */
@@ -90,25 +106,51 @@ export class Gate implements PermitHost {
     lane.counts.offered++;
     // Who was idle has not saved up anything: it starts beside those who were not.
     if (lane.isIdle) lane.pass = Math.max(lane.pass, this.#leastPass(lane));
-    if (!lane.passes()) return this.#shed(lane, 'switch');
-    const isHeld = lane.valve === 'hold';
+    if (!lane.passes()) return this.#shed(lane, 'switch', request, this.#attemptOf(lane, request, now), now);
     const isFree = this.#isFreeFor(lane);
-    if (isFree || !(this.#isEnforced || isHeld)) {
-      if (!isFree) lane.counts.observed++;
-      return { kind: 'admit', permit: this.#admit(lane, now, 0), isWarned: !isFree };
-    }
-    const { queue } = lane;
-    const isFull = queue.size >= lane.class.queueMax || queue.bytes + request.bytes > QUEUE_BYTES_MAX;
-    if (isFull) return this.#shed(lane, 'queue');
-    if (this.#waitOf(lane) > (lane.class.deadline || lane.class.waitMax)) return this.#shed(lane, 'overload');
-    const ticket = new Ticket(request, now);
+    if (!isFree && (this.#isEnforced || lane.valve === 'hold')) return this.#queue(lane, request, now);
+    if (!isFree) lane.counts.observed++;
+    lane.retries.admitted(request.application, now);
+    return { kind: 'admit', permit: this.#admit(lane, now, 0, this.#costOf(lane, request)), isWarned: !isFree };
+  }
+
+  /** Lets `request` wait, if that is worth it. */
+  #queue(lane: Lane, request: Request, now: number): Decision {
+    const attempt = this.#attemptOf(lane, request, now);
+    const reason = this.#reasonAgainst(lane, request, attempt, now);
+    if (reason !== null) return this.#shed(lane, reason, request, attempt, now);
+    const ticket = new Ticket(request, now, attempt, this.#costOf(lane, request));
     lane.queue.push(ticket);
     return { kind: 'wait', ticket };
   }
 
+  /** Why `request` shall not even wait; null: it may. */
+  #reasonAgainst(lane: Lane, request: Request, attempt: Attempt, now: number): ShedReason | null {
+    const { queue } = lane;
+    const { queueMax, deadline, waitMax } = lane.class;
+    // A switch that holds keeps all there is; nobody is overloaded because of it.
+    const isHeld = lane.valve === 'hold';
+    if (!isHeld && lane.retries.isThrottled(request.application, now)) return 'throttle';
+    // Half of the queue is for first attempts.
+    if (queue.size >= (attempt.isSurplus ? queueMax / 2 : queueMax)) return 'queue';
+    if (queue.bytes + request.bytes > QUEUE_BYTES_MAX) return 'queue';
+    return !isHeld && this.#waitOf(lane) > (deadline || waitMax) ? 'overload' : null;
+  }
+
+  #attemptOf(lane: Lane, request: Request, now: number): Attempt {
+    const attempt = lane.retries.arrive(request.application, request.fingerprint(), now, this.#retryRatio);
+    if (attempt.refusals > 0) lane.counts.retries++;
+    return attempt;
+  }
+
+  /** Ms that a server is expected to work for `request`: what its shape takes, else what its class does. */
+  #costOf(lane: Lane, { shape }: Request): number {
+    return this.#limit.baselines.costOf(shape) || lane.meanMs;
+  }
+
   /** Ms that a newcomer would wait at the least, with all servers working for its class. */
   #waitOf(lane: Lane): number {
-    return (lane.queue.size * lane.meanMs) / Math.max(1, Math.min(this.limit, lane.ceilingOf(this.limit)));
+    return lane.queue.cost / Math.max(1, Math.min(this.limit, lane.ceilingOf(this.limit)));
   }
 
   /** May a request of this class share a server that is at work already? Not ahead of anybody who waits. */
@@ -129,7 +171,7 @@ export class Gate implements PermitHost {
   admit(of: Class, now: number): Permit {
     const lane = this.#laneOf(of);
     lane.counts.offered++;
-    return this.#admit(lane, now, 0);
+    return this.#admit(lane, now, 0, lane.meanMs);
   }
 
   /** A request of this class shares a server that is at work already. */
@@ -155,8 +197,7 @@ export class Gate implements PermitHost {
     for (const lane of this.#lanes) {
       if (lane.queue.size === 0) continue;
       for (const [ticket, reason] of lane.valve === 0 ? lane.queue.empty('switch') : lane.queue.expire(now)) {
-        lane.counts.shed[reason]++;
-        ticket.request.onShed(reason);
+        this.#shedTicket(lane, ticket, reason, now);
       }
     }
     this.dispatch(now);
@@ -184,11 +225,13 @@ export class Gate implements PermitHost {
     try {
       for (let lane = this.#next(); lane !== null; lane = this.#next()) {
         const ticket = lane.queue.next()!;
+        const { request, cost } = ticket;
         // It would come too late: not worth starting.
-        if (now + lane.meanMs >= ticket.expiresAt) {
-          lane.counts.shed.deadline++;
-          ticket.request.onShed('deadline');
-        } else ticket.request.onAdmit(this.#admit(lane, now, now - ticket.since));
+        if (now + cost >= ticket.expiresAt) this.#shedTicket(lane, ticket, 'deadline', now);
+        else {
+          lane.retries.admitted(request.application, now);
+          request.onAdmit(this.#admit(lane, now, now - ticket.since, cost));
+        }
       }
     } finally {
       this.#isDispatching = false;
@@ -204,10 +247,10 @@ export class Gate implements PermitHost {
     return added;
   }
 
-  #admit(lane: Lane, now: number, waitMs: number): Permit {
+  #admit(lane: Lane, now: number, waitMs: number, cost: number): Permit {
     lane.counts.admitted++;
     lane.waits.observe(waitMs / 1000);
-    return new Permit(lane, now, this);
+    return new Permit(lane, now, this, cost);
   }
 
   #leastPass(lane: Lane): number {
@@ -218,9 +261,20 @@ export class Gate implements PermitHost {
     return least === Number.POSITIVE_INFINITY ? 0 : least;
   }
 
-  #shed(lane: Lane, reason: ShedReason): Decision {
+  #shed(lane: Lane, reason: ShedReason, { application }: Request, attempt: Attempt, now: number): Decision {
+    return { kind: 'shed', ...this.#count(lane, reason, application, attempt, now, 0) };
+  }
+
+  #shedTicket(lane: Lane, { request, attempt, since }: Ticket, reason: ShedReason, now: number): void {
+    request.onShed(this.#count(lane, reason, request.application, attempt, now, now - since));
+  }
+
+  /** Counts a refusal, and says how long its answer is to be kept. */
+  #count(lane: Lane, reason: ShedReason, application: string, attempt: Attempt, now: number, waitedMs: number): Shed {
     lane.counts.shed[reason]++;
-    return { kind: 'shed', reason };
+    const delayMs = Math.max(0, this.#tarpit.delayOf(attempt.refusals, attempt.sinceMs) - waitedMs);
+    lane.retries.refused(application, attempt, now + delayMs);
+    return { reason, delayMs };
   }
 
   /** A newcomer of this class may start at once: there is room, and nobody has a better claim to it. */

@@ -15,22 +15,40 @@
  * Invariants: min ≤ limit ≤ max; what is slow is not learned as normal: baselines move only while the limit does not bind
  * and ρ is not above 1; a limit that nobody reaches does not grow; it starts at min, where baselines are those of calm.
  */
-import { LRUCache } from 'lru-cache';
+import { Baselines, type Weather } from './baselines.ts';
 
 export interface Limit {
   /** Servers that may be at work; not whole, so that it can move slowly. */
   readonly value: number;
   /** Latency relative to what is normal; 1: normal, or not known. */
   readonly ratio: number;
+  /** What is normal. */
+  readonly baselines: Baselines;
   /** A statement of the shape with this number took `ms`, while `atWork` servers were. */
   sample(shape: number, ms: number, atWork: number): void;
   /** Called often. `isBound`: somebody waits. `lagMs`: how late the event loop is, which is not the database's fault. */
   tick(now: number, isBound: boolean, lagMs: number): void;
 }
 
-/** A limit that is what the configuration says; infinite: none. */
-export function fixedLimit(value: number): Limit {
-  return { value, ratio: 1, sample() {}, tick() {} };
+/** A limit that is what the configuration says; infinite: none. It learns what statements cost all the same. */
+export class FixedLimit implements Limit {
+  readonly value: number;
+  readonly ratio = 1;
+  readonly baselines: Baselines;
+  #isBound = false;
+
+  constructor(value: number, baselines = new Baselines()) {
+    this.value = value;
+    this.baselines = baselines;
+  }
+
+  sample(shape: number, ms: number): void {
+    this.baselines.sample(shape, ms, this.#isBound ? 'busy' : 'calm', 1);
+  }
+
+  tick(_now: number, isBound: boolean): void {
+    this.#isBound = isBound;
+  }
 }
 
 const WINDOW_MS = 1_000;
@@ -43,11 +61,6 @@ const ERROR_MAX = 0.03;
 const SMOOTHING = 0.4;
 /** ρ up to here is noise. */
 const NEAR = 1.06;
-/** How fast baselines follow in calm, and when they have proved too high. */
-const FOLLOW = 0.002;
-const CORRECT = 0.02;
-/** Samples of a shape until its baseline counts. */
-const WARM = 100;
 /** Windows that the correlation remembers, and what of it stops growth. */
 const WINDOWS = 30;
 const CORRELATION_MAX = 0.5;
@@ -55,19 +68,12 @@ const CORRELATION_MAX = 0.5;
 const COLD_MAX = 0.2;
 /** A loop that is later than this says nothing about the database. */
 const LAG_MAX_MS = 50;
-const SHAPES_MAX = 10_000;
-
-interface Baseline {
-  /** Logarithm of ms. */
-  log: number;
-  count: number;
-}
 
 export class AdaptiveLimit implements Limit {
   value: number;
+  readonly baselines: Baselines;
   #min: number;
   #max: number;
-  readonly #baselines = new LRUCache<number, Baseline>({ max: SHAPES_MAX });
   // The window.
   #since = -1;
   #count = 0;
@@ -84,7 +90,8 @@ export class AdaptiveLimit implements Limit {
   /** Of past windows: mean servers at work, and log of ρ. */
   readonly #history: { atWork: number; log: number }[] = [];
 
-  constructor(min: number, max: number) {
+  constructor(min: number, max: number, baselines = new Baselines()) {
+    this.baselines = baselines;
     this.#min = min;
     this.#max = max;
     this.value = min;
@@ -101,26 +108,20 @@ export class AdaptiveLimit implements Limit {
   }
 
   sample(shape: number, ms: number, atWork: number): void {
-    const log = Math.log(Math.max(ms, 0.01));
-    let baseline = this.#baselines.get(shape);
-    if (baseline === undefined) {
-      baseline = { log: 0, count: 0 };
-      this.#baselines.set(shape, baseline);
-    }
-    if (baseline.count < WARM) {
+    const above = this.baselines.sample(shape, ms, this.#weather, this.#ratio);
+    if (above === null) {
       this.#cold++;
-      // What is new is as slow at the moment as everything else.
-      const normal = log - Math.max(0, Math.log(this.#ratio));
-      baseline.log += (normal - baseline.log) / ++baseline.count;
       return;
     }
-    const above = log - baseline.log;
-    if (!this.#isBound && !this.#wasBound && this.#ratio < NEAR)
-      baseline.log += (this.#ratio < 1 / NEAR ? CORRECT : FOLLOW) * above;
     this.#count++;
     this.#logSum += above;
     this.#logSquares += above * above;
     this.#atWorkSum += atWork;
+  }
+
+  get #weather(): Weather {
+    if (this.#isBound || this.#wasBound || this.#ratio >= NEAR) return 'busy';
+    return this.#ratio < 1 / NEAR ? 'quick' : 'calm';
   }
 
   tick(now: number, isBound: boolean, lagMs: number): void {

@@ -2,12 +2,13 @@
  * One class at one gate, and the right to have one server at work for it. Owned by guard/gate.
  *
  * The one idea: what a class has had is counted in the time that servers have worked for it, by weight (`pass`). Each
- * permit is charged with the mean at once, and with the rest when it is known, so that a class with long statements does
- * not get more of them because none has ended yet.
+ * permit is charged with what its statement should take at once, and with the rest when it is known, so that a class with long
+ * statements does not get more of them because none has ended yet.
  */
 import { Histogram } from '../util/histogram.ts';
 import { type Class, priorities } from './classes.ts';
 import { ClassQueue, type ShedReason } from './queue.ts';
+import { Retries } from './retries.ts';
 import type { Valve } from './switches.ts';
 
 /** Plain counters of one class, read at scrape time. */
@@ -15,6 +16,8 @@ export interface ClassCounts {
   offered: number;
   admitted: number;
   shed: Record<ShedReason, number>;
+  /** Asked again after a refusal, of those that could not be admitted at once. */
+  retries: number;
   /** Admitted because the gate only observes, but would have waited or been shed. */
   observed: number;
   /** Time in which servers worked for it. */
@@ -27,6 +30,7 @@ const MEAN_SAMPLES = 32;
 export class Lane {
   readonly rank: number;
   readonly queue: ClassQueue;
+  readonly retries = new Retries();
   /** Its permits, and those of them whose servers are at work. */
   permits = 0;
   atWork = 0;
@@ -43,7 +47,8 @@ export class Lane {
   readonly counts: ClassCounts = {
     offered: 0,
     admitted: 0,
-    shed: { switch: 0, queue: 0, wait: 0, deadline: 0, overload: 0 },
+    shed: { switch: 0, throttle: 0, queue: 0, wait: 0, deadline: 0, overload: 0 },
+    retries: 0,
     observed: 0,
     workMs: 0,
   };
@@ -109,11 +114,12 @@ export class Permit {
   #charged: number;
   #workedMs = 0;
 
-  constructor(lane: Lane, now: number, host: PermitHost) {
+  /** `cost`: ms that its server is expected to work for it. */
+  constructor(lane: Lane, now: number, host: PermitHost, cost: number) {
     this.lane = lane;
     this.#host = host;
     this.#since = now;
-    this.#charged = lane.meanMs;
+    this.#charged = cost;
     lane.permits++;
     lane.atWork++;
     lane.pass += this.#charged / lane.class.weight;

@@ -13,24 +13,37 @@
 import { Chain, type Link } from '../util/chain.ts';
 import type { Class } from './classes.ts';
 import type { Permit } from './permit.ts';
+import type { Attempt } from './retries.ts';
 
 /** What a request tells of itself. */
 export interface Request {
-  class: Class;
+  readonly class: Class;
   /** Applications of one class take turns. */
-  application: string;
+  readonly application: string;
   /** Ms after which its client does not want it any more, as far as it has said; 0: it has not. */
-  deadline: number;
+  readonly deadline: number;
   /** Bytes of its client's that are kept while it waits. */
-  bytes: number;
+  readonly bytes: number;
+  /** The number of the shape of its statement, when it is all that it will ask for; else 0. */
+  readonly shape: number;
+  /** A number that the same request, asked again by the same application, has as well. */
+  fingerprint(): number;
   onAdmit(permit: Permit): void;
-  onShed(reason: ShedReason): void;
+  onShed(shed: Shed): void;
+}
+
+/** It is refused. `delayMs`: its client has been hasty; keep the answer for so long. */
+export interface Shed {
+  reason: ShedReason;
+  delayMs: number;
 }
 
 /** Why a request is not admitted. */
 export type ShedReason =
   /** Somebody has switched its class off (guard/switches). */
   | 'switch'
+  /** Its application is refused most of the time anyway (guard/retries). */
+  | 'throttle'
   /** The class has as many waiting as it may. */
   | 'queue'
   /** It has waited for as long as it may. */
@@ -46,6 +59,9 @@ export class Ticket implements Link<Ticket> {
   before: Ticket | null = null;
   behind: Ticket | null = null;
   readonly request: Request;
+  readonly attempt: Attempt;
+  /** Ms that a server is expected to work for it. */
+  readonly cost: number;
   /** Where it waits, until it does not. */
   queue: ClassQueue | null = null;
   /** Monotonic ms. */
@@ -53,8 +69,10 @@ export class Ticket implements Link<Ticket> {
   /** Monotonic ms after which it is of no use to anybody. */
   readonly expiresAt: number;
 
-  constructor(request: Request, since: number) {
+  constructor(request: Request, since: number, attempt: Attempt, cost: number) {
     this.request = request;
+    this.attempt = attempt;
+    this.cost = cost;
     this.since = since;
     const { deadline } = request.class;
     const limits = [deadline, request.deadline].filter((ms) => ms > 0);
@@ -69,13 +87,19 @@ const TARGET_MIN_MS = 5;
 /** The target as a share of what the class allows itself (its deadline, else its longest wait). */
 const TARGET_SHARE = 0.1;
 
+/** Applications that have somebody waiting, in the order of their turns. */
+type Turns = Map<string, Chain<Ticket>>;
+
 export class ClassQueue {
   class: Class;
-  /** By application, those with somebody waiting, in the order of their turns. */
-  readonly #turns = new Map<string, Chain<Ticket>>();
+  readonly #first: Turns = new Map();
+  /** Retries beyond what their application may: they go behind everybody's first attempts. */
+  readonly #surplus: Turns = new Map();
   size = 0;
   /** Of all who wait. */
   bytes = 0;
+  /** Ms that a server is expected to work for all who wait. */
+  cost = 0;
   #isOverloaded = false;
   /** When it was last empty. */
   #emptyAt = 0;
@@ -96,48 +120,58 @@ export class ClassQueue {
   push(ticket: Ticket): void {
     if (this.size === 0) this.#emptyAt = ticket.since;
     const { application, bytes } = ticket.request;
-    let chain = this.#turns.get(application);
+    const turns = ticket.attempt.isSurplus ? this.#surplus : this.#first;
+    let chain = turns.get(application);
     if (chain === undefined) {
       chain = new Chain<Ticket>();
-      this.#turns.set(application, chain);
+      turns.set(application, chain);
     }
     chain.push(ticket);
     ticket.queue = this;
     this.size++;
     this.bytes += bytes;
+    this.cost += ticket.cost;
   }
 
   /** `ticket` waits no longer. False: it did not. */
   remove(ticket: Ticket): boolean {
     const { application, bytes } = ticket.request;
-    const chain = this.#turns.get(application);
+    const turns = ticket.attempt.isSurplus ? this.#surplus : this.#first;
+    const chain = turns.get(application);
     if (chain === undefined || ticket.chain !== chain) return false;
     chain.remove(ticket);
     ticket.queue = null;
     this.size--;
     this.bytes -= bytes;
-    if (chain.size === 0) this.#turns.delete(application);
+    this.cost = this.size === 0 ? 0 : this.cost - ticket.cost;
+    if (chain.size === 0) turns.delete(application);
     if (this.size === 0) this.#isOverloaded = false;
     return true;
   }
 
   /** Takes out the next to be admitted; null: nobody waits. */
   next(): Ticket | null {
-    const turn = this.#turns.entries().next();
+    const turns = this.#first.size > 0 ? this.#first : this.#surplus;
+    const turn = turns.entries().next();
     if (turn.done) return null;
     const [application, chain] = turn.value;
     const ticket = (this.#isOverloaded && !this.class.isFifo ? chain.last : chain.first)!;
     this.remove(ticket);
     if (chain.size > 0) {
-      this.#turns.delete(application); // To the end of the turns.
-      this.#turns.set(application, chain);
+      turns.delete(application); // To the end of the turns.
+      turns.set(application, chain);
     }
     return ticket;
   }
 
+  *#chains(): Iterable<Chain<Ticket>> {
+    yield* this.#first.values();
+    yield* this.#surplus.values();
+  }
+
   /** Takes out everybody. */
   empty(reason: ShedReason): [Ticket, ShedReason][] {
-    const all = [...this.#turns.values()].flatMap((chain) => [...chain]);
+    const all = [...this.#chains()].flatMap((chain) => [...chain]);
     for (const ticket of all) this.remove(ticket);
     return all.map((ticket) => [ticket, reason]);
   }
@@ -146,10 +180,10 @@ export class ClassQueue {
   expire(now: number): [Ticket, ShedReason][] {
     const found: [Ticket, ShedReason][] = [];
     let oldest = now;
-    for (const chain of this.#turns.values()) oldest = Math.min(oldest, chain.first!.since);
+    for (const chain of this.#chains()) oldest = Math.min(oldest, chain.first!.since);
     // Alone, the oldest stands in nobody's way.
     this.#isOverloaded = this.size > 1 && now - this.#emptyAt > INTERVAL_MS && now - oldest > this.targetMs;
-    for (const chain of [...this.#turns.values()]) {
+    for (const chain of [...this.#chains()]) {
       for (const ticket of chain) {
         const reason = this.#reasonAgainst(ticket, now);
         if (reason === null) continue;

@@ -66,7 +66,7 @@ const switchColumns = columns('name, class, state, passes, until, actor, reason,
 const SET_SWITCH =
   /^set\s+switch\s+"?([\w-]+)"?\s*(?:=|to|\s)\s*'?([\w.%]+)'?(?:\s+for\s+(\d+)([smh]))?(?:\s+because\s+'([^']*)')?$/i;
 const classColumns = columns(`host, class, priority, limit, at_work i, permits i, waiting i, offered n, admitted n,
-  shed_switch n, shed_queue n, shed_wait n, shed_deadline n, shed_overload n, observed n, mean_us n, overloaded i`);
+  shed_switch n, shed_throttle n, shed_queue n, shed_wait n, shed_deadline n, shed_overload n, retries n, observed n, mean_us n, overloaded i`);
 const totals = [
   'server_assignment_count',
   'xact_count',
@@ -380,6 +380,7 @@ function classRows({ gates }: Snapshot): Value[][] {
       lane.counts.offered,
       lane.counts.admitted,
       ...shedReasons.map((reason) => lane.counts.shed[reason]),
+      lane.counts.retries,
       lane.counts.observed,
       Math.round(lane.meanMs * 1000),
       Number(lane.queue.isOverloaded),

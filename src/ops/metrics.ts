@@ -363,6 +363,30 @@ export const metrics: readonly Metric[] = [
       ),
   },
   {
+    name: 'pgweir_class_retries_total',
+    help: 'Requests that could not be admitted at once, and had been refused to the same application a moment before.',
+    type: 'counter',
+    labels: classLabels,
+    read: perClass((lane) => lane.counts.retries),
+  },
+  {
+    name: 'pgweir_tarpit_clients',
+    help: 'Hasty clients whose answer is kept for a moment.',
+    type: 'gauge',
+    labels: [],
+    read: ({ tarpit }) => [[{}, tarpit.held]],
+  },
+  {
+    name: 'pgweir_tarpit_total',
+    help: 'Answers that were kept for a moment: refusals of instant retries, and welcomes after leaving on a refusal.',
+    type: 'counter',
+    labels: ['why'],
+    read: ({ tarpit }) => [
+      [{ why: 'retry' }, tarpit.counts.retries],
+      [{ why: 'reconnect' }, tarpit.counts.reconnects],
+    ],
+  },
+  {
     name: 'pgweir_class_observed_total',
     help: 'Requests that ran, but would have waited or been refused with admission.mode enforce.',
     type: 'counter',

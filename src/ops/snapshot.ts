@@ -4,6 +4,7 @@ import type { Session } from '../client/session.ts';
 import type { Users } from '../client/users.ts';
 import type { Config } from '../config/schema.ts';
 import type { Gate } from '../guard/gate.ts';
+import type { Tarpit } from '../guard/tarpit.ts';
 import type { Host } from '../server/hosts.ts';
 import type { ServerPool } from '../server/pool.ts';
 
@@ -30,6 +31,7 @@ export interface Snapshot {
   parser: { parsed: number; refused: number; killed: number };
   /** By the address of their host. */
   gates: ReadonlyMap<string, Gate>;
+  tarpit: Tarpit;
   isPassthrough: boolean;
   /** Prepared statements known, over all clients. */
   statements: number;

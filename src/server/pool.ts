@@ -62,7 +62,16 @@ export interface PoolCounts extends TrafficCounts {
   binds: number;
 }
 
-export type RefusalReason = 'wait' | 'queue' | 'pinned' | 'connect' | 'limit' | 'deadline' | 'overload' | 'switch';
+export type RefusalReason =
+  | 'wait'
+  | 'queue'
+  | 'pinned'
+  | 'connect'
+  | 'limit'
+  | 'deadline'
+  | 'overload'
+  | 'throttle'
+  | 'switch';
 
 export interface PoolOptions {
   database: string;
@@ -101,6 +110,7 @@ export const refusalReasons: readonly RefusalReason[] = [
   'limit',
   'deadline',
   'overload',
+  'throttle',
   'switch',
 ];
 export const pinReasons: readonly PinReason[] = [
@@ -377,7 +387,7 @@ export class ServerPool implements Tenant {
   /** Makes the ERROR 53000 that refused work of a class gets. */
   refuse(reason: RefusalReason, why: string, className = 'normal'): Refusal {
     this.counts.refused[reason]++;
-    const retryMs = Math.round(200 + Math.random() * 800);
+    const retryMs = Math.round(300 + Math.random() * 900);
     return error(SqlState.InsufficientResources, `request refused: ${why}`, {
       detail: `id=${nextRefusalId++} class=${className} reason=${reason} database=${this.database} user=${this.user}`,
       hint: `retry after ${retryMs} ms`,

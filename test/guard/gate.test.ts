@@ -1,9 +1,10 @@
 /** guard/gate, guard/queue: who is admitted, who waits, who is shed. Time is moved by hand. */
 import t from 'tap';
 import type { Class } from '../../src/guard/classes.ts';
-import { Gate } from '../../src/guard/gate.ts';
-import { fixedLimit } from '../../src/guard/limit.ts';
+import { Gate, type GateRules } from '../../src/guard/gate.ts';
+import { FixedLimit } from '../../src/guard/limit.ts';
 import type { Permit } from '../../src/guard/permit.ts';
+import { Tarpit } from '../../src/guard/tarpit.ts';
 
 const base: Class = {
   name: 'normal',
@@ -20,24 +21,38 @@ const base: Class = {
 };
 const named = (name: string, more: Partial<Class> = {}): Class => ({ ...base, name, ...more });
 
+let unique = 0;
+const rules = (classes: Class[], limit: number, isEnforced = true): GateRules => ({
+  classes,
+  isEnforced,
+  limit: new FixedLimit(limit),
+  retryRatio: 0.1,
+});
+
 function house(classes: Class[], limit: number, isEnforced = true) {
-  const gate = new Gate(classes, isEnforced, fixedLimit(limit));
+  const gate = new Gate(rules(classes, limit, isEnforced), new Tarpit(() => 0.5));
   const events: string[] = [];
   const permits = new Map<string, Permit>();
   let now = 0;
-  const ask = (id: string, of: Class, more: { application?: string; deadline?: number; bytes?: number } = {}) => {
+  const ask = (
+    id: string,
+    of: Class,
+    more: { application?: string; deadline?: number; bytes?: number; shape?: number; print?: number } = {},
+  ) => {
     const decision = gate.decide(
       {
         class: of,
         application: '',
         deadline: 0,
         bytes: 0,
+        shape: 0,
+        fingerprint: () => more.print ?? ++unique,
         ...more,
         onAdmit: (permit) => {
           permits.set(id, permit);
           events.push(`+${id}`);
         },
-        onShed: (reason) => events.push(`-${id} ${reason}`),
+        onShed: ({ reason }) => events.push(`-${id} ${reason}`),
       },
       now,
     );
@@ -226,7 +241,16 @@ t.test('who leaves the queue is not admitted', async (t) => {
   const { gate, ask, end, take, now } = house([base], 1);
   ask('a', base);
   const decision = gate.decide(
-    { class: base, application: '', deadline: 0, bytes: 0, onAdmit: () => t.fail(), onShed: () => t.fail() },
+    {
+      class: base,
+      application: '',
+      deadline: 0,
+      bytes: 0,
+      shape: 0,
+      fingerprint: () => 0,
+      onAdmit: () => t.fail(),
+      onShed: () => t.fail(),
+    },
     now(),
   );
   if (decision.kind === 'wait') gate.leave(decision.ticket);
@@ -248,7 +272,7 @@ t.test('a new configuration keeps what is known of classes, and ends what is gon
   ask('b', old);
   ask('c', base);
   const changed = named('normal', { weight: 2 });
-  gate.configure([changed], true, fixedLimit(1));
+  gate.configure(rules([changed], 1));
   t.same(
     gate.lanes.map(({ class: { name } }) => name),
     ['normal', 'old'],
@@ -258,7 +282,7 @@ t.test('a new configuration keeps what is known of classes, and ends what is gon
   t.same(take(), [], 'one is at work, which is the limit now');
   end('a');
   t.same(take(), ['+c']);
-  gate.configure([changed], true, fixedLimit(1));
+  gate.configure(rules([changed], 1));
   t.equal(gate.lanes.length, 1);
 });
 
@@ -292,15 +316,24 @@ t.test('who waits in a class whose priority changes, twice, is served or leaves 
   ask('a', base);
   const waits = (of: Class) =>
     gate.decide(
-      { class: of, application: '', deadline: 0, bytes: 0, onAdmit: () => t.fail(), onShed: () => t.fail() },
+      {
+        class: of,
+        application: '',
+        deadline: 0,
+        bytes: 0,
+        shape: 0,
+        fingerprint: () => 0,
+        onAdmit: () => t.fail(),
+        onShed: () => t.fail(),
+      },
       now(),
     );
   const gone = waits(base);
   ask('b', base);
   const lower = named('normal', { priority: 'batch' });
-  gate.configure([lower], true, fixedLimit(1));
+  gate.configure(rules([lower], 1));
   ask('c', lower);
-  gate.configure([lower], true, fixedLimit(1));
+  gate.configure(rules([lower], 1));
   if (gone.kind === 'wait') gate.leave(gone.ticket);
   end('a');
   t.same(take(), ['+b']);
@@ -315,7 +348,7 @@ t.test('who waits when the gate goes over to observing is let in, limit and ceil
   const narrow = named('narrow', { serversMax: 1 });
   const { gate, ask, pass, take } = house([narrow], 1);
   for (const id of ['a', 'b', 'c']) ask(id, narrow);
-  gate.configure([narrow], false, fixedLimit(1));
+  gate.configure(rules([narrow], 1, false));
   pass(20);
   t.same(take(), ['+b', '+c']);
   ask('d', narrow);
@@ -332,4 +365,75 @@ t.test('sharing is not ahead of those who wait', async (t) => {
   ask('b', high);
   t.notOk(gate.mayShare(low));
   t.notOk(gate.mayShare(high));
+});
+
+t.test('retries beyond their budget go behind first attempts, and have half of the queue', async (t) => {
+  const small = named('small', { queueMax: 4 });
+  const { ask, end, take, pass } = house([small], 1);
+  ask('run', small);
+  for (const print of [1, 2, 3, 4]) ask(`first${print}`, small, { print });
+  t.equal(ask('five', small, { print: 5 }), 'queue');
+  t.equal(ask('six', small, { print: 6 }), 'queue');
+  for (const id of ['run', 'first1', 'first2', 'first3', 'first4']) end(id);
+  take();
+  ask('run', small);
+  t.equal(ask('five again', small, { print: 5 }), 'wait', 'this one is in the budget');
+  t.equal(ask('six again', small, { print: 6 }), 'wait', 'this one is not');
+  t.equal(ask('new', small), 'wait');
+  t.equal(ask('six once more', small, { print: 6 }), 'queue', 'half is for others');
+  for (const id of ['run', 'five again', 'new']) end(id);
+  t.same(take(), ['+five again', '+new', '+six again']);
+  pass(10);
+});
+
+t.test('who retries at once is kept waiting for the next refusal', async (t) => {
+  const none = named('none', { queueMax: 0 });
+  const tarpit = new Tarpit(() => 0);
+  tarpit.configure({ least: 250, most: 2000 });
+  const gate = new Gate(rules([none], 1), tarpit);
+  const ask = (now: number) => {
+    const decision = gate.decide(
+      {
+        class: none,
+        application: '',
+        deadline: 0,
+        bytes: 0,
+        shape: 0,
+        fingerprint: () => 7,
+        onAdmit: () => t.fail(),
+        onShed: () => t.fail(),
+      },
+      now,
+    );
+    return decision.kind === 'shed' ? decision.delayMs : decision.kind;
+  };
+  gate.admit(none, 0);
+  t.same([ask(0), ask(1), ask(251 + 20), ask(251 + 20 + 250 + 400)], [0, 250, 250, 0]);
+  t.equal(gate.lanes[0]!.counts.retries, 3);
+});
+
+t.test('what a statement costs is known by its shape: queues are as long as that, and time goes by it', async (t) => {
+  const limit = new FixedLimit(1);
+  for (let n = 0; n < 100; n++)
+    for (const [shape, ms] of [
+      [1, 1],
+      [2, 400],
+    ] as const)
+      limit.sample(shape, ms);
+  const brief = named('brief', { waitMax: 1000 });
+  const { gate, ask, end, take, now } = house([brief], 1);
+  gate.configure({ ...rules([brief], 1), limit });
+  ask('run', brief, { shape: 2 });
+  t.same(
+    [ask('a', brief, { shape: 2 }), ask('b', brief, { shape: 2 }), ask('c', brief, { shape: 2 })],
+    ['wait', 'wait', 'wait'],
+  );
+  t.ok(Math.abs(gate.lanes[0]!.queue.cost - 1200) < 1, `${gate.lanes[0]!.queue.cost}`);
+  t.equal(ask('d', brief, { shape: 1 }), 'overload', 'it would wait for longer than its class allows');
+  t.equal(gate.lanes[0]!.counts.shed.overload, 1);
+  end('run');
+  t.same(take(), ['+a']);
+  t.ok(Math.abs(gate.lanes[0]!.queue.cost - 800) < 1);
+  t.equal(ask('e', brief, { shape: 1, deadline: 100 }), 'wait');
+  t.ok(now() < 1);
 });

@@ -8,9 +8,10 @@ import fc from 'fast-check';
 import t from 'tap';
 import { type Class, priorities } from '../../src/guard/classes.ts';
 import { Gate, shedReasons } from '../../src/guard/gate.ts';
-import { fixedLimit } from '../../src/guard/limit.ts';
+import { FixedLimit } from '../../src/guard/limit.ts';
 import type { Lane, Permit } from '../../src/guard/permit.ts';
-import type { Ticket } from '../../src/guard/queue.ts';
+import type { Shed, Ticket } from '../../src/guard/queue.ts';
+import { Tarpit } from '../../src/guard/tarpit.ts';
 import { randomOf } from '../fixtures/random.ts';
 
 const SEED = Number(process.env.PGWEIR_SEED ?? 4_711);
@@ -77,7 +78,7 @@ t.test('what the gate promises holds after every event', async (t) => {
   const run = ({ classes, limit, every, service, seed }: typeof world extends fc.Arbitrary<infer W> ? W : never) => {
     const random = randomOf(seed);
     const agenda = new Agenda();
-    const gate = new Gate(classes, true, fixedLimit(limit));
+    const gate = new Gate({ classes, isEnforced: true, limit: new FixedLimit(limit), retryRatio: 0.1 });
     const live = new Set<Permit>();
     const waiting = new Set<Ticket>();
     const lastFifo = new Map<string, number>();
@@ -127,6 +128,8 @@ t.test('what the gate promises holds after every event', async (t) => {
           application,
           deadline,
           bytes: 100,
+          shape: 0,
+          fingerprint: () => events,
           onAdmit(permit) {
             waiting.delete(ticket!);
             if (agenda.now >= expiresAt) throw new Error('admitted after its deadline');
@@ -137,7 +140,7 @@ t.test('what the gate promises holds after every event', async (t) => {
             }
             serve(permit);
           },
-          onShed(reason) {
+          onShed({ reason }) {
             waiting.delete(ticket!);
             if (of.isFifo && reason === 'overload') throw new Error('fifo work shed as overload');
             if (agenda.now - since > of.waitMax + 20) throw new Error('waited beyond waitMax');
@@ -241,15 +244,15 @@ function pick(dice: number): Load {
 function overload(times: number, seed: number, limit: number, isEnforced: boolean, seconds = 20) {
   const random = randomOf(seed);
   const agenda = new Agenda();
-  const gate = new Gate(
-    loads.map((load) => load.class),
-    isEnforced,
-    fixedLimit(limit),
-  );
+  const tarpit = new Tarpit(random);
+  tarpit.configure({ least: 250, most: 2000 });
+  const classes = loads.map((load) => load.class);
+  const gate = new Gate({ classes, isEnforced, limit: new FixedLimit(limit), retryRatio: 0.1 }, tarpit);
   let good = 0;
+  let prints = 0;
   const critical = { asked: 0, inTime: 0 };
   let busy = 0;
-  const attempt = (load: Load, intended: number, retries: number): void => {
+  const attempt = (load: Load, intended: number, retries: number, print: number): void => {
     const start = (permit: Permit) => {
       busy++;
       agenda.after(load.cost * slowdown(busy), () => {
@@ -260,20 +263,29 @@ function overload(times: number, seed: number, limit: number, isEnforced: boolea
         if (load === loads[0]) critical.inTime++;
       });
     };
-    const rude = () => {
-      if (retries > 0) agenda.after(0, () => attempt(load, intended, retries - 1));
+    const rude = ({ delayMs }: Shed) => {
+      if (retries > 0) agenda.after(delayMs, () => attempt(load, intended, retries - 1, print));
     };
     const decision = gate.decide(
-      { class: load.class, application: '', deadline: 0, bytes: 1, onAdmit: start, onShed: rude },
+      {
+        class: load.class,
+        application: '',
+        deadline: 0,
+        bytes: 1,
+        shape: 0,
+        fingerprint: () => print,
+        onAdmit: start,
+        onShed: rude,
+      },
       agenda.now,
     );
     if (decision.kind === 'admit') start(decision.permit);
-    else if (decision.kind === 'shed') rude();
+    else if (decision.kind === 'shed') rude(decision);
   };
   const arrive = () => {
     const load = pick(random());
     if (load === loads[0]) critical.asked++;
-    attempt(load, agenda.now, 3);
+    attempt(load, agenda.now, 3, ++prints);
     agenda.after(-Math.log(1 - random()) / (CAPACITY * times), arrive);
   };
   const tick = () => {

@@ -168,6 +168,56 @@ t.test('a table and a shape decide the class, of prepared statements and of old 
   await admin.rows('DROP TABLE weir_triggers');
 });
 
+t.test(
+  'who retries or comes back at once after a refusal is kept waiting, and can be cancelled or leave',
+  async (t) => {
+    const proxy = await start(t, 1, {
+      admission: { mode: 'enforce', retries: { tarpit: '250ms', tarpitMax: '400ms' } },
+    });
+    const { release } = await work(t, proxy, 3);
+    const { tarpit } = proxy.app.snapshot();
+    const none = { application_name: 'none' };
+    const client = await open(t, proxy.port, none);
+    const timed = async (request: Buffer | Buffer[]) => {
+      const since = performance.now();
+      const messages = await client.ask(request);
+      return { ms: performance.now() - since, states: sqlstates(messages), types: types(messages) };
+    };
+    t.match(await timed(group('SELECT 8')), { states: ['53000'], types: 'EZ' });
+    const again = await timed(group('SELECT 8'));
+    t.match(again, { states: ['53000'], types: 'EZ' });
+    t.ok(again.ms >= 245 && again.ms < 1000, `${again.ms} ms`);
+    t.ok((await timed(group('SELECT 9'))).ms < 200, 'a first attempt at something else is answered at once');
+    t.equal(tarpit.counts.retries, 1);
+
+    client.write(Q('SELECT 10'));
+    await client.until('Z');
+    client.write(Q('SELECT 10'));
+    await until(() => tarpit.held === 1, 'it to be held');
+    await requestCancel(proxy.port, client.key!);
+    t.same(sqlstates(await client.until('Z')), ['57014']);
+    t.equal(tarpit.held, 0);
+
+    t.same(sqlstates(await client.ask(Q('SELECT 11'))), ['53000']);
+    client.write(Q('SELECT 11'));
+    await until(() => tarpit.held === 1, 'it to be held again');
+    client.socket.destroy();
+    await until(() => tarpit.held === 0, 'it to be forgotten');
+
+    const since = performance.now();
+    const newcomer = await open(t, proxy.port, none);
+    const ms = performance.now() - since;
+    t.ok(ms >= 245 && ms < 1500, `welcomed after ${ms} ms`);
+    t.equal(tarpit.counts.reconnects, 1);
+    const next = performance.now();
+    await open(t, proxy.port, none);
+    t.ok(performance.now() - next < 200, 'one has left, one is held');
+    await release();
+    t.same(await newcomer.rows('SELECT 7'), [['7']]);
+    t.equal(permits(proxy), 0);
+  },
+);
+
 t.test('a queue that is full refuses, and what its deadline does not allow is not run', async (t) => {
   const proxy = await start(t, 1);
   const { release } = await work(t, proxy, 3);
