@@ -16,7 +16,7 @@ import type { ServerPool } from '../server/pool.ts';
 import { type Settings, settingsDiff } from '../server/settings.ts';
 import type { PinReason } from '../sql/effects.ts';
 import { effectsOf, type Verdict } from '../sql/verdict.ts';
-import { settleNote, settleQuery } from './settle.ts';
+import { type Question, settleNote, settleQuery } from './settle.ts';
 import { Ties } from './ties.ts';
 
 /** Whose lease it is. */
@@ -36,6 +36,8 @@ export interface Lessee extends Owner {
 
 /** The longest value of a setting that is tracked, in bytes; a longer one pins. */
 const VALUE_MAX = 16 * 1024;
+/** How often the server is asked what is left, when it does not say. */
+const SETTLE_TRIES = 5;
 
 export class Lease {
   server: ServerConnection | null = null;
@@ -223,12 +225,17 @@ export class Lease {
    * transaction only RESET is looked after: whatever is set there may yet be rolled back.
    */
   settle(): void {
+    const isOver = this.server!.outstanding.status === Status.Idle;
+    this.#settle(this.#tied.takeQuestion(isOver), isOver, SETTLE_TRIES);
+  }
+
+  #settle(question: Question, isOver: boolean, tries: number): void {
     const server = this.server!;
     const client = this.#client;
-    const isOver = server.outstanding.status === Status.Idle;
-    const question = this.#tied.takeQuestion(isOver);
     const note = settleNote(question, (findings) => {
       if (this.server === null) return;
+      // A tiny statement_timeout of the client's can strike the question; it seldom strikes twice.
+      if (findings === null && isOver && tries > 1) return this.#settle(question, isOver, tries - 1);
       client.become('active');
       if (findings === null) return this.pin('setting');
       if (isOver) {

@@ -21,8 +21,9 @@ import type { PoolCounts } from '../server/pool.ts';
 import type { ReadBook } from '../server/reads.ts';
 import { isOurs, type Statement, type StatementBook } from '../server/statements.ts';
 import { pinning, probing } from '../sql/effects.ts';
-import { harmless, type Judge, TEXT_BYTES_MAX, type Verdict } from '../sql/verdict.ts';
+import { harmless, isHarmless, type Judge, TEXT_BYTES_MAX, type Verdict } from '../sql/verdict.ts';
 import { assert } from '../util/errors.ts';
+import { Alone } from './alone.ts';
 import { NAMES_MAX, Names } from './names.ts';
 import {
   closeOn,
@@ -34,7 +35,6 @@ import {
   prepareDummy,
   remembering,
 } from './prepare.ts';
-import { endOf, isBare, type Read, restOfGroup } from './read.ts';
 import { header, planChanged, withName } from './rewrite.ts';
 import { strangeName, type Translation, translate } from './translate.ts';
 import { UnnamedStatement } from './unnamed.ts';
@@ -117,6 +117,8 @@ export class Requests {
   readonly #judge: Judge;
   readonly #names: Names;
   readonly #unnamed = new UnnamedStatement();
+  /** What needs no server. */
+  readonly alone: Alone;
   /** What its unnamed portal would run, and its named portals if that is not harmless. */
   #portal: Portal = harmlessPortal;
   #portals: Map<string, Portal> | null = null;
@@ -138,6 +140,7 @@ export class Requests {
     this.#host = host;
     this.#judge = judge;
     this.#names = new Names(host.statements);
+    this.alone = new Alone(host, judge, this.#names, this.#unnamed);
   }
 
   /** What runs, or ran last, does nothing but end a transaction. */
@@ -208,147 +211,11 @@ export class Requests {
     this.#sqlNames = null;
   }
 
-  /**
-   * Answers a message without a server, where that is possible: naming a statement that some server has taken before,
-   * and giving a name up. A driver that prepares or closes statements between transactions then waits for nobody.
-   */
-  answerAlone(frame: Frame): boolean {
-    const { source, start, end } = frame;
-    if (!frame.isStart || !frame.isEnd) return false;
-    const isParse = frame.type === ClientMessage.Parse;
-    const nameStart = start + HEADER + (isParse ? 0 : 1);
-    const nameEnd = stringEnd(source, nameStart, end);
-    if (nameEnd <= nameStart) return false;
-    const name = source.toString('latin1', nameStart, nameEnd);
-    const known = this.#names.get(name);
-    if (frame.type === ClientMessage.Close && source[start + HEADER] === STATEMENT) {
-      if (known !== undefined) this.#names.undefine(name, known);
-      this.#host.deliver(encode.closeComplete);
-      return true;
-    }
-    if (!isParse || known !== undefined) return false;
-    const statement = this.#find(source.subarray(nameEnd + 1, end));
-    if (!statement.isVerified || !isHarmless(statement.verdict)) return false;
-    this.#host.counts.clientParses++;
-    this.#names.define(name, statement);
-    this.#host.deliver(encode.parseComplete);
-    return true;
-  }
-
-  /**
-   * The read that begins with `message` and has arrived whole, if it is one that may ride on a server with others. What
-   * follows `message` is in `reader`.
-   */
-  findRead(message: Frame, reader: FrameReader): Read | null {
-    const { source, start, end, type } = message;
-    if (!message.isEnd) return null;
-    if (type === ClientMessage.Query) {
-      if (reader.pending > 0) return null;
-      const { read } = this.#judge.judge(source, start + HEADER, end - 1);
-      return this.#readOf(read, 0, null);
-    }
-    if (source[start + HEADER] !== 0) return null; // Parse of a name, or Bind to a named portal.
-    const rest = restOfGroup(type, reader.chunk, reader.position, reader.chunk.length);
-    if (rest === 0) return null;
-    if (type === ClientMessage.Parse) {
-      const { read } = this.#judgeBody(source, start + HEADER + 1, end);
-      return this.#readOf(read, rest, null);
-    }
-    const nameEnd = stringEnd(source, start + HEADER + 1, end);
-    const statement = this.#names.get(source.toString('latin1', start + HEADER + 1, Math.max(nameEnd, 0)));
-    return statement === undefined ? null : this.#readOf(this.#verdictOf(statement).read, rest, statement);
-  }
-
-  /** What is known of a prepared statement; judged anew when somebody wants to know what nobody did when it was prepared. */
-  #verdictOf(statement: Statement): Verdict {
-    const { generation } = this.#judge;
-    if (statement.generation !== generation) {
-      statement.verdict = this.#judgeBody(statement.body, 0, statement.body.length);
-      statement.generation = generation;
-    }
-    return statement.verdict;
-  }
-
-  /** What is known of the request that begins with `message`; null: nothing. */
-  verdictOf({ source, start, end, type, isEnd }: Frame): Verdict | null {
-    if (!isEnd) return null;
-    switch (type) {
-      case ClientMessage.Query:
-        return this.#judge.judge(source, start + HEADER, end - 1);
-      case ClientMessage.Parse: {
-        const nameEnd = stringEnd(source, start + HEADER, end);
-        return nameEnd === -1 ? null : this.#judgeBody(source, nameEnd + 1, end);
-      }
-      case ClientMessage.Bind: {
-        const portalEnd = stringEnd(source, start + HEADER, end);
-        const nameEnd = portalEnd === -1 ? -1 : stringEnd(source, portalEnd + 1, end);
-        if (nameEnd === -1) return null;
-        if (nameEnd === portalEnd + 1) return this.#unnamed.verdict;
-        const statement = this.#names.get(source.toString('latin1', portalEnd + 1, nameEnd));
-        return statement === undefined ? null : this.#verdictOf(statement);
-      }
-      default:
-        return null;
-    }
-  }
-
-  /**
-   * Answers the request that begins with `message`, a transaction's begin or end, without a server: with `tag`, and the
-   * `status` after it. False: it has not arrived whole, or has more in it.
-   */
-  answerControl(message: Frame, reader: FrameReader, tag: string, status: number): boolean {
-    const host = this.#host;
-    if (!isBare(message.type, message.source, message.start, message.end)) return false;
-    if (message.type === ClientMessage.Query) {
-      this.#unnamed.forget();
-      host.deliver(encode.commandComplete(tag));
-      host.deliver(encode.readyForQuery(status));
-    } else {
-      // Parse of the unnamed statement, or Bind to the unnamed portal.
-      if (message.source[message.start + HEADER] !== 0) return false;
-      const rest = restOfGroup(message.type, reader.chunk, reader.position, reader.chunk.length);
-      const next = reader.position;
-      const isBindNext = message.type === ClientMessage.Parse;
-      if (rest === 0 || (isBindNext && !isBare(ClientMessage.Bind, reader.chunk, next, endOf(reader.chunk, next))))
-        return false;
-      this.#answerMessage(message, tag, status);
-      for (let left = rest; left > 0; left--) {
-        reader.next(message);
-        this.#answerMessage(message, tag, status);
-      }
-    }
-    host.counts.queries++;
-    this.#portal = harmlessPortal;
-    return true;
-  }
-
-  #answerMessage({ type, source, start, end }: Frame, tag: string, status: number): void {
-    const host = this.#host;
-    switch (type) {
-      case ClientMessage.Parse: {
-        const body = Buffer.from(source.subarray(start + HEADER + 1, end));
-        this.#unnamed.keep(body, this.#judgeBody(body, 0, body.length));
-        host.counts.clientParses++;
-        host.deliver(encode.parseComplete);
-        break;
-      }
-      case ClientMessage.Bind:
-        host.counts.binds++;
-        host.deliver(encode.bindComplete);
-        break;
-      case ClientMessage.Describe:
-        host.deliver(encode.noData);
-        break;
-      case ClientMessage.Execute:
-        host.deliver(encode.commandComplete(tag));
-        break;
-      default: // Sync.
-        host.deliver(encode.readyForQuery(status));
-    }
-  }
-
-  #readOf(key: number, rest: number, statement: Statement | null): Read | null {
-    return key === 0 ? null : { cost: this.#host.reads.of(key), rest, statement };
+  /** As Alone.answerControl; it also makes the unnamed portal that of the transaction's begin or end. */
+  answerControl(...request: Parameters<Alone['answerControl']>): ReturnType<Alone['answerControl']> {
+    const answered = this.alone.answerControl(...request);
+    if (answered === 'done') this.#portal = harmlessPortal;
+    return answered;
   }
 
   /** Begins a transaction on a server that owes this client nothing. */
@@ -648,14 +515,14 @@ export class Requests {
     if (this.#mustAwait(name, server)) return 'again';
     const known = this.#names.get(name);
     if (known !== undefined) return this.#onParseAgain(name, known, source.subarray(nameEnd + 1, end), server);
-    const statement = this.#find(source.subarray(nameEnd + 1, end));
+    const statement = this.alone.find(source.subarray(nameEnd + 1, end));
     if (!this.#host.mayRun(statement.verdict)) return 'refused';
     if (this.#sqlNames?.has(name)) return this.#onParseSqlName(name, statement, server);
     if (this.#names.size >= NAMES_MAX) return this.#refuseName(server);
     const translation = translate(statement.body, statement.verdict, this.#names);
     if (translation === null) return this.#parse(name, statement, statement, server, frame, nameEnd + 1);
     if (!this.#bring(translation, server)) return 'again';
-    return this.#parse(name, statement, this.#find(translation.text), server, null, 0);
+    return this.#parse(name, statement, this.alone.find(translation.text), server, null, 0);
   }
 
   /**
@@ -714,19 +581,9 @@ export class Requests {
     return 'done';
   }
 
-  #find(body: Buffer): Statement {
-    return this.#host.statements.find(body, this.#host.planSettings, (text) => this.#judgeBody(text, 0, text.length));
-  }
-
-  /** Judges the text in the body of a Parse message, `source[start, end)`. */
-  #judgeBody(source: Buffer, start: number, end: number): Verdict {
-    const textEnd = stringEnd(source, start, end);
-    return this.#judge.judge(source, start, textEnd === -1 ? end : textEnd);
-  }
-
   #onParseUnnamed(frame: Frame, bodyStart: number, server: ServerConnection): Handled {
     const body: Buffer = Buffer.from(frame.source.subarray(bodyStart, frame.end));
-    const verdict = this.#judgeBody(frame.source, bodyStart, frame.end);
+    const verdict = this.alone.judgeBody(frame.source, bodyStart, frame.end);
     if (!this.#host.mayRun(verdict)) return 'refused';
     const translation = translate(body, verdict, this.#names);
     if (translation !== null && !this.#bring(translation, server)) return 'again';
@@ -799,7 +656,7 @@ export class Requests {
     if (!this.#host.mayRun(statement.verdict)) return 'refused';
     const translation = translate(statement.body, statement.verdict, this.#names);
     if (translation !== null && !this.#bring(translation, server)) return 'again';
-    const present = translation === null ? statement : this.#find(translation.text);
+    const present = translation === null ? statement : this.alone.find(translation.text);
     this.#hideSequences(statement.verdict, server);
     if (!prepare(this.#host, present, server)) return 'again';
     this.#host.counts.binds++;
@@ -906,7 +763,7 @@ export class Requests {
     if (statement === undefined) return this.#passUnknown('Describe', '', name, frame, nameEnd, server);
     const translation = translate(statement.body, statement.verdict, this.#names);
     if (translation !== null && !this.#bring(translation, server)) return 'again';
-    const present = translation === null ? statement : this.#find(translation.text);
+    const present = translation === null ? statement : this.alone.find(translation.text);
     if (!prepare(this.#host, present, server)) return 'again';
     const note: Note = { replaceError: (bytes) => withName(bytes, present.name, name) };
     if (present.description === null) note.message = remembering(present);
@@ -963,7 +820,3 @@ const likeExecute: Verdict = {
 const likeDeallocate: Verdict = { ...harmless, effects: { ...pinning(), isUndoing: true } };
 /** What a function does that is called by its oid is not known. */
 const functionCall: Verdict = { ...harmless, effects: pinning('function') };
-
-function isHarmless({ effects, shape }: Verdict): boolean {
-  return effects === null && shape === null;
-}

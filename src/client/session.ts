@@ -370,9 +370,10 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
   /** A message while no server is held: most need one. */
   #handleIdle(message: Frame): void {
     if (!message.isStart) return; // The rest of a message that was skipped.
-    if (this.pool.config.mode === 'transaction' && this.#answerBlock(message)) return;
+    const isTransactional = this.pool.config.mode === 'transaction' || this.#block !== 'none';
+    if (isTransactional && this.#answerBlock(message)) return;
     if (this.#house.admission.isOn) this.#classify(message);
-    this.#first = this.#block === 'none' ? null : this.#requests.verdictOf(message);
+    this.#first = this.#block === 'none' ? null : this.#requests.alone.verdictOf(message);
     if (this.#block !== 'none') this.#read = null;
     else if (this.pool.config.share === 'auto' && !this.#house.admission.isPassthrough && this.#ride(message)) return;
     switch (message.type) {
@@ -388,7 +389,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
         return; // Nothing to flush; what is left of a COPY that failed is ignored ("COPY Operations").
       case ClientMessage.Parse:
       case ClientMessage.Close:
-        if (this.#requests.answerAlone(message)) return;
+        if (this.#requests.alone.answerName(message)) return;
         break;
       case ClientMessage.Query:
       case ClientMessage.Bind:
@@ -399,12 +400,18 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
       default:
         return this.#end(fatal(SqlState.ProtocolViolation, `invalid frontend message type ${message.type}`));
     }
-    if (this.#turn?.isAdmitted === false && !this.#askForTurn(message)) return;
+    if (this.#turn?.isAdmitted === false && !this.#isEnding(message) && !this.#askForTurn(message)) return;
     const leased = this.pool.lease(this);
     if (leased !== null && !('sqlstate' in leased) && this.#take(leased)) return this.#handle(message);
     this.#held = { ...message };
     if (leased === null) this.become('waiting');
     else if ('sqlstate' in leased) this.#refuse(leased);
+  }
+
+  /** It ends a transaction that no server knows of, in more messages than `#answerBlock` takes: never to be refused. */
+  #isEnding(message: Frame): boolean {
+    const kind = this.#block === 'none' ? null : this.#requests.alone.verdictOf(message)?.control?.kind;
+    return kind === 'commit' || kind === 'rollback';
   }
 
   /** Finds the class of a request, unless it is one that has been admitted. */
@@ -421,20 +428,20 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
       this,
     );
     if (this.#turn.isAdmitted) return;
-    const isAlone = this.#block === 'none' && this.pool.config.mode !== 'session';
-    this.#turn.classify(this.#application, this.#requests.verdictOf(message), isAlone);
+    const { alone } = this.#requests;
+    const own = alone.verdictOf(message);
+    const isBeginning = isBegin(own);
+    const statement = isBeginning ? (alone.verdictBehind(message, this.#reader) ?? own) : own;
+    const isAlone = !isBeginning && this.#block === 'none' && this.pool.config.mode !== 'session';
+    this.#turn.classify(this.#application, statement, isAlone);
   }
 
   /** False: it must wait, or is refused. */
   #askForTurn(message: Frame): boolean {
     const turn = this.#turn!;
-    const errand = {
-      statement: this.#requests.verdictOf(message),
-      timeoutMs: millisOf(this.settings.custom.get('statement_timeout')),
-      bytes: Math.min(message.size, INPUT_MAX),
-    };
+    const timeoutMs = millisOf(this.settings.custom.get('statement_timeout'));
     this.#asked = message;
-    const asked = turn.ask(errand, this.#house.clock.now());
+    const asked = turn.ask(timeoutMs, Math.min(message.size, INPUT_MAX), this.#house.clock.now());
     this.#asked = frame;
     switch (asked.kind) {
       case 'admitted':
@@ -491,7 +498,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
   /** Begins or ends a transaction without a server, or refuses what comes in one that has failed without one. */
   #answerBlock(message: Frame): boolean {
     if (this.settings.isOpaque) return false;
-    const control = this.#requests.verdictOf(message)?.control ?? null;
+    const control = this.#requests.alone.verdictOf(message)?.control ?? null;
     const move = moveOf(this.#block, control, message.type);
     if (move === null) return false;
     if (move === 'refused') {
@@ -499,8 +506,10 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
       this.#refuse(blockFailed());
       return true;
     }
-    if (!this.#requests.answerControl(message, this.#reader, move.tag, statusOf(move.block))) return false;
-    this.#block = move.block;
+    const statuses = { before: statusOf(this.#block), after: statusOf(move.block) };
+    const answered = this.#requests.answerControl(message, this.#reader, move.tag, statuses);
+    if (answered === 'no') return false;
+    if (answered === 'done') this.#block = move.block;
     this.changedAt = this.#house.clock.now();
     this.#beganAt = this.changedAt;
     return true;
@@ -519,7 +528,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
     }
     // Of a text that cannot be read reliably nobody knows whether it is a read.
     const mayRide = this.pool.config.mode !== 'session' && !this.settings.isOpaque;
-    this.#read = mayRide ? this.#requests.findRead(message, this.#reader) : null;
+    this.#read = mayRide ? this.#requests.alone.findRead(message, this.#reader) : null;
     if (!this.#read?.cost.isSmall || this.#turn?.mayShare === false) return false;
     const line = this.pool.share(this, this.#read, this.#turn?.hasRoom !== false);
     if (line === null) return false;
@@ -592,7 +601,8 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
     if (refusal.severity === 'FATAL' || held === null) return this.#end(refusal);
     this.become('idle');
     this.#turn?.end(this.#house.clock.now());
-    if (this.#block !== 'none') this.#block = 'failed';
+    // Who has sent BEGIN believes to be in a transaction, and must not go on without it.
+    if (this.#block !== 'none' || isBegin(this.#requests.alone.verdictOf(held))) this.#block = 'failed';
     this.deliver(encode.errorResponse(refusal));
     const isExtended = held.type !== ClientMessage.Query && held.type !== ClientMessage.FunctionCall;
     if (isExtended) this.#isSkipping = true;
@@ -1013,6 +1023,10 @@ const whyShed: Record<ShedReason, string> = {
   deadline: 'its deadline would have passed before it was answered',
   overload: 'its class is overloaded',
 };
+
+function isBegin(verdict: Verdict | null): boolean {
+  return verdict?.control?.kind === 'begin' || verdict?.control?.kind === 'beginning';
+}
 
 /** A duration as Postgres writes it in ms: a number, or with the unit ms, s, min, h or d; 0 when it is none. */
 function millisOf(text: string | undefined): number {

@@ -14,15 +14,6 @@ import type { Permit } from '../guard/permit.ts';
 import type { Request, Shed, Ticket } from '../guard/queue.ts';
 import type { Line } from '../server/line.ts';
 
-/** What the session tells of a request. */
-export interface Errand {
-  statement: StatementTraits | null;
-  /** `statement_timeout` in ms; 0: none. */
-  timeoutMs: number;
-  /** Bytes of it that are kept while it waits. */
-  bytes: number;
-}
-
 /** Whose turn it is to be. */
 export interface TurnHost {
   onAdmitted(): void;
@@ -46,9 +37,10 @@ export class Turn implements Request {
   #narrowed: Narrowed | null = null;
   #classes: Classes | null = null;
   #class: Class | null = null;
-  #isAlone = false;
   #permit: Permit | null = null;
   #ticket: Ticket | null = null;
+  /** The tag `deadline_ms` of its statement; NaN: none. */
+  #deadline = 0;
   // What is asked for; it does not change while it waits.
   application = '';
   deadline = 0;
@@ -85,17 +77,19 @@ export class Turn implements Request {
       this.#narrowed = classes.narrow({ ...this.#traits, application });
     }
     this.#class = classes.classOf(this.#narrowed, statement, isAlone);
-    this.#isAlone = isAlone;
+    this.shape = isAlone ? (statement?.number ?? 0) : 0;
+    this.#deadline = Number(statement?.tags?.get('deadline_ms'));
   }
 
-  /** Is it the turn of the request that was classified? */
-  ask({ statement, timeoutMs, bytes }: Errand, now: number): Asked {
+  /**
+   * Is it the turn of the request that was classified? `timeoutMs`: its `statement_timeout`, 0: none. `bytes` of it are kept
+   * while it waits.
+   */
+  ask(timeoutMs: number, bytes: number, now: number): Asked {
     if (this.#permit !== null) return ADMITTED;
-    const tagged = Number(statement?.tags?.get('deadline_ms'));
-    const limits = [timeoutMs, tagged].filter((ms) => ms > 0);
+    const limits = [timeoutMs, this.#deadline].filter((ms) => ms > 0);
     this.deadline = limits.length > 0 ? Math.min(...limits) : 0;
     this.bytes = bytes;
-    this.shape = this.#isAlone ? (statement?.number ?? 0) : 0;
     const decision = this.#gate.decide(this, now);
     switch (decision.kind) {
       case 'admit':

@@ -291,7 +291,9 @@ const requestClass = z.strictObject({
   name: z
     .string()
     .regex(/^[a-z][a-z0-9_-]{0,62}$/, 'expected lower-case letters, digits, - and _')
-    .describe('normal is what nothing else matches; health is for pings such as SELECT 1, whoever sends them.'),
+    .describe(
+      'normal is what nothing else matches; health is for pings (SELECT 1) and upkeep (SET, SHOW, ROLLBACK, DISCARD, …), whoever sends them.',
+    ),
   priority: z
     .enum(['critical', 'normal', 'batch', 'deferrable'])
     .prefault('normal')

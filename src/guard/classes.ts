@@ -7,7 +7,7 @@
  * statement (tags, shape, kind, table) is asked anew.
  *
  * A class with `users` is for these only: nobody else comes into it by any rule, nor by asking for it. The class
- * `health` is for pings: pools that get no answer to one throw their connections away, and open new ones.
+ * `health` is for pings and upkeep: pools that are refused one throw their connections away, and open new ones.
  */
 import { BlockList, isIPv6 } from 'node:net';
 import type { ClassConfig, ClassMatch } from '../config/schema.ts';
@@ -51,7 +51,7 @@ export interface ClientTraits {
 }
 
 /** What rules ask about a statement. */
-export type StatementTraits = Pick<Verdict, 'tags' | 'number' | 'nature' | 'isPing'>;
+export type StatementTraits = Pick<Verdict, 'tags' | 'number' | 'nature' | 'isUpkeep'>;
 
 interface Rule {
   class: Class;
@@ -83,10 +83,10 @@ const normal: Omit<Class, 'name'> = {
   isFifo: false,
 };
 
-/** The class of what no rule matches, and that of pings. */
+/** The class of what no rule matches, and that of upkeep. */
 const DEFAULT = 'normal';
 const HEALTH = 'health';
-/** Pings need little, and get it: one server whatever the limit says, and never more than a tenth of it. */
+/** Upkeep needs little, and gets it: one server whatever the limit says, and never more than a tenth of it. */
 const health: Omit<Class, 'name'> = {
   ...normal,
   priority: 'critical',
@@ -96,7 +96,7 @@ const health: Omit<Class, 'name'> = {
 };
 
 export class Classes {
-  /** In the order of the configuration; what is not configured is last: the default, and that of pings. */
+  /** In the order of the configuration; what is not configured is last: the default, and that of upkeep. */
   readonly all: readonly Class[];
   /** Some rule asks about kinds or tables. */
   readonly hasNatures: boolean;
@@ -137,8 +137,8 @@ export class Classes {
 
   /** The class of a request for this statement; null: nothing is known of it. `isAlone`: no transaction is open around it. */
   classOf({ rules }: Narrowed, statement: StatementTraits | null, isAlone: boolean): Class {
-    // A transaction that begins with a ping may go on with anything.
-    if (statement?.isPing && isAlone) return this.#health;
+    // A transaction that begins with upkeep may go on with anything.
+    if (statement?.isUpkeep && isAlone) return this.#health;
     for (const { class: of, holdsIn } of rules) {
       if (holdsIn === null || (statement !== null && holdsIn(statement))) return of;
     }

@@ -33,6 +33,8 @@ function int16(value: number): Buffer {
 export const parseComplete = message(ServerMessage.ParseComplete);
 export const bindComplete = message(ServerMessage.BindComplete);
 export const noData = message(ServerMessage.NoData);
+/** ParameterDescription of a statement that has none. */
+export const noParameters = message(ServerMessage.ParameterDescription, int16(0));
 export const closeComplete = message(ServerMessage.CloseComplete);
 export const authenticationOk = message(ServerMessage.Authentication, int32(0));
 

@@ -18,6 +18,8 @@ export type Control =
   | Begin
   | { kind: 'commit' }
   | { kind: 'rollback' }
+  /** Begins a transaction, and is none of the above: it has more in it, or modes that a server may refuse. */
+  | { kind: 'beginning' }
   /** Begins with a statement that may end a transaction, and is none of the above; or is empty, which is never refused. */
   | { kind: 'mixed' };
 
@@ -25,6 +27,7 @@ const begin: Begin = { kind: 'begin', tag: 'BEGIN', sql: 'BEGIN' };
 const start: Begin = { kind: 'begin', tag: 'START TRANSACTION', sql: 'START TRANSACTION' };
 const commit: Control = { kind: 'commit' };
 const rollback: Control = { kind: 'rollback' };
+const beginning: Control = { kind: 'beginning' };
 const mixed: Control = { kind: 'mixed' };
 
 /** Modes that every server takes, as their words. */
@@ -76,13 +79,13 @@ function isEnd(tokens: Tokens, at: number): boolean {
   return at >= tokens.count;
 }
 
-function beginOf(tokens: Tokens, first: number, plain: Begin): Begin | null {
+function beginOf(tokens: Tokens, first: number, plain: Begin): Control {
   let at = first;
   let sql = plain.sql;
   while (!isEnd(tokens, at)) {
     if (at > first && tokens.kinds[at] === Token.Comma) at++;
     const mode = modes.find((words) => words.every((word, index) => tokens.is(at + index, word)));
-    if (mode === undefined) return null;
+    if (mode === undefined) return beginning;
     sql += `${at > first ? ',' : ''} ${mode.join(' ')}`;
     at += mode.length;
   }

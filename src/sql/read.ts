@@ -43,14 +43,6 @@ export function readKey(tokens: Tokens): number {
   return isRead(tokens) ? numberOf(tokens) : 0;
 }
 
-/** Pools and monitors ask so whether anybody is there: an empty text (or a comment), or SELECT 1 with or without a name. */
-export function isPing(tokens: Tokens): boolean {
-  const end = lengthOf(tokens);
-  if (end === 0) return true;
-  if (!tokens.is(0, 'select') || tokens.kinds[1] !== Token.Number || tokens.text(1) !== '1') return false;
-  return end === 2 || (end === 3 && tokens.name(2) !== '') || (end === 4 && tokens.is(2, 'as'));
-}
-
 function isRead(tokens: Tokens): boolean {
   if (!['select', 'values', 'table', 'with'].some((word) => tokens.is(0, word))) return false;
   const { kinds } = tokens;

@@ -11,9 +11,10 @@ import type { Catalog } from './catalog.ts';
 import { type Control, controlOf } from './control.ts';
 import { type Effects, findEffects, mergeEffects, pinning, probing } from './effects.ts';
 import { type Kind, type Parser, SQL_BYTES_MAX, type Syntax, type TableReference } from './parser.ts';
-import { isPing, readKey } from './read.ts';
+import { readKey } from './read.ts';
 import { cut, numberOf, shapeOf, Tokens } from './shape.ts';
 import { tagsOf } from './tags.ts';
+import { isUpkeep } from './upkeep.ts';
 
 const SHAPES_MAX = 10_000;
 
@@ -53,8 +54,8 @@ export interface Verdict {
   nature: Nature | null;
   /** A read that may share a server: the number of its shape (sql/read); 0 for everything else. */
   read: number;
-  /** It only asks whether anybody is there. */
-  isPing: boolean;
+  /** It only asks whether anybody is there, or sets the session up; when somebody wants to know. */
+  isUpkeep: boolean;
 }
 
 export const harmless: Verdict = {
@@ -66,7 +67,7 @@ export const harmless: Verdict = {
   number: 0,
   nature: null,
   read: 0,
-  isPing: false,
+  isUpkeep: false,
 };
 const opaque: Verdict = { ...harmless, effects: pinning('opaque') };
 /** The longest text that is cut into tokens; a longer one is opaque. */
@@ -78,7 +79,7 @@ export interface Wanted {
   reads: boolean;
   /** Their tags. */
   tags: boolean;
-  /** The numbers of their shapes, and whether they are pings. */
+  /** The numbers of their shapes, and which of them are upkeep. */
   shapes: boolean;
   /** Their kinds and tables (with `shapes`): the parser is asked about every shape. */
   natures: boolean;
@@ -146,7 +147,7 @@ export class Judge {
     if (this.#wanted.shapes) {
       const number = verdict.read || numberOf(tokens);
       const nature = this.#wanted.natures ? this.#natureOf(number, source, start, end) : null;
-      verdict = { ...verdict, number, nature, isPing: isPing(tokens) };
+      verdict = { ...verdict, number, nature, isUpkeep: isUpkeep(tokens) };
     }
     if (effects !== null && effects.references.length > 0) moveReferences(effects, start);
     tokens.clear();
@@ -205,6 +206,11 @@ const knownEffects =
 
 function isKnownEffect(name: string): boolean {
   return knownEffects.test(name);
+}
+
+/** Nothing of it outlives its transaction, as far as the tokens can tell. */
+export function isHarmless({ effects, shape }: Verdict): boolean {
+  return effects === null && shape === null;
 }
 
 /** All that a known verdict says, user functions judged by `catalog` (without one they are not judged). */

@@ -28,7 +28,7 @@ function nameOf(
     tags: tags === null ? null : new Map(Object.entries(tags)),
     number: 0,
     nature: null,
-    isPing: false,
+    isUpkeep: false,
   };
   return all.classOf(all.narrow({ ...someone, ...client }), { ...statement, ...more }, true).name;
 }
@@ -131,15 +131,39 @@ t.test('what a statement is decides, once the parser has spoken', async (t) => {
   t.equal(await classOf('EXPLAIN ANALYZE DELETE FROM a', 'reader'), 'normal', 'it would be done');
 });
 
-t.test('pings are in a class of their own, but not in a transaction', async (t) => {
+t.test('pings and upkeep are in a class of their own, but not in a transaction', async (t) => {
   const judge = new Judge(new Parser(systemClock));
   judge.want({ reads: true, tags: true, shapes: true, natures: false });
   const all = classes('  - { name: everything, match: [{ user: u }] }');
+  const upkeep = [
+    'SET a = 1',
+    'show transaction_isolation',
+    'ROLLBACK',
+    'DISCARD ALL',
+    'SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL;',
+  ];
   const classOf = (sql: string, isAlone = true) =>
     all.classOf(all.narrow(someone), judge.judge(Buffer.from(sql), 0, sql.length), isAlone).name;
-  for (const sql of ['', ';', '-- ping', 'SELECT 1', 'select 1;', 'SELECT 1 AS ok', 'SELECT 1 one', '/* x */ SELECT 1'])
+  for (const sql of [
+    '',
+    ';',
+    '-- ping',
+    'SELECT 1',
+    'select 1;',
+    'SELECT 1 AS ok',
+    'SELECT 1 one',
+    '/* x */ SELECT 1',
+  ].concat(upkeep))
     t.equal(classOf(sql), 'health', sql);
-  for (const sql of ['SELECT 2', 'SELECT 1, pg_sleep(9)', 'SELECT 1 FROM a', 'SELECT 1; SELECT 2', 'SELECT'])
+  for (const sql of [
+    'SELECT 2',
+    'SELECT 1, pg_sleep(9)',
+    'SELECT 1 FROM a',
+    'SELECT 1; SELECT 2',
+    'SELECT',
+    'SET a = 1; SELECT 5',
+    'BEGIN',
+  ])
     t.equal(classOf(sql), 'everything', sql);
   t.equal(classOf('SELECT 1', false), 'everything');
 });

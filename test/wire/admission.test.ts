@@ -218,6 +218,34 @@ t.test(
   },
 );
 
+t.test(
+  'tags count behind a BEGIN of the same batch, and in Describe of a known text; upkeep is never in their way',
+  async (t) => {
+    const proxy = await start(t, 4);
+    const console = await open(t, proxy.port, { database: 'pgweir' });
+    const client = await open(t, proxy.port);
+    const job = `SELECT 7 /*job='workflow'*/`;
+    await client.ask([P('known', job), S]);
+    await console.ask(Q('SET SWITCH workflow = off'));
+    const begin = [P('', 'BEGIN'), B('', ''), E('')];
+    const batch = await client.ask([...begin, ...group(job)]);
+    t.same([sqlstates(batch), status(batch)], [['53000'], 'E']);
+    await client.ask(Q('ROLLBACK'));
+    const bound = await client.ask([...begin, B('', 'known'), E(''), S]);
+    t.same(sqlstates(bound), ['53000']);
+    await client.ask(Q('ROLLBACK'));
+    await client.ask(Q('BEGIN'));
+    const described = await client.ask([P('again', job), D('S', 'again'), S]);
+    t.same([sqlstates(described), status(described)], [['53000'], 'E']);
+    await client.ask(Q('ROLLBACK'));
+    await console.ask(Q('SET SWITCH normal = off'));
+    for (const sql of ['ROLLBACK', 'SET work_mem = 4096', 'SHOW work_mem', 'DISCARD ALL', 'RESET ALL'])
+      t.same(sqlstates(await client.ask(Q(sql))), [], sql);
+    t.same(sqlstates(await client.ask(Q('SELECT 7'))), ['53000']);
+    t.equal(permits(proxy), 0);
+  },
+);
+
 t.test('a queue that is full refuses, and what its deadline does not allow is not run', async (t) => {
   const proxy = await start(t, 1);
   const { release } = await work(t, proxy, 3);

@@ -163,6 +163,10 @@ for (const [title, request] of requests) {
       [[Q('COMMIT')], 'ROLLBACK'],
       [group('ROLLBACK'), 'ROLLBACK'],
       [group('END'), 'ROLLBACK'],
+      // As drivers send it: postgres.js, psycopg's pipeline, pgx.
+      [[P('named', 'ROLLBACK'), D('S', 'named'), B('', 'named'), E(''), S], 'ROLLBACK'],
+      [[B('', 'named'), D('P', ''), E(''), S, flush()], 'ROLLBACK'],
+      [[P('', 'COMMIT'), D('S', ''), flush(), B('', ''), E(''), flush(), S], 'ROLLBACK'],
     ] as const) {
       await client.ask(Q('BEGIN'));
       const refused = await client.ask(request);
@@ -179,6 +183,38 @@ for (const [title, request] of requests) {
     await release();
     t.same(await client.rows('SELECT 1'), [['1']]);
     t.equal(proxy.bugs(), 0);
+  });
+}
+
+t.test('a statement that ends a transaction can be prepared and described in one that has failed', async (t) => {
+  const { client } = await startBusy(t);
+  await client.ask(Q('BEGIN'));
+  t.same(sqlstates(await client.ask(Q('SELECT 7'))), ['53000']);
+  const prepared = await client.ask([P('r', 'ROLLBACK'), D('S', 'r'), S]);
+  t.same([types(prepared), status(prepared)], ['1tnZ', 'E']);
+  const described = await client.ask([D('S', 'r'), S]);
+  t.same([types(described), status(described)], ['tnZ', 'E']);
+  t.same(sqlstates(await client.ask(group('SELECT 7'))), ['25P02']);
+  const ended = await client.ask([B('', 'r'), E(''), S]);
+  t.same([types(ended), status(ended)], ['2CZ', 'I']);
+});
+
+for (const mode of ['transaction', 'session']) {
+  t.test(`who has sent BEGIN in what is refused is in a transaction that has failed: ${mode}`, async (t) => {
+    const { client, release } = await startBusy(t, { mode });
+    for (const request of [
+      [...group('BEGIN').slice(0, -1), ...group('SELECT 7')],
+      [Q('BEGIN; SELECT 7')],
+      [Q('BEGIN ISOLATION LEVEL SERIALIZABLE')],
+    ]) {
+      const refused = await client.ask(request);
+      t.same([sqlstates(refused), status(refused)], [['53000'], 'E']);
+      t.same(sqlstates(await client.ask(Q('SELECT 7'))), ['25P02']);
+      t.equal(status(await client.ask(Q('COMMIT'))), 'I');
+    }
+    if (mode === 'session') return; // Whoever has the server keeps it.
+    await release();
+    t.same(await client.rows('SELECT 7'), [['7']]);
   });
 }
 

@@ -575,6 +575,28 @@ t.test('a client with a tiny statement_timeout does not disturb the one after it
   }
 });
 
+t.test('a question that is cancelled is asked again, and pins nobody', async (t) => {
+  const proxy = await startPool(t);
+  const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
+  const [[pid]] = (await a.rows('SELECT pg_backend_pid()')) as [[string]];
+  const killer = await open(t, postgres.port);
+  let isOver = false;
+  let refused = 0;
+  const killing = (async () => {
+    while (!isOver) await killer.rows(`SELECT pg_cancel_backend(${pid}) FROM generate_series(1, 3)`);
+  })();
+  for (let lap = 0; lap < 400; lap++) {
+    const [state] = sqlstates(await a.ask(send.query(`SET work_mem = ${1024 + lap}`)));
+    if (state !== undefined) refused++;
+    await b.ask(send.query('SELECT 1'));
+  }
+  isOver = true;
+  await killing;
+  const { counts, pinned } = proxy.app.snapshot().pools[0]!;
+  t.ok(refused > 0, `${refused} statements were struck`);
+  t.same([counts.pins.setting, pinned], [0, 0]);
+});
+
 // --- Prepared statements ----------------------------------------------------------------------------------------
 
 const run = (name: string) => [send.bind('', name), send.execute(''), send.sync()];

@@ -1,0 +1,224 @@
+/**
+ * A request while its client holds no server: what is known of it, whether it may ride with others, and what can be answered
+ * without a server. Owned by client/request, asked by client/session.
+ *
+ *     Parse of a known text, Close                 a name is given, or given up
+ *     Query, or Parse Bind … Execute Sync, of      the client's transaction begins or ends (client/block)
+ *     BEGIN, COMMIT or ROLLBACK
+ *
+ * The one idea: what a server would answer is certain, so nobody need wait for one.
+ */
+import * as encode from '../protocol/encode.ts';
+import type { Frame, FrameReader } from '../protocol/frame.ts';
+import { ClientMessage, stringEnd } from '../protocol/messages.ts';
+import type { Statement } from '../server/statements.ts';
+import { isHarmless, type Judge, type Verdict } from '../sql/verdict.ts';
+import type { Names } from './names.ts';
+import { controlGroup, isBare, nameIn, type Read, restOfGroup } from './read.ts';
+import type { RequestHost } from './request.ts';
+import type { UnnamedStatement } from './unnamed.ts';
+
+const HEADER = 5;
+/** 'S' in Describe and Close: a prepared statement is meant, not a portal. */
+const STATEMENT = 0x53;
+
+export class Alone {
+  readonly #host: RequestHost;
+  readonly #judge: Judge;
+  readonly #names: Names;
+  readonly #unnamed: UnnamedStatement;
+
+  constructor(host: RequestHost, judge: Judge, names: Names, unnamed: UnnamedStatement) {
+    this.#host = host;
+    this.#judge = judge;
+    this.#names = names;
+    this.#unnamed = unnamed;
+  }
+
+  /** What is known of the request that begins with `message`; null: nothing. */
+  verdictOf({ source, start, end, type, isEnd }: Frame): Verdict | null {
+    if (!isEnd) return null;
+    switch (type) {
+      case ClientMessage.Query:
+        return this.#judge.judge(source, start + HEADER, end - 1);
+      case ClientMessage.Parse:
+      case ClientMessage.Bind:
+      case ClientMessage.Describe:
+        return this.#verdictAt(source, type, start, end);
+      default:
+        return null;
+    }
+  }
+
+  /**
+   * What is known of the statement behind the BEGIN that `message` is, or begins, in the same batch; null: it has not
+   * come yet. That decides what the transaction is.
+   */
+  verdictBehind(message: Frame, { chunk, position }: FrameReader): Verdict | null {
+    let isOwnBind = message.type === ClientMessage.Parse;
+    for (let at = position; at + HEADER <= chunk.length; ) {
+      const end = at + 1 + chunk.readUInt32BE(at + 1);
+      const type = chunk[at]!;
+      if (end <= at + 4 || end > chunk.length) return null;
+      if (type === ClientMessage.Parse || (type === ClientMessage.Bind && !isOwnBind))
+        return this.#verdictAt(chunk, type, at, end);
+      if (type === ClientMessage.Query) return this.#judge.judge(chunk, at + HEADER, end - 1);
+      if (type === ClientMessage.Bind) isOwnBind = false;
+      at = end;
+    }
+    return null;
+  }
+
+  #verdictAt(source: Buffer, type: number, start: number, end: number): Verdict | null {
+    if (type === ClientMessage.Parse) {
+      const nameEnd = stringEnd(source, start + HEADER, end);
+      return nameEnd === -1 ? null : this.judgeBody(source, nameEnd + 1, end);
+    }
+    const name = nameIn(source, type, start, end);
+    if (name === null) return null;
+    if (name === '') return this.#unnamed.verdict;
+    const statement = this.#names.get(name);
+    return statement === undefined ? null : this.#known(statement);
+  }
+
+  /** What is known of a prepared statement; judged anew when somebody wants to know what nobody did when it was prepared. */
+  #known(statement: Statement): Verdict {
+    const { generation } = this.#judge;
+    if (statement.generation !== generation) {
+      statement.verdict = this.judgeBody(statement.body, 0, statement.body.length);
+      statement.generation = generation;
+    }
+    return statement.verdict;
+  }
+
+  /** Judges the text in the body of a Parse message, `source[start, end)`. */
+  judgeBody(source: Buffer, start: number, end: number): Verdict {
+    const textEnd = stringEnd(source, start, end);
+    return this.#judge.judge(source, start, textEnd === -1 ? end : textEnd);
+  }
+
+  /** The Statement for the body of a Parse message. */
+  find(body: Buffer): Statement {
+    return this.#host.statements.find(body, this.#host.planSettings, (text) => this.judgeBody(text, 0, text.length));
+  }
+
+  /**
+   * The read that begins with `message` and has arrived whole, if it is one that may ride on a server with others. What
+   * follows `message` is in `reader`.
+   */
+  findRead(message: Frame, reader: FrameReader): Read | null {
+    const { source, start, end, type } = message;
+    if (!message.isEnd) return null;
+    if (type === ClientMessage.Query) {
+      if (reader.pending > 0) return null;
+      const { read } = this.#judge.judge(source, start + HEADER, end - 1);
+      return this.#readOf(read, 0, null);
+    }
+    if (source[start + HEADER] !== 0) return null; // Parse of a name, or Bind to a named portal.
+    const rest = restOfGroup(type, reader.chunk, reader.position, reader.chunk.length);
+    if (rest === 0) return null;
+    if (type === ClientMessage.Parse) {
+      const { read } = this.judgeBody(source, start + HEADER + 1, end);
+      return this.#readOf(read, rest, null);
+    }
+    const nameEnd = stringEnd(source, start + HEADER + 1, end);
+    const statement = this.#names.get(source.toString('latin1', start + HEADER + 1, Math.max(nameEnd, 0)));
+    return statement === undefined ? null : this.#readOf(this.#known(statement).read, rest, statement);
+  }
+
+  #readOf(key: number, rest: number, statement: Statement | null): Read | null {
+    return key === 0 ? null : { cost: this.#host.reads.of(key), rest, statement };
+  }
+
+  /**
+   * Names a statement that some server has taken before, or gives a name up. A driver that prepares or closes statements
+   * between transactions then waits for nobody. False: a server must be asked.
+   */
+  answerName(frame: Frame): boolean {
+    const { source, start, end } = frame;
+    if (!frame.isStart || !frame.isEnd) return false;
+    const isParse = frame.type === ClientMessage.Parse;
+    const nameStart = start + HEADER + (isParse ? 0 : 1);
+    const nameEnd = stringEnd(source, nameStart, end);
+    if (nameEnd <= nameStart) return false;
+    const name = source.toString('latin1', nameStart, nameEnd);
+    const known = this.#names.get(name);
+    if (frame.type === ClientMessage.Close && source[start + HEADER] === STATEMENT) {
+      if (known !== undefined) this.#names.undefine(name, known);
+      this.#host.deliver(encode.closeComplete);
+      return true;
+    }
+    if (!isParse || known !== undefined) return false;
+    const statement = this.find(source.subarray(nameEnd + 1, end));
+    if (!statement.isVerified || !isHarmless(statement.verdict)) return false;
+    this.#host.counts.clientParses++;
+    this.#names.define(name, statement);
+    this.#host.deliver(encode.parseComplete);
+    return true;
+  }
+
+  /**
+   * Answers the request that begins with `message`, a transaction's begin or end: with `tag`, and the status after it, which
+   * is `before` if it only names or describes its statement. 'no': it has not arrived whole, or has more in it.
+   */
+  answerControl(
+    message: Frame,
+    reader: FrameReader,
+    tag: string,
+    { before, after }: { before: number; after: number },
+  ): 'no' | 'named' | 'done' {
+    const host = this.#host;
+    if (message.type === ClientMessage.Query) {
+      if (!isBare(message.type, message.source, message.start, message.end)) return 'no';
+      this.#unnamed.forget();
+      host.deliver(encode.commandComplete(tag));
+      host.deliver(encode.readyForQuery(after));
+      host.counts.queries++;
+      return 'done';
+    }
+    const group = controlGroup(message, reader.chunk, reader.position);
+    if (group === null) return 'no';
+    // A name that is in use: a server must say so.
+    const isTaken = message.type === ClientMessage.Parse && this.#names.get(group.name) !== undefined;
+    if (isTaken) return 'no';
+    const status = group.isExecuted ? after : before;
+    this.#answerMessage(message, tag, status);
+    for (let left = group.rest; left > 0; left--) {
+      reader.next(message);
+      this.#answerMessage(message, tag, status);
+    }
+    if (!group.isExecuted) return 'named';
+    host.counts.queries++;
+    return 'done';
+  }
+
+  #answerMessage({ type, source, start, end }: Frame, tag: string, status: number): void {
+    const host = this.#host;
+    switch (type) {
+      case ClientMessage.Parse: {
+        const nameEnd = stringEnd(source, start + HEADER, end);
+        const body = Buffer.from(source.subarray(nameEnd + 1, end));
+        if (nameEnd === start + HEADER) this.#unnamed.keep(body, this.judgeBody(body, 0, body.length));
+        else this.#names.define(source.toString('latin1', start + HEADER, nameEnd), this.find(body));
+        host.counts.clientParses++;
+        host.deliver(encode.parseComplete);
+        break;
+      }
+      case ClientMessage.Bind:
+        host.counts.binds++;
+        host.deliver(encode.bindComplete);
+        break;
+      case ClientMessage.Describe:
+        if (source[start + HEADER] === STATEMENT) host.deliver(encode.noParameters);
+        host.deliver(encode.noData);
+        break;
+      case ClientMessage.Execute:
+        host.deliver(encode.commandComplete(tag));
+        break;
+      case ClientMessage.Flush:
+        break;
+      default: // Sync.
+        host.deliver(encode.readyForQuery(status));
+    }
+  }
+}
