@@ -19,8 +19,12 @@ import { Admission } from './guard/admission.ts';
 import { Console } from './ops/console.ts';
 import { OpsServer } from './ops/http.ts';
 import type { Logger } from './ops/log.ts';
+import { Memory } from './ops/memory.ts';
 import { Metrics } from './ops/metrics.ts';
+import { Shares } from './ops/shares.ts';
 import type { Snapshot } from './ops/snapshot.ts';
+import { StateDir } from './ops/state.ts';
+import { statusOf } from './ops/status.ts';
 import { Switchboard } from './ops/switchboard.ts';
 import { Hosts } from './server/hosts.ts';
 import { type Secret, ServerLoginError, type ServerTarget } from './server/login.ts';
@@ -43,6 +47,8 @@ export interface AppOptions {
 
 const TICK_MS = 200;
 const GATE_TICK_MS = 20;
+const SHARES_MS = 10_000;
+const MEMORY_MS = 60_000;
 const DRAIN_CHECK_MS = 50;
 const CONTROL_MS = 5_000;
 
@@ -58,6 +64,8 @@ export class App {
   readonly #judge: Judge;
   readonly #admission: Admission;
   readonly #listener: Listener;
+  readonly #shares: Shares;
+  readonly #memory: Memory;
   readonly #console: Console;
   readonly #metrics: Metrics;
   readonly #ops: OpsServer;
@@ -85,13 +93,15 @@ export class App {
     this.#admission = new Admission(options.config);
     // Instances are told apart in cancel keys; until they share anything, chance is as good as a number.
     this.#listener = new Listener(Math.floor(Math.random() * 128), () => this.#listenerContext());
-    const switches = new Switchboard(
-      this.#admission,
-      () => this.config,
-      this.#clock,
-      this.#path(options.config.state.dir),
+    const state = new StateDir(this.#path(options.config.state.dir));
+    const admission = this.#admission;
+    this.#shares = new Shares(
+      () => admission.gates.values(),
+      () => admission.classes.hits,
     );
-    if (switches.problem !== '') this.log.error(switches.problem);
+    const switches = new Switchboard(admission, () => this.config, this.#clock, state, this.#shares);
+    this.#memory = new Memory(admission, state, (problem) => this.log.error(problem));
+    for (const problem of state.problems) this.log.error(problem);
     this.#console = new Console(() => this.snapshot(), {
       pause: (database) => this.#pause(database),
       resume: (database) => this.#resume(database),
@@ -100,7 +110,13 @@ export class App {
     });
     this.#metrics = new Metrics(() => this.snapshot());
     this.#ops = new OpsServer({
-      config: () => ({ ...this.config.ops, tokenFile: this.#path(this.config.ops.tokenFile) }),
+      config: () => ({
+        ops: { ...this.config.ops, tokenFile: this.#path(this.config.ops.tokenFile) },
+        auth: this.config.auth,
+      }),
+      users: () => this.#users,
+      status: () => statusOf(this.snapshot(), switches, this.#clock.wall()),
+      switches,
       isReady: () => this.#isListening && !this.#isDraining,
       checks: () => this.#checks(),
       metrics: () => this.#metrics.render(),
@@ -124,9 +140,14 @@ export class App {
       this.#admission.tick(now, this.#clock.wall(), now - dueAt);
       dueAt = now + GATE_TICK_MS;
     });
+    const stops = [
+      stopPools,
+      stopGates,
+      every(this.#clock, SHARES_MS, () => this.#shares.tick()),
+      every(this.#clock, MEMORY_MS, () => void this.#memory.save()),
+    ];
     this.#stopTicking = () => {
-      stopPools();
-      stopGates();
+      for (const stop of stops) stop();
     };
     this.log.info({ host: this.config.listen.host, port, opsPort }, 'listening');
     return { port, opsPort };
@@ -463,6 +484,7 @@ export class App {
     for (const pool of this.#poolsOf(null)) pool.close('the proxy is shutting down');
     await this.#ops.close();
     await this.#parser.close();
+    await this.#memory.save();
     // One turn of the loop, so that what was written last is sent.
     await this.#sleep(10);
     this.log.info('stopped');

@@ -1,11 +1,13 @@
 #!/usr/bin/env -S node --max-semi-space-size=8
 /** The command line: commands and flags, no logic. Everything that runs is app (or config, for check and schema). */
-import { resolve } from 'node:path';
+import { dirname, resolve } from 'node:path';
 import { Command } from 'commander';
 import { App } from './app.ts';
 import { type Loaded, loadConfig, parseConfig } from './config/load.ts';
 import { jsonSchema } from './config/schema.ts';
 import { makeLogger } from './ops/log.ts';
+import { Remote, statusText, switchTable } from './ops/remote.ts';
+import { effectOf } from './ops/switchboard.ts';
 import { version } from './ops/version.ts';
 import { messageOf } from './util/errors.ts';
 
@@ -56,7 +58,91 @@ program
   .description('print the JSON Schema of the configuration')
   .action(() => console.log(JSON.stringify(jsonSchema(), null, 2)));
 
+/** A command that asks a running pgweir. */
+function remote(command: Command): Command {
+  return command
+    .option('-c, --config <file>', 'its configuration: for the address and the token')
+    .option('--url <url>', 'its HTTP port, if not as in the configuration', undefined)
+    .option('--token-file <file>', 'a file with its token (ops.tokenFile)')
+    .option('--user <name>', 'without a token: one of auth.admins; the password is in PGPASSWORD', 'postgres')
+    .option('--json', 'print JSON');
+}
+
+interface RemoteFlags {
+  config?: string;
+  url?: string;
+  tokenFile?: string;
+  user: string;
+  json?: boolean;
+}
+
+remote(program.command('status').description('print how a running pgweir is doing')).action((flags: RemoteFlags) =>
+  ask(flags, async (to) => {
+    const status = await to.status();
+    return flags.json ? JSON.stringify(status) : statusText(status);
+  }),
+);
+
+const switches = program.command('switch').description('see and set the switches of a running pgweir');
+remote(switches.command('list').description('print all switches, and what share of the load they are for')).action(
+  (flags: RemoteFlags) =>
+    ask(flags, async (to) => {
+      const status = await to.status();
+      return flags.json ? JSON.stringify(status.switches) : switchTable(status);
+    }),
+);
+remote(
+  switches
+    .command('set')
+    .description('set a switch: closing takes effect at once, opening in steps')
+    .argument('<name>', 'a switch, or a class')
+    .argument('<state>', 'on, off, hold, or a share such as 25%')
+    .option('--for <time>', 'until then: 90s, 10m, 2h; then it opens in steps')
+    .option('--because <text>', 'the reason, for others to read')
+    .option('--dry-run', 'only say what it would touch'),
+).action((name: string, state: string, flags: RemoteFlags & { for?: string; because?: string; dryRun?: boolean }) =>
+  ask(flags, (to) => setSwitch(to, name, state, flags)),
+);
+remote(switches.command('clear').description('set a switch back to the configuration').argument('<name>')).action(
+  (name: string, flags: RemoteFlags) => ask(flags, (to) => setSwitch(to, name, 'default', flags)),
+);
+remote(
+  switches
+    .command('passthrough')
+    .description('the panic lever: no admission, no sharing, plain pooling')
+    .argument('<on|off>'),
+).action((state: string, flags: RemoteFlags) => ask(flags, (to) => setSwitch(to, 'passthrough', state, flags)));
+
 await program.parseAsync();
+
+/** Says what it touches before it is done. */
+async function setSwitch(
+  to: Remote,
+  name: string,
+  state: string,
+  flags: RemoteFlags & { for?: string; because?: string; dryRun?: boolean },
+): Promise<string> {
+  const { touched } = await to.setSwitch(name, { state, dryRun: true });
+  if (!flags.json) console.log(`${name}: ${effectOf(touched)}`);
+  if (flags.dryRun) return flags.json ? JSON.stringify({ name, isDone: false, touched }) : 'not set (--dry-run)';
+  const answer = await to.setSwitch(name, { state, for: flags.for, reason: flags.because });
+  if (flags.json) return JSON.stringify(answer);
+  return `set to ${state}${flags.for === undefined ? '' : ` for ${flags.for}`}${answer.warning === '' ? '' : `; ${answer.warning}`}`;
+}
+
+/** Prints what a running pgweir says; exits with 1 when it does not. */
+async function ask(flags: RemoteFlags, question: (to: Remote) => Promise<string>): Promise<void> {
+  try {
+    const ops = flags.config === undefined ? null : orExit(loadConfig(resolve(flags.config), process.env)).ops;
+    const url = flags.url ?? `http://${ops?.host ?? '127.0.0.1'}:${ops?.port ?? 9432}`;
+    const inConfig = ops?.tokenFile === null || ops === null ? null : resolve(dirname(flags.config!), ops.tokenFile);
+    const tokenFile = flags.tokenFile ?? inConfig;
+    console.log(await question(new Remote({ url, tokenFile, user: flags.user }, process.env.PGPASSWORD ?? '')));
+  } catch (thrown) {
+    console.error(`pgweir: ${messageOf(thrown)}`);
+    process.exit(1);
+  }
+}
 
 async function serve(file: string): Promise<void> {
   const path = resolve(file);

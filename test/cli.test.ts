@@ -133,6 +133,46 @@ t.test('TERM lets a transaction finish, HUP reloads or keeps the old configurati
   t.equal(await ended(child), 0);
 });
 
+t.test('status and switch ask a running pgweir, and say so when there is none', async (t) => {
+  const postgres = await withPostgres();
+  t.teardown(() => postgres.stop());
+  const [port, opsPort] = [await freePort(), await freePort()];
+  const file = temporaryFile(
+    'c.yaml',
+    JSON.stringify({
+      listen: { port },
+      ops: { port: opsPort },
+      auth: { method: 'trust' },
+      classes: [{ name: 'batch', match: [{ application: 'batch' }] }],
+      databases: { '*': { hosts: [`127.0.0.1:${postgres.port}`], tls: { mode: 'disable' } } },
+    }),
+  );
+  t.teardown(file.remove);
+  const to = ['--config', file.path];
+  t.match(run('status', ...to), { status: 1, stderr: /does not answer .*: is pgweir running/ });
+  const { child } = await start(['serve', ...to], 'listening');
+  const client = await connect(port, { application_name: 'batch' });
+  await client.query('SELECT 7');
+  t.match(run('status', ...to), { status: 0, stdout: /ready; admission observe[\s\S]*batch +normal/ });
+  t.match(JSON.parse(run('status', '--json', ...to).stdout), { isReady: true, clients: { now: 1 } });
+  t.match(run('switch', 'set', 'batch', 'off', '--dry-run', ...to), {
+    status: 0,
+    stdout: /batch: 100% of the requests and 100% of the servers’ time in the last minute\nnot set/,
+  });
+  t.match(run('switch', 'set', 'batch', 'off', '--for', '10m', '--because', 'a test', ...to), {
+    status: 0,
+    stdout: /set to off for 10m; it will be forgotten/,
+  });
+  await t.rejects(client.query('SELECT 7'), { code: '53000' });
+  t.match(run('switch', 'list', ...to), { status: 0, stdout: /batch +batch +off +0% .* postgres +a test/ });
+  t.match(run('switch', 'set', 'nothing', 'off', ...to), { status: 1, stderr: /there is no switch and no class/ });
+  t.match(run('switch', 'clear', 'batch', ...to), { status: 0 });
+  t.match(run('switch', 'passthrough', 'on', ...to), { status: 0 });
+  t.same((await client.query('SELECT 7 AS n')).rows, [{ n: 7 }], 'passthrough lets all pass');
+  child.kill('SIGINT');
+  await ended(child);
+});
+
 t.test('a second TERM ends at once', async (t) => {
   const postgres = await withPostgres();
   t.teardown(() => postgres.stop());

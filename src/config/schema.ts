@@ -85,12 +85,16 @@ const listen = z
 const ops = z
   .strictObject({
     host: z.string().prefault('127.0.0.1').describe('Address of the HTTP port.'),
-    port: port().prefault(9432).describe('HTTP port for /metrics, /livez and /readyz.'),
+    port: port()
+      .prefault(9432)
+      .describe('HTTP port for /metrics, /livez, /readyz, /status.json and POST /switches/NAME.'),
     tokenFile: z
       .string()
       .nullable()
       .prefault(null)
-      .describe('File with a bearer token; when set, /metrics asks for it.'),
+      .describe(
+        'File with a bearer token: when set, /metrics and /status.json ask for it. Switches are set with it, or with the login of one of auth.admins.',
+      ),
   })
   .describe('What people and their tools look at.');
 
@@ -261,8 +265,8 @@ const cidr = z.string().refine((text) => {
 
 const match = z
   .strictObject({
-    user: z.string().optional(),
-    database: z.string().optional(),
+    user: z.string().optional().describe('The user that the client has logged in as.'),
+    database: z.string().optional().describe('The database that it has asked for.'),
     application: z.string().optional().describe('application_name at login; * stands for any characters.'),
     address: cidr.optional().describe('The client’s IP address, or its network.'),
     tag: z
@@ -342,15 +346,23 @@ const position = z.preprocess(
 const switches = z
   .record(
     z.string(),
-    z.strictObject({
-      class: z.string().describe('The class that it is for.'),
-      state: position
-        .prefault('on')
-        .describe('on; off: refused; hold: waits; a share such as 25%: this much passes. May be set by hand as well.'),
-    }),
+    z
+      .strictObject({
+        class: z.string().optional().describe('The class that it is for.'),
+        match: match.optional().describe('Or the requests that it is for, of whatever class.'),
+        state: position
+          .prefault('on')
+          .describe(
+            'on; off: refused; hold: waits; a share such as 25%: this much passes. May be set by hand as well.',
+          ),
+      })
+      .refine(
+        (value) => (value.class === undefined) !== (value.match === undefined),
+        'either class or match is needed',
+      ),
   )
   .prefault({})
-  .describe('Switches by name, for classes; set by hand with SET SWITCH in the console.');
+  .describe('Switches by name; set by hand with pgweir switch, or SET SWITCH in the console.');
 
 export const configSchema = z
   .strictObject({
@@ -373,8 +385,10 @@ export const configSchema = z
   })
   .superRefine(({ switches, classes }, context) => {
     const names = [...classes.map(({ name }) => name), 'normal', 'health'];
-    for (const [name, { class: of }] of Object.entries(switches)) {
-      if (names.includes(of)) continue;
+    for (const [name, { class: of, match }] of Object.entries(switches)) {
+      if (match !== undefined && names.includes(name))
+        context.addIssue({ code: 'custom', path: ['switches', name], message: 'a class has this name' });
+      if (of === undefined || names.includes(of)) continue;
       context.addIssue({ code: 'custom', path: ['switches', name, 'class'], message: `there is no class "${of}"` });
     }
   })
@@ -386,7 +400,6 @@ export const configSchema = z
  */
 export const laterKeys: readonly string[] = [
   'ledgers',
-  'switches.*.match',
   'breaker',
   'cache',
   'trustFunctions',
@@ -420,3 +433,4 @@ export type ServerTlsConfig = DatabaseConfig['tls'];
 export type AuthConfig = Config['auth'];
 export type ClassConfig = Config['classes'][number];
 export type ClassMatch = ClassConfig['match'][number];
+export type SwitchConfig = Config['switches'][string];

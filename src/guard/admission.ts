@@ -7,10 +7,10 @@
  */
 import type { Config } from '../config/schema.ts';
 import { Baselines, type SavedBaseline } from './baselines.ts';
-import { Classes } from './classes.ts';
+import { type Class, Classes } from './classes.ts';
 import { Gate, type GateRules } from './gate.ts';
 import { AdaptiveLimit, FixedLimit, type Limit } from './limit.ts';
-import { Switches } from './switches.ts';
+import { Switches, type Valve } from './switches.ts';
 import { Tarpit } from './tarpit.ts';
 
 /** Statements that take this much longer than normal are a reason not to let more in. */
@@ -43,14 +43,17 @@ export class Admission {
     this.isConfigured = classes.length > 0 || limit.mode !== 'off';
     this.isOn = this.isConfigured && !this.isPassthrough;
     this.mode = admission.mode;
-    this.classes = new Classes(classes);
+    this.classes = new Classes(classes, switches);
     // Several instances stand before the same host: together they are to stay within the limit.
     const share = (max: number) => Math.max(1, Math.floor(max / instances));
     this.#bounds = { mode: limit.mode, min: share(limit.min), max: share(limit.max) };
     this.#retryRatio = admission.retries.ratio;
     this.tarpit.configure({ least: admission.retries.tarpit, most: admission.retries.tarpitMax });
     for (const [address, gate] of this.#gates) gate.configure(this.#rulesOf(address));
-    this.switches.configure(new Map(Object.values(switches).map((each) => [each.class, each.state])));
+    this.switches.configure(
+      new Map(Object.entries(switches).map(([name, each]) => [each.class ?? name, each.state])),
+      Object.keys(switches).filter((name) => switches[name]!.match !== undefined),
+    );
     this.applySwitches();
   }
 
@@ -64,7 +67,6 @@ export class Admission {
     if (gate === undefined) {
       gate = new Gate(this.#rulesOf(address), this.tarpit);
       this.#gates.set(address, gate);
-      this.#applyTo(gate);
     }
     return gate;
   }
@@ -75,7 +77,14 @@ export class Admission {
       isEnforced: this.#isEnforced,
       limit: this.#limitOf(address),
       retryRatio: this.#retryRatio,
+      valveOf: (of) => this.#valveOf(of),
     };
+  }
+
+  /** What the switches let pass of a class; of one that is gone with a configuration, all. */
+  #valveOf({ switches }: Class): Valve {
+    const isThere = this.classes.all.some(({ name }) => name === switches[0]);
+    return this.isPassthrough || !isThere ? 1 : this.switches.tightest(switches);
   }
 
   /** The limit of the host at `address`; one that adapts keeps what it has learned. */
@@ -127,11 +136,8 @@ export class Admission {
 
   /** Tells the gates what the switches say. */
   applySwitches(): void {
-    for (const gate of this.#gates.values()) this.#applyTo(gate);
-  }
-
-  #applyTo(gate: Gate): void {
-    for (const { name } of this.classes.all) gate.setValve(name, this.isPassthrough ? 1 : this.switches.valveOf(name));
+    this.classes.turned = this.isPassthrough ? new Set() : this.switches.turned;
+    for (const gate of this.#gates.values()) gate.turnValves();
   }
 
   /** The panic lever: plain pooling, without admission and sharing. Caps of hosts stay. */

@@ -10,7 +10,7 @@
  * `health` is for pings and upkeep: pools that are refused one throw their connections away, and open new ones.
  */
 import { BlockList, isIPv6 } from 'node:net';
-import type { ClassConfig, ClassMatch } from '../config/schema.ts';
+import type { ClassConfig, ClassMatch, SwitchConfig } from '../config/schema.ts';
 import { cut, numberOf, Tokens } from '../sql/shape.ts';
 import type { Verdict } from '../sql/verdict.ts';
 
@@ -21,6 +21,8 @@ type Priority = (typeof priorities)[number];
 /** A class of requests, and how it is treated. Times in ms. */
 export interface Class {
   name: string;
+  /** The switches that say what of it may pass: the tightest rules. */
+  switches: readonly string[];
   priority: Priority;
   /** Its share of the servers' time among classes of the same priority, relative to theirs. */
   weight: number;
@@ -65,12 +67,16 @@ interface Match {
   holdsIn: ((statement: StatementTraits) => boolean) | null;
 }
 
-/** The rules that may hold for one client, in order: what is left to ask is about the statement. */
+/** What may hold for one client, in order: what is left to ask is about the statement. */
 export interface Narrowed {
   rules: readonly { class: Class; holdsIn: Match['holdsIn'] }[];
+  /** Switches that are for requests of any class. */
+  switches: readonly { name: string; holdsIn: Match['holdsIn'] }[];
 }
 
-const normal: Omit<Class, 'name'> = {
+type Treatment = Omit<Class, 'name' | 'switches'>;
+
+const normal: Treatment = {
   priority: 'normal',
   weight: 1,
   floor: 0,
@@ -87,7 +93,7 @@ const normal: Omit<Class, 'name'> = {
 const DEFAULT = 'normal';
 const HEALTH = 'health';
 /** Upkeep needs little, and gets it: one server whatever the limit says, and never more than a tenth of it. */
-const health: Omit<Class, 'name'> = {
+const health: Treatment = {
   ...normal,
   priority: 'critical',
   floorServers: 1,
@@ -101,24 +107,32 @@ export class Classes {
   /** Some rule asks about kinds or tables. */
   readonly hasNatures: boolean;
   readonly #rules: readonly Rule[];
+  /** Switches for requests of any class that are not on: these requests are classes of their own meanwhile. */
+  turned: ReadonlySet<string> = new Set();
+  /** Requests that each of these switches would have touched. */
+  readonly hits = new Map<string, number>();
   readonly #default: Class;
   readonly #health: Class;
+  readonly #switches: readonly { name: string; match: Match }[];
+  readonly #parts = new Map<string, Class>();
 
-  constructor(configs: readonly ClassConfig[]) {
+  constructor(configs: readonly ClassConfig[], switches: Readonly<Record<string, SwitchConfig>> = {}) {
     this.#rules = configs.map((config) => ({
       class: classOf(config),
       users: config.users === undefined ? null : new Set(config.users),
       matches: config.match.map(matchOf),
     }));
     const classes = this.#rules.map((rule) => rule.class);
-    const find = (name: string, otherwise: Omit<Class, 'name'>) =>
-      classes.find((each) => each.name === name) ?? { name, ...otherwise };
+    const find = (name: string, otherwise: Treatment) =>
+      classes.find((each) => each.name === name) ?? { name, switches: [name], ...otherwise };
+    this.#switches = Object.entries(switches).flatMap(([name, { match }]) =>
+      match === undefined ? [] : [{ name, match: matchOf(match) }],
+    );
     this.#default = find(DEFAULT, normal);
     this.#health = find(HEALTH, health);
     this.all = [...new Set([...classes, this.#default, this.#health])];
-    this.hasNatures = configs.some(({ match }) =>
-      match.some(({ kind, table }) => kind !== undefined || table !== undefined),
-    );
+    const matches = [...configs.flatMap(({ match }) => match), ...Object.values(switches).map(({ match }) => match)];
+    this.hasNatures = matches.some((match) => match?.kind !== undefined || match?.table !== undefined);
   }
 
   /** Asks what can be asked about a client once and for all. */
@@ -126,29 +140,52 @@ export class Classes {
     const allowed = this.#rules.filter(({ users }) => users === null || users.has(client.user));
     // Asking for a class works only where its users are listed: a name alone proves nothing.
     const wanted = allowed.find((rule) => rule.users !== null && rule.class.name === client.wanted);
-    if (wanted !== undefined) return { rules: [{ class: wanted.class, holdsIn: null }] };
+    const switches = this.#switches
+      .filter(({ match }) => match.holdsFor(client))
+      .map(({ name, match: { holdsIn } }) => ({ name, holdsIn }));
+    if (wanted !== undefined) return { rules: [{ class: wanted.class, holdsIn: null }], switches };
     const rules = allowed.flatMap((rule) =>
       rule.matches.filter((match) => match.holdsFor(client)).map(({ holdsIn }) => ({ class: rule.class, holdsIn })),
     );
     const decided = rules.findIndex(({ holdsIn }) => holdsIn === null);
-    if (decided >= 0) return { rules: rules.slice(0, decided + 1) };
-    return { rules: [...rules, { class: this.#default, holdsIn: null }] };
+    if (decided >= 0) return { rules: rules.slice(0, decided + 1), switches };
+    return { rules: [...rules, { class: this.#default, holdsIn: null }], switches };
   }
 
   /** The class of a request for this statement; null: nothing is known of it. `isAlone`: no transaction is open around it. */
-  classOf({ rules }: Narrowed, statement: StatementTraits | null, isAlone: boolean): Class {
+  classOf(narrowed: Narrowed, statement: StatementTraits | null, isAlone: boolean): Class {
     // A transaction that begins with upkeep may go on with anything.
     if (statement?.isUpkeep && isAlone) return this.#health;
-    for (const { class: of, holdsIn } of rules) {
-      if (holdsIn === null || (statement !== null && holdsIn(statement))) return of;
+    const { rules, switches } = narrowed;
+    let found = rules.find((rule) => holds(rule, statement))?.class ?? this.#default;
+    for (const each of switches) {
+      if (!holds(each, statement)) continue;
+      this.hits.set(each.name, (this.hits.get(each.name) ?? 0) + 1);
+      if (this.turned.has(each.name)) found = this.#partOf(found, each.name);
     }
-    return this.#default;
+    return found;
   }
+
+  /** The part of a class that a switch is for. */
+  #partOf(of: Class, by: string): Class {
+    const name = `${of.name}/${by}`;
+    let part = this.#parts.get(name);
+    if (part === undefined) {
+      part = { ...of, name, switches: [...of.switches, by], floor: 0, floorServers: 0 };
+      this.#parts.set(name, part);
+    }
+    return part;
+  }
+}
+
+function holds({ holdsIn }: Pick<Match, 'holdsIn'>, statement: StatementTraits | null): boolean {
+  return holdsIn === null || (statement !== null && holdsIn(statement));
 }
 
 function classOf(config: ClassConfig): Class {
   return {
     name: config.name,
+    switches: [config.name],
     priority: config.priority,
     weight: config.weight,
     floor: config.floor,

@@ -40,6 +40,8 @@ export interface GateRules {
   limit: Limit;
   /** Retries allowed for each first attempt (guard/retries). */
   retryRatio: number;
+  /** What the switches let pass of a class. */
+  valveOf: (of: Class) => Valve;
 }
 
 /** Bytes of one class's requests that are kept while they wait. */
@@ -50,6 +52,7 @@ export class Gate implements PermitHost {
   #isEnforced = false;
   #limit: Limit = new FixedLimit(Number.POSITIVE_INFINITY);
   #retryRatio = 0;
+  #valveOf: GateRules['valveOf'] = () => 1;
   #isDispatching = false;
   readonly #tarpit: Tarpit;
 
@@ -83,7 +86,7 @@ export class Gate implements PermitHost {
    * Changes what is in force; classes keep what is known of them by their names. Classes that are gone stay until their last
    * request is over.
    */
-  configure({ classes, isEnforced, limit, retryRatio }: GateRules): void {
+  configure({ classes, isEnforced, limit, retryRatio, valveOf }: GateRules): void {
     const former = new Set(this.#lanes);
     const lanes = classes.map((each) => {
       const lane = this.#lanes.find(({ class: of }) => of.name === each.name && of.priority === each.priority);
@@ -93,11 +96,12 @@ export class Gate implements PermitHost {
       return lane;
     });
     const leaving = [...former].filter((lane) => !lane.isIdle);
-    for (const lane of leaving) lane.valve = 1; // Its switch is gone with its class.
     this.#lanes = [...lanes, ...leaving];
     this.#isEnforced = isEnforced;
     this.#limit = limit;
     this.#retryRatio = retryRatio;
+    this.#valveOf = valveOf;
+    this.turnValves();
   }
 
   /** May `request` have a server? */
@@ -181,9 +185,9 @@ export class Gate implements PermitHost {
     counts.admitted++;
   }
 
-  /** Sets what the switch of a class lets pass. */
-  setValve(name: string, valve: Valve): void {
-    for (const lane of this.#lanes) if (lane.class.name === name) lane.valve = valve;
+  /** Some switch has changed. */
+  turnValves(): void {
+    for (const lane of this.#lanes) lane.valve = this.#valveOf(lane.class);
   }
 
   /** Its client has gone, or cancelled it. */
@@ -241,8 +245,9 @@ export class Gate implements PermitHost {
   #laneOf(of: Class): Lane {
     const lane = this.#lanes.find(({ class: { name } }) => name === of.name);
     if (lane !== undefined) return lane;
-    // A client that was classed before the configuration changed.
+    // A client that was classed before the configuration changed, or the part of a class that a switch is for.
     const added = new Lane(of);
+    added.valve = this.#valveOf(of);
     this.#lanes = [...this.#lanes, added];
     return added;
   }

@@ -1,5 +1,6 @@
 /**
- * Switches: what people set by hand in an incident, by class. Owned by guard/admission, which tells the gates.
+ * Switches: what people set by hand in an incident, by the class that they are for, or by their own name when they are for
+ * requests of any class. Owned by guard/admission, which tells the gates.
  *
  *     on ──set──▶ off │ hold │ 25 %  ──on, clear, or its time is over──▶ 1 5 10 25 50 100 % ──▶ on
  *
@@ -39,15 +40,22 @@ interface Ramp {
 
 export class Switches {
   #base: ReadonlyMap<string, Position> = new Map();
+  #own: readonly string[] = [];
   readonly #settings = new Map<string, Setting>();
   readonly #ramps = new Map<string, Ramp>();
 
-  /** What the configuration says, by class. */
-  configure(base: ReadonlyMap<string, Position>): void {
+  /** What the configuration says; `own` are those that are for requests of any class. */
+  configure(base: ReadonlyMap<string, Position>, own: readonly string[] = []): void {
     this.#base = base;
+    this.#own = own;
   }
 
-  /** What has been set by hand, by class. */
+  /** Those for requests of any class that do not let all pass. */
+  get turned(): ReadonlySet<string> {
+    return new Set(this.#own.filter((name) => this.valveOf(name) !== 1));
+  }
+
+  /** What has been set by hand. */
   get settings(): ReadonlyMap<string, Setting> {
     return this.#settings;
   }
@@ -74,7 +82,19 @@ export class Switches {
     return this.#settings.get(name)?.position ?? this.#base.get(name) ?? 'on';
   }
 
-  /** What passes of a class at the moment. */
+  /** What several of them together let pass. */
+  tightest(names: readonly string[]): Valve {
+    let least: Valve = 1;
+    for (const name of names) {
+      const valve = this.valveOf(name);
+      if (valve === 0) return 0;
+      if (valve === 'hold' || least === 'hold') least = 'hold';
+      else least = Math.min(least, valve);
+    }
+    return least;
+  }
+
+  /** What passes at the moment. */
   valveOf(name: string): Valve {
     const ramp = this.#ramps.get(name);
     const position = this.positionOf(name);

@@ -11,7 +11,6 @@ import type { ClientIdentity } from '../client/login.ts';
 import type { Session } from '../client/session.ts';
 import type { AuthConfig } from '../config/schema.ts';
 import { shedReasons } from '../guard/gate.ts';
-import type { Position } from '../guard/switches.ts';
 import * as encode from '../protocol/encode.ts';
 import { emptyFrame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage } from '../protocol/messages.ts';
@@ -19,7 +18,7 @@ import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import type { ServerPool } from '../server/pool.ts';
 import type { Snapshot } from './snapshot.ts';
-import type { Switchboard, SwitchRow } from './switchboard.ts';
+import { durationOf, effectOf, percent, positionOf, type Switchboard, type SwitchRow } from './switchboard.ts';
 import { version } from './version.ts';
 
 const consoleDatabases: readonly string[] = ['pgbouncer', 'pgweir'];
@@ -64,7 +63,7 @@ const databaseColumns = columns(`name, host, port i, database, force_user, pool_
 const switchColumns = columns('name, class, state, passes, until, actor, reason, requests_share, work_share');
 /** SET SWITCH name = value FOR 10m BECAUSE 'text' */
 const SET_SWITCH =
-  /^set\s+switch\s+"?([\w-]+)"?\s*(?:=|to|\s)\s*'?([\w.%]+)'?(?:\s+for\s+(\d+)([smh]))?(?:\s+because\s+'([^']*)')?$/i;
+  /^set\s+switch\s+"?([\w-]+)"?\s*(?:=|to|\s)\s*'?([\w.%]+)'?(?:\s+for\s+(\w+))?(?:\s+because\s+'([^']*)')?$/i;
 const classColumns = columns(`host, class, priority, limit, at_work i, permits i, waiting i, offered n, admitted n,
   shed_switch n, shed_throttle n, shed_queue n, shed_wait n, shed_deadline n, shed_overload n, retries n, observed n, mean_us n, overloaded i`);
 const totals = [
@@ -184,17 +183,20 @@ export class Console {
   }
 
   #setSwitch(command: string, actor: string): Answer | Refusal {
-    const [, name, value, amount, unit, reason] = SET_SWITCH.exec(command) ?? [];
+    const [, name, value, time, reason] = SET_SWITCH.exec(command) ?? [];
     const position = value === undefined ? undefined : positionOf(value.toLowerCase());
-    if (name === undefined || position === undefined) {
+    const forMs = time === undefined ? null : durationOf(time.toLowerCase());
+    if (name === undefined || position === undefined || forMs === undefined) {
       return error(SqlState.SyntaxError, 'invalid SET SWITCH', {
         hint: "SET SWITCH name = on | off | hold | 25% | default [FOR 10m] [BECAUSE 'text']",
       });
     }
-    const forMs = amount === undefined ? null : Number(amount) * { s: 1_000, m: 60_000, h: 3_600_000 }[unit!]!;
-    const done = this.#actions.switches.set({ name, position, forMs, reason: reason ?? '', actor });
+    const { switches } = this.#actions;
+    const row = switches.find(name);
+    const done = switches.set({ name, position, forMs, reason: reason ?? '', actor });
     if ('problem' in done) return error(SqlState.InvalidParameterValue, done.problem, { hint: 'see SHOW SWITCHES' });
-    return { tag: 'SET SWITCH', ...(done.warning !== '' && { notice: done.warning }) };
+    const notices = [row === null ? '' : `it touches ${effectOf(row)}`, done.warning];
+    return { tag: 'SET SWITCH', notice: notices.filter((text) => text !== '').join('; ') };
   }
 
   async #act(verb: string, name: string): Promise<Answer | Refusal> {
@@ -341,16 +343,6 @@ function poolRow(pool: ServerPool, { sessions, now }: Snapshot): Value[] {
     null,
   ];
 }
-
-/** What a word after SET SWITCH means; null: as configured; undefined: nothing. */
-function positionOf(word: string): Position | null | undefined {
-  if (word === 'on' || word === 'off' || word === 'hold') return word;
-  if (word === 'default' || word === 'clear') return null;
-  const share = /^(\d+(?:\.\d+)?)%$/.exec(word);
-  return share === null || Number(share[1]) > 100 ? undefined : Number(share[1]) / 100;
-}
-
-const percent = (share: number) => `${Math.round(share * 1000) / 10}%`;
 
 function switchRow({ name, class: of, position, valve, setting, requests, work }: SwitchRow): Value[] {
   return [

@@ -1,20 +1,20 @@
 /**
  * Switches as people handle them: by name, with a reason, for a time; kept over a restart and written down. Made by app,
- * used by ops/console.
+ * used by ops/console and ops/http.
  *
  * The one idea: a switch takes effect before it is saved, because in an incident that is the order; that it could not be
  * saved is said to whoever has set it.
  *
  * In `state.dir`: switches.json is what is set now, audit.jsonl has a line for every change.
  */
-import { appendFileSync, existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { z } from 'zod';
 import type { Config } from '../config/schema.ts';
 import type { Admission } from '../guard/admission.ts';
 import type { Position, Setting, Valve } from '../guard/switches.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
+import type { Share, Shares } from './shares.ts';
+import type { StateDir } from './state.ts';
 
 /** What somebody wants. `position` null: back to the configuration. */
 export interface Wish {
@@ -25,15 +25,13 @@ export interface Wish {
   actor: string;
 }
 
-export interface SwitchRow {
+export interface SwitchRow extends Share {
   name: string;
-  class: string;
+  /** The class that it is for; null: what its `match` says. */
+  class: string | null;
   position: Position;
   valve: Valve;
   setting: Setting | null;
-  /** Share of the requests, and of the servers' time, that its class has had so far. */
-  requests: number;
-  work: number;
 }
 
 const savedSchema = z.object({
@@ -52,27 +50,31 @@ const savedSchema = z.object({
   isPassthrough: z.boolean(),
 });
 
+const FILE = 'switches.json';
 /** The panic lever: no admission, no sharing, plain pooling. */
 const PASSTHROUGH = 'passthrough';
+const DURATION_UNITS: Readonly<Record<string, number>> = { s: 1_000, m: 60_000, h: 3_600_000 };
 
 export class Switchboard {
   readonly #admission: Admission;
   readonly #config: () => Config;
   readonly #clock: Clock;
-  readonly #dir: string | null;
-  /** What was wrong with what had been saved; '' when nothing was. */
-  problem = '';
+  readonly #state: StateDir;
+  readonly #shares: Shares;
 
-  /** `dir`: where to keep what is set; null: nowhere. */
-  constructor(admission: Admission, config: () => Config, clock: Clock, dir: string | null) {
+  constructor(admission: Admission, config: () => Config, clock: Clock, state: StateDir, shares: Shares) {
     this.#admission = admission;
     this.#config = config;
     this.#clock = clock;
-    this.#dir = dir;
-    this.#load();
+    this.#state = state;
+    this.#shares = shares;
+    const saved = state.load(FILE, savedSchema);
+    if (saved === null) return;
+    admission.switches.restore(saved.settings);
+    admission.setPassthrough(saved.isPassthrough, config());
   }
 
-  /** Does what somebody wants. Gives what went wrong; '' when nothing did. */
+  /** Does what somebody wants. Gives what went wrong, or what they should know ('' when nothing). */
   set(wish: Wish): { problem: string } | { warning: string } {
     const { name, position } = wish;
     const now = this.#clock.now();
@@ -81,13 +83,22 @@ export class Switchboard {
       this.#admission.setPassthrough(position === 'on', this.#config());
       return { warning: this.#save(wish) };
     }
-    const of = this.#classOf(name);
-    if (of === null) return { problem: `there is no switch and no class "${name}"` };
+    const key = this.#keyOf(name);
+    if (key === null) return { problem: `there is no switch and no class "${name}"` };
     const { switches } = this.#admission;
-    if (position === null) switches.clear(of, now);
-    else switches.set(of, this.#settingOf(wish, position), now);
+    if (position === null) switches.clear(key, now);
+    else switches.set(key, this.#settingOf(wish, position), now);
     this.#admission.applySwitches();
     return { warning: this.#save(wish) };
+  }
+
+  /** The switch with this name, or of the class with this name, as it is now; null: there is none. */
+  find(name: string): SwitchRow | null {
+    return this.rows().find((row) => row.name === name || row.class === name) ?? null;
+  }
+
+  get isPassthrough(): boolean {
+    return this.#admission.isPassthrough;
   }
 
   #settingOf({ forMs, reason, actor }: Wish, position: Position): Setting {
@@ -95,67 +106,66 @@ export class Switchboard {
     return { position, until: forMs === null ? null : at + forMs, reason, actor, at };
   }
 
-  #classOf(name: string): string | null {
-    const configured = this.#config().switches[name]?.class;
-    if (configured !== undefined) return configured;
+  /** What guard/switches knows it by: its class, or its own name if it has a match instead. */
+  #keyOf(name: string): string | null {
+    const configured = this.#config().switches[name];
+    if (configured !== undefined) return configured.class ?? name;
     return this.#admission.classes.all.some((each) => each.name === name) ? name : null;
   }
 
-  /** Every class with its switch. */
+  /** Every class with its switch, and every switch with a match. */
   rows(): SwitchRow[] {
-    const { switches, classes, gates } = this.#admission;
-    const names = new Map(Object.entries(this.#config().switches).map(([name, each]) => [each.class, name]));
-    const sums = new Map<string, { offered: number; workMs: number }>();
-    const all = { offered: 0, workMs: 0 };
-    for (const { lanes } of gates.values()) {
-      for (const { class: of, counts } of lanes) {
-        const sum = sums.get(of.name) ?? { offered: 0, workMs: 0 };
-        sums.set(of.name, sum);
-        for (const each of [sum, all]) {
-          each.offered += counts.offered;
-          each.workMs += counts.workMs;
-        }
-      }
-    }
-    return classes.all.map(({ name }) => ({
-      name: names.get(name) ?? name,
-      class: name,
-      position: switches.positionOf(name),
-      valve: switches.valveOf(name),
-      setting: switches.settings.get(name) ?? null,
-      requests: (sums.get(name)?.offered ?? 0) / Math.max(1, all.offered),
-      work: (sums.get(name)?.workMs ?? 0) / Math.max(1, all.workMs),
-    }));
-  }
-
-  #load(): void {
-    if (this.#dir === null) return;
-    const file = join(this.#dir, 'switches.json');
-    if (!existsSync(file)) return;
-    try {
-      const { settings, isPassthrough } = savedSchema.parse(JSON.parse(readFileSync(file, 'utf8')));
-      this.#admission.switches.restore(settings);
-      this.#admission.setPassthrough(isPassthrough, this.#config());
-    } catch (thrown) {
-      // Better without what was set than not at all.
-      renameSync(file, `${file}.bad`);
-      this.problem = `${file} could not be read, and is ${file}.bad now: ${messageOf(thrown)}`;
-    }
+    const { switches, classes } = this.#admission;
+    const configured = Object.entries(this.#config().switches);
+    const names = new Map(configured.map(([name, each]) => [each.class, name]));
+    const shares = this.#shares.now();
+    const row = (name: string, key: string, of: string | null, share: Share | undefined): SwitchRow => ({
+      name,
+      class: of,
+      position: switches.positionOf(key),
+      valve: switches.valveOf(key),
+      setting: switches.settings.get(key) ?? null,
+      requests: share?.requests ?? 0,
+      work: share?.work ?? 0,
+    });
+    return [
+      ...classes.all.map(({ name }) => row(names.get(name) ?? name, name, name, shares.get(name))),
+      ...configured
+        .filter(([, { match }]) => match !== undefined)
+        .map(([name]) => row(name, name, null, shares.get(name))),
+    ];
   }
 
   #save(wish: Wish): string {
-    if (this.#dir === null) return 'it will be forgotten at a restart, because state.dir is not set';
+    if (!this.#state.isKept) return 'it will be forgotten at a restart, because state.dir is not set';
     try {
-      mkdirSync(this.#dir, { recursive: true });
-      const file = join(this.#dir, 'switches.json');
       const { switches, isPassthrough } = this.#admission;
-      writeFileSync(`${file}.new`, JSON.stringify({ settings: [...switches.settings], isPassthrough }));
-      renameSync(`${file}.new`, file);
-      const line = { at: new Date(this.#clock.wall()).toISOString(), ...wish };
-      appendFileSync(join(this.#dir, 'audit.jsonl'), `${JSON.stringify(line)}\n`);
+      this.#state.save(FILE, { settings: [...switches.settings], isPassthrough });
+      this.#state.append('audit.jsonl', { at: new Date(this.#clock.wall()).toISOString(), ...wish });
       return '';
     } catch (thrown) {
       return `it could not be saved: ${messageOf(thrown)}`;
     }
   }
+}
+
+/** What a word means as a position: on, off, hold, 25%; null for default: as configured; undefined: nothing. */
+export function positionOf(word: string): Position | null | undefined {
+  if (word === 'on' || word === 'off' || word === 'hold') return word;
+  if (word === 'default') return null;
+  const share = /^(\d+(?:\.\d+)?)%$/.exec(word);
+  return share === null || Number(share[1]) > 100 ? undefined : Number(share[1]) / 100;
+}
+
+/** Ms of a duration such as 90s, 10m or 2h; undefined: it is none. */
+export function durationOf(text: string): number | undefined {
+  const [, amount, unit] = /^(\d+)([smh])$/.exec(text) ?? [];
+  return amount === undefined ? undefined : Number(amount) * DURATION_UNITS[unit!]!;
+}
+
+export const percent = (share: number) => `${Math.round(share * 1000) / 10}%`;
+
+/** What a switch touches, in words. */
+export function effectOf({ requests, work }: Share): string {
+  return `${percent(requests)} of the requests and ${percent(work)} of the servers’ time in the last minute`;
 }

@@ -67,6 +67,12 @@ export async function makeVerifier(password: string): Promise<Verifier> {
   return { ...rest, storedKey: hash(clientKey) };
 }
 
+/** Is it the password that this verifier was made from? */
+export async function isPasswordOf(password: string, { salt, iterations, storedKey }: Verifier): Promise<boolean> {
+  const { clientKey } = await deriveKeys(password, salt, iterations);
+  return timingSafeEqual(hash(clientKey), storedKey);
+}
+
 /** A verifier that no proof satisfies, the same for each name: unknown users cannot be told from wrong passwords. */
 export function mockVerifier(user: string, secret: Buffer): Verifier {
   const salt = createHmac('sha256', secret).update(user).digest().subarray(0, 16);

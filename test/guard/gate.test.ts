@@ -4,10 +4,12 @@ import type { Class } from '../../src/guard/classes.ts';
 import { Gate, type GateRules } from '../../src/guard/gate.ts';
 import { FixedLimit } from '../../src/guard/limit.ts';
 import type { Permit } from '../../src/guard/permit.ts';
+import type { Valve } from '../../src/guard/switches.ts';
 import { Tarpit } from '../../src/guard/tarpit.ts';
 
 const base: Class = {
   name: 'normal',
+  switches: ['normal'],
   priority: 'normal',
   weight: 1,
   floor: 0,
@@ -27,7 +29,10 @@ const rules = (classes: Class[], limit: number, isEnforced = true): GateRules =>
   isEnforced,
   limit: new FixedLimit(limit),
   retryRatio: 0.1,
+  valveOf: () => valve,
 });
+/** What the switch of all classes lets pass. */
+let valve: Valve = 1;
 
 function house(classes: Class[], limit: number, isEnforced = true) {
   const gate = new Gate(rules(classes, limit, isEnforced), new Tarpit(() => 0.5));
@@ -289,25 +294,30 @@ t.test('a new configuration keeps what is known of classes, and ends what is gon
 t.test('a switch refuses, lets a share pass, or keeps all waiting, also where the gate only observes', async (t) => {
   for (const isEnforced of [true, false]) {
     const { gate, ask, pass, take } = house([base], 100, isEnforced);
-    gate.setValve('normal', 0);
+    const turn = (to: Valve) => {
+      valve = to;
+      gate.turnValves();
+    };
+    turn(0);
     t.equal(ask('a', base), 'switch');
-    gate.setValve('normal', 0.25);
+    turn(0.25);
     const answers = Array.from({ length: 8 }, (_, index) => ask(`s${index}`, base));
     t.equal(answers.filter((answer) => answer === 'admit').length, 2);
     t.notOk(gate.mayShare(base));
-    gate.setValve('normal', 'hold');
+    turn('hold');
     t.equal(ask('h1', base), 'wait');
     t.equal(ask('h2', base), 'wait');
     pass(50);
     t.same(take(), []);
-    gate.setValve('normal', 1);
+    turn(1);
     pass(20);
     t.same(take(), ['+h1', '+h2']);
-    gate.setValve('normal', 'hold');
+    turn('hold');
     ask('h3', base);
-    gate.setValve('normal', 0);
+    turn(0);
     pass(20);
     t.same(take(), ['-h3 switch']);
+    valve = 1;
   }
 });
 

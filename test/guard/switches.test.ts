@@ -122,3 +122,19 @@ t.test('nothing opens by more than a step in a dwell, whatever is done', async (
     { numRuns: 300 },
   );
 });
+
+t.test('of several switches the tightest rules', async (t) => {
+  const switches = new Switches();
+  const set = (name: string, position: Position) => switches.set(name, setting(position), 0);
+  switches.configure(new Map(), ['any', 'other']);
+  t.equal(switches.tightest(['class', 'any']), 1);
+  t.same([...switches.turned], []);
+  set('any', 0.5);
+  set('class', 0.2);
+  t.equal(switches.tightest(['class', 'any']), 0.2);
+  t.same([...switches.turned], ['any']);
+  set('any', 'hold');
+  t.equal(switches.tightest(['class', 'any']), 'hold');
+  set('class', 'off');
+  t.equal(switches.tightest(['class', 'any']), 0);
+});

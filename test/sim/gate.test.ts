@@ -51,6 +51,7 @@ class Agenda {
 const someClass = (name: string): fc.Arbitrary<Class> =>
   fc.record({
     name: fc.constant(name),
+    switches: fc.constant([name]),
     priority: fc.constantFrom(...priorities),
     weight: fc.constantFrom(1, 1, 4),
     floor: fc.constantFrom(0, 0, 0.1, 0.3),
@@ -78,7 +79,13 @@ t.test('what the gate promises holds after every event', async (t) => {
   const run = ({ classes, limit, every, service, seed }: typeof world extends fc.Arbitrary<infer W> ? W : never) => {
     const random = randomOf(seed);
     const agenda = new Agenda();
-    const gate = new Gate({ classes, isEnforced: true, limit: new FixedLimit(limit), retryRatio: 0.1 });
+    const gate = new Gate({
+      classes,
+      isEnforced: true,
+      limit: new FixedLimit(limit),
+      retryRatio: 0.1,
+      valveOf: () => 1,
+    });
     const live = new Set<Permit>();
     const waiting = new Set<Ticket>();
     const lastFifo = new Map<string, number>();
@@ -208,6 +215,7 @@ interface Load {
 
 const kind = (name: string, priority: Class['priority'], more: Partial<Class> = {}): Class => ({
   name,
+  switches: [name],
   priority,
   weight: 1,
   floor: 0,
@@ -247,7 +255,10 @@ function overload(times: number, seed: number, limit: number, isEnforced: boolea
   const tarpit = new Tarpit(random);
   tarpit.configure({ least: 250, most: 2000 });
   const classes = loads.map((load) => load.class);
-  const gate = new Gate({ classes, isEnforced, limit: new FixedLimit(limit), retryRatio: 0.1 }, tarpit);
+  const gate = new Gate(
+    { classes, isEnforced, limit: new FixedLimit(limit), retryRatio: 0.1, valveOf: () => 1 },
+    tarpit,
+  );
   let good = 0;
   let prints = 0;
   const critical = { asked: 0, inTime: 0 };

@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
+import { freePort, startEmbeddedPostgres } from '../../src/embedded.ts';
 import { type Message, OCCUPY, open, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
 import { startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
@@ -388,7 +389,7 @@ t.test('a switch set in the console takes effect at once, survives a restart, is
   const console = await open(t, proxy.port, { database: 'pgweir' });
   const client = await open(t, proxy.port);
   t.equal(types(await client.ask(job)), 'TDCZ');
-  t.same(types(await console.ask(Q(`SET SWITCH jobs = off FOR 10m BECAUSE 'they drown us'`))), 'CZ');
+  t.same(types(await console.ask(Q(`SET SWITCH jobs = off FOR 10m BECAUSE 'they drown us'`))), 'NCZ');
   const refused = await client.ask(job);
   t.same(sqlstates(refused), ['53000']);
   t.match(refused[0]!.body.toString(), 'class=workflow reason=switch');
@@ -504,6 +505,41 @@ t.test('what is no switch, or may not be set, is refused', async (t) => {
   const looker = await open(t, proxy.port, { database: 'pgweir', user: 'looker' });
   t.same(sqlstates(await looker.ask(Q('SET SWITCH workflow = off'))), ['42501']);
   t.equal((await looker.rows('SHOW SWITCHES')).length, 8);
+});
+
+t.test('when Postgres is killed as a whole no permit is left, and all goes on when it is back', async (t) => {
+  const dataDir = mkdtempSync(join(tmpdir(), 'pgweir-killed-'));
+  const port = await freePort();
+  const options = { dataDir, port, settings: { fsync: 'off' } };
+  let mortal = await startEmbeddedPostgres(options);
+  t.after(async () => {
+    await mortal.stop();
+    rmSync(dataDir, { recursive: true, force: true });
+  });
+  const proxy = await startProxy(port, {
+    pool: { size: 4, share: 'auto' },
+    top: { admission: { mode: 'enforce' }, limit: { mode: 'fixed', min: 1, max: 3 }, classes },
+  });
+  t.after(() => proxy.stop());
+  proxies.push(proxy);
+  const clients = await Promise.all(Array.from({ length: 8 }, () => open(t, proxy.port)));
+  const ends = clients.map((client) => client.closed().catch(() => []));
+  await clients[0]!.ask(Q(OCCUPY));
+  for (const client of clients.slice(1)) client.write(Q('SELECT pg_sleep(60)'));
+  await until(() => gateOf(proxy).atWork === 3 && waiting(proxy) > 0, 'work, and a queue');
+  t.equal(permits(proxy), 4, 'three at work, and one whose client thinks');
+  process.kill(mortal.pid, 'SIGKILL');
+  await until(() => proxy.app.snapshot().pools[0]!.active.size === 0, 'its servers to be gone');
+  const sessions = [...proxy.app.snapshot().sessions];
+  t.equal(permits(proxy), sessions.filter(({ state }) => state === 'waiting').length, 'who has one waits for a server');
+  t.equal(sessions.length, 4, 'of eight three were at work, and one was in a transaction');
+  mortal = await startEmbeddedPostgres(options);
+  await until(() => proxy.app.snapshot().pools[0]!.active.size === 3, 'others to be at work');
+  for (const client of clients) client.socket.destroy();
+  await Promise.all(ends);
+  await until(() => permits(proxy) === 0, 'all permits to be back');
+  t.equal(gateOf(proxy).atWork, 0);
+  t.same(await (await open(t, proxy.port)).rows('SELECT 7'), [['7']]);
 });
 
 t.test('any mixture of work, haste and violence conserves permits', async (t) => {

@@ -1,0 +1,132 @@
+/** What /status.json says and `pgweir status` prints: the state of the proxy in one page. Called by ops/http. */
+import { shedReasons } from '../guard/gate.ts';
+import type { Position, Valve } from '../guard/switches.ts';
+import type { Snapshot } from './snapshot.ts';
+import type { Switchboard } from './switchboard.ts';
+import { version } from './version.ts';
+
+export interface Status {
+  version: string;
+  /** Seconds since the start. */
+  uptime: number;
+  isReady: boolean;
+  isReloadOk: boolean;
+  isPaused: boolean;
+  isPassthrough: boolean;
+  admission: string;
+  bugs: number;
+  clients: { now: number; max: number; held: number };
+  pools: PoolStatus[];
+  hosts: HostStatus[];
+  classes: ClassStatus[];
+  switches: SwitchStatus[];
+}
+
+interface PoolStatus {
+  database: string;
+  user: string;
+  mode: string;
+  clients: number;
+  waiting: number;
+  active: number;
+  idle: number;
+  pinned: number;
+  /** Why the last connection attempt failed; '' when it did not. */
+  failure: string;
+}
+
+interface HostStatus {
+  host: string;
+  connections: number;
+  connectionsMax: number;
+  atWork: number;
+  /** Null: no limit. */
+  limit: number | null;
+  /** How long statements take relative to what is normal. */
+  slowdown: number;
+}
+
+interface ClassStatus {
+  host: string;
+  name: string;
+  priority: string;
+  atWork: number;
+  waiting: number;
+  isOverloaded: boolean;
+  offered: number;
+  admitted: number;
+  shed: Record<string, number>;
+  retries: number;
+}
+
+interface SwitchStatus {
+  name: string;
+  class: string | null;
+  position: Position;
+  passes: Valve;
+  /** ISO 8601; null: it stays. */
+  until: string | null;
+  actor: string | null;
+  reason: string | null;
+  /** Shares of the last minute, from 0 to 1. */
+  requests: number;
+  work: number;
+}
+
+export function statusOf(snapshot: Snapshot, switches: Switchboard, wall: number): Status {
+  const { config, counts, gates } = snapshot;
+  return {
+    version,
+    uptime: Math.round((wall - snapshot.startedAt) / 1000),
+    isReady: snapshot.isReady,
+    isReloadOk: snapshot.isReloadOk,
+    isPaused: snapshot.isPaused,
+    isPassthrough: snapshot.isPassthrough,
+    admission: config.admission.mode,
+    bugs: counts.bugs,
+    clients: { now: snapshot.sessions.size, max: snapshot.clientsMax, held: snapshot.tarpit.held },
+    pools: snapshot.pools.map((pool) => ({
+      database: pool.database,
+      user: pool.user,
+      mode: pool.config.mode,
+      clients: pool.clients,
+      waiting: pool.waiters.size,
+      active: pool.active.size,
+      idle: pool.idle.size,
+      pinned: pool.pinned,
+      failure: pool.lastFailure,
+    })),
+    hosts: snapshot.hosts.map((host) => {
+      const gate = gates.get(host.address);
+      return {
+        host: host.address,
+        connections: host.count,
+        connectionsMax: host.serversMax,
+        atWork: gate?.atWork ?? 0,
+        limit: gate !== undefined && Number.isFinite(gate.limit) ? gate.limit : null,
+        slowdown: gate?.ratio ?? 1,
+      };
+    }),
+    classes: [...gates].flatMap(([host, { lanes }]) =>
+      lanes.map(({ class: of, queue, atWork, counts: { offered, admitted, shed, retries } }) => ({
+        host,
+        name: of.name,
+        priority: of.priority,
+        atWork,
+        waiting: queue.size,
+        isOverloaded: queue.isOverloaded,
+        offered,
+        admitted,
+        shed: Object.fromEntries(shedReasons.map((reason) => [reason, shed[reason]])),
+        retries,
+      })),
+    ),
+    switches: switches.rows().map(({ setting, valve, ...row }) => ({
+      ...row,
+      passes: valve,
+      until: setting === null || setting.until === null ? null : new Date(setting.until).toISOString(),
+      actor: setting?.actor ?? null,
+      reason: setting?.reason ?? null,
+    })),
+  };
+}
