@@ -3,7 +3,7 @@
  * itself, PgBouncer as it comes and tuned (pool of 2, wait of 2 s), and pgweir, in turns before one Postgres that has half a
  * processor.
  *
- *     npm run bench -- overload [--seconds N] [--loads 0.5,1,2,4,10] [--out FOLDER]
+ *     npm run bench -- overload [--seconds N] [--loads 0.5,1,2,4,10] [--spike] [--only REGEXP] [--out FOLDER]
  *
  * Open loop: requests come when they come (Poisson), and their latency counts from when they were meant to start. Clients
  * are rude: an attempt that takes 2 s is given up, every error costs its connection (as in pg-pool), and each is followed
@@ -39,10 +39,13 @@ const kinds: readonly Kind[] = [
 ];
 const MEAN_COST = kinds.reduce((sum, { share, cost }) => sum + share * cost, 0);
 /** What each is promised of the limit: the short ones a server at once, although long ones hold theirs. */
-const floors: Record<string, string> = { critical: '25%', normal: '25%', batch: '5%', deferrable: '2%' };
+const floors: Record<string, string> = { critical: '50%', normal: '25%', batch: '5%', deferrable: '2%' };
 /** What the database may use of a processor. */
 const QUOTA = 0.5;
 const PERIOD_US = 20_000;
+const GROUP = '/sys/fs/cgroup/cpu/pgweir-bench';
+/** What it has used is counted in another. */
+const ACCOUNT = '/sys/fs/cgroup/cpuacct/pgweir-bench';
 const TIMEOUT_MS = 2_000;
 const RETRIES = 3;
 /** Connections of each of the four applications. */
@@ -65,11 +68,24 @@ interface Outcome {
   /** Of a core: the proxy and this process. */
   proxyBusy: number;
   generatorBusy: number;
+  /** Of what it may use. */
+  databaseBusy: number;
   lateMs: number;
 }
 
+export interface OverloadOptions {
+  seconds: number;
+  loads: number[];
+  out: string;
+  pgbouncer: string | null;
+  /** Contenders. */
+  only: RegExp;
+  /** Instead of loads: a spike. */
+  isSpike: boolean;
+}
+
 /** Runs everything, prints and writes the results. */
-export async function overload(options: { seconds: number; loads: number[]; out: string; pgbouncer: string | null }) {
+export async function overload(options: OverloadOptions) {
   const path = findPgbouncer(options.pgbouncer);
   if (path === null) console.error('*** SKIPPED: there is no PgBouncer on PATH (--pgbouncer PATH) ***');
   const postgres = await startEmbeddedPostgres({ dataDir: null, settings: { fsync: 'off', max_connections: '400' } });
@@ -82,7 +98,7 @@ export async function overload(options: { seconds: number; loads: number[]; out:
     deadline: `${Math.min(slo, TIMEOUT_MS)}ms`,
     floor: floors[name],
   }));
-  const contenders: Contender[] = [
+  const all: Contender[] = [
     direct(postgres),
     ...(path === null
       ? []
@@ -95,40 +111,55 @@ export async function overload(options: { seconds: number; loads: number[]; out:
       postgres,
       { size: 20, queueMax: 20_000 },
       {
-        top: { admission: { mode: 'enforce' }, limit: { mode: 'adaptive', min: 2, max: 20 }, classes },
+        top: { admission: { mode: 'enforce' }, limit: { mode: 'adaptive', min: 1, max: 20 }, classes },
       },
     ),
   ];
-  const outcomes: Outcome[] = [];
-  for (const load of options.loads) {
-    for (const contender of contenders) {
-      outcomes.push(await run(contender, load, options.seconds, rows));
-      console.log(line(outcomes.at(-1)!));
-    }
-  }
+  const contenders = all.filter(({ name }) => options.only.test(name));
   mkdirSync(options.out, { recursive: true });
-  writeFileSync(join(options.out, 'overload.json'), `${JSON.stringify(outcomes, null, 2)}\n`);
-  writeFileSync(join(options.out, 'overload.md'), table(outcomes));
-  writeFileSync(join(options.out, 'overload.svg'), plot(outcomes));
-  console.log(`\n${table(outcomes)}`);
-  for (const contender of contenders) await contender.stop();
+  if (options.isSpike) {
+    const lines = [spikeHead];
+    for (const contender of contenders) {
+      lines.push(await spike(contender, rows));
+      console.log(lines.at(-1));
+    }
+    writeFileSync(join(options.out, 'spike.md'), `${lines.join('\n')}\n`);
+    console.log(`\n${lines.join('\n')}`);
+  } else await sweep(contenders, options, rows);
+  for (const contender of all) await contender.stop();
   await postgres.stop();
   release();
 }
 
+async function sweep(contenders: Contender[], { loads, seconds, out }: OverloadOptions, rows: number): Promise<void> {
+  const outcomes: Outcome[] = [];
+  for (const load of loads) {
+    for (const contender of contenders) {
+      outcomes.push(await run(contender, load, seconds, rows));
+      console.log(line(outcomes.at(-1)!));
+    }
+  }
+  writeFileSync(join(out, 'overload.json'), `${JSON.stringify(outcomes, null, 2)}\n`);
+  writeFileSync(join(out, 'overload.md'), table(outcomes));
+  writeFileSync(join(out, 'overload.svg'), plot(outcomes));
+  console.log(`\n${table(outcomes)}`);
+}
+
 /** Gives the database its share of a processor; the returned function takes the group away. */
 function confine(postgres: EmbeddedPostgres): () => void {
-  const group = '/sys/fs/cgroup/cpu/pgweir-bench';
   if (!existsSync('/sys/fs/cgroup/cpu'))
     throw new Error('this needs the cpu controller of control groups (v1), as root');
-  if (!existsSync(group)) mkdirSync(group);
-  writeFileSync(join(group, 'cpu.cfs_period_us'), String(PERIOD_US));
-  writeFileSync(join(group, 'cpu.cfs_quota_us'), String(PERIOD_US * QUOTA));
+  for (const each of [GROUP, ACCOUNT]) if (!existsSync(each)) mkdirSync(each);
+  writeFileSync(join(GROUP, 'cpu.cfs_period_us'), String(PERIOD_US));
+  writeFileSync(join(GROUP, 'cpu.cfs_quota_us'), String(PERIOD_US * QUOTA));
   // What the postmaster starts from here on is in its group; what it has started is moved.
   for (const pid of [postgres.pid, ...childrenOf(postgres.pid)]) {
-    if (existsSync(`/proc/${pid}`)) writeFileSync(join(group, 'cgroup.procs'), String(pid));
+    if (!existsSync(`/proc/${pid}`)) continue;
+    for (const each of [GROUP, ACCOUNT]) writeFileSync(join(each, 'cgroup.procs'), String(pid));
   }
-  return () => rmdirSync(group);
+  return () => {
+    for (const each of [GROUP, ACCOUNT]) rmdirSync(each);
+  };
 }
 
 function childrenOf(pid: number): number[] {
@@ -229,19 +260,38 @@ function before<T>(work: Promise<T>, end: number): Promise<T> {
 
 // --- One run ----------------------------------------------------------------------------------------------------
 
-async function run(contender: Contender, load: number, seconds: number, rowsPerMs: number): Promise<Outcome> {
-  const pools = new Map(kinds.map(({ name }) => [name, new AppPool(contender.port, name)]));
-  const perSecond = (load * QUOTA * 1000) / MEAN_COST;
-  const meant: Record<string, number> = {};
-  const inTime: Record<string, number> = {};
-  const critical: number[] = [];
-  const lateness: number[] = [];
-  let good = 0;
-  let useful = 0;
-  const started = performance.now();
-  const isMeasured = (at: number) => at - started >= WARM_S * 1000 && at - started < (WARM_S + seconds) * 1000;
+/** One request, when it was meant to start (ms after the start of the run), and whether it was answered in time. */
+interface Asked {
+  kind: Kind;
+  at: number;
+  tookMs: number;
+  isUseful: boolean;
+}
 
-  const request = async (kind: Kind, intended: number) => {
+interface Driven {
+  asked: Asked[];
+  /** p99 of how late the generator was. */
+  lateMs: number;
+  /** Of a core, from `from` on. */
+  proxyBusy: number;
+  generatorBusy: number;
+  /** Of what it may use. */
+  databaseBusy: number;
+}
+
+/** Offers `loadAt` (times the capacity, by ms after the start) for `ms`; processors are looked at from `from` on. */
+async function drive(
+  contender: Contender,
+  loadAt: (ms: number) => number,
+  ms: number,
+  from: number,
+  rowsPerMs: number,
+): Promise<Driven> {
+  const pools = new Map(kinds.map(({ name }) => [name, new AppPool(contender.port, name)]));
+  const asked: Asked[] = [];
+  const lateness: number[] = [];
+  const started = performance.now();
+  const request = async (kind: Kind, at: number) => {
     const pool = pools.get(kind.name)!;
     const rows = Math.round(kind.cost * rowsPerMs);
     const id = 1 + Math.floor(Math.random() * 10_000);
@@ -249,57 +299,101 @@ async function run(contender: Contender, load: number, seconds: number, rowsPerM
       kind.name === 'critical'
         ? `WITH done AS (UPDATE items SET touched = touched + 1 WHERE id = ${id} RETURNING id) SELECT count(*) FROM generate_series(1, ${rows})`
         : `SELECT count(*) FROM generate_series(1, ${rows})`;
+    const mine: Asked = { kind, at, tookMs: TIMEOUT_MS * (RETRIES + 1), isUseful: false };
+    asked.push(mine);
     let isAnswered = false;
     for (let tries = 0; tries <= RETRIES && !isAnswered && !pool.isClosed; tries++)
       isAnswered = await pool.attempt(sql);
-    if (!isMeasured(intended)) return;
-    const took = performance.now() - intended;
-    if (kind.name === 'critical') critical.push(isAnswered ? took : TIMEOUT_MS * (RETRIES + 1));
-    if (!isAnswered || took > kind.slo) return;
-    good += kind.cost / 1000;
-    useful++;
-    inTime[kind.name] = (inTime[kind.name] ?? 0) + 1;
+    if (!isAnswered) return;
+    mine.tookMs = performance.now() - started - at;
+    mine.isUseful = mine.tookMs <= kind.slo;
   };
-
-  let proxyBefore = 0;
-  let selfBefore = process.cpuUsage();
-  let due = started;
-  const end = started + (WARM_S + seconds) * 1000;
+  const cpu = () => ({
+    proxy: contender.pid === null ? 0 : cpuUs(contender.pid),
+    self: process.cpuUsage(),
+    databaseNs: Number(readFileSync(join(ACCOUNT, 'cpuacct.usage'), 'utf8')),
+  });
+  let before = cpu();
   let isWarm = false;
-  while (due < end) {
-    due += (-Math.log(1 - Math.random()) * 1000) / perSecond;
-    const wait = due - performance.now();
+  for (let due = 0; ; ) {
+    due += (-Math.log(1 - Math.random()) * MEAN_COST) / (loadAt(due) * QUOTA);
+    if (due >= ms) break;
+    const wait = due - (performance.now() - started);
     if (wait > 0) await sleep(wait);
-    if (!isWarm && due - started >= WARM_S * 1000) {
+    if (!isWarm && due >= from) {
       isWarm = true;
-      proxyBefore = contender.pid === null ? 0 : cpuUs(contender.pid);
-      selfBefore = process.cpuUsage();
+      before = cpu();
     }
-    const kind = pick(Math.random());
-    if (isMeasured(due)) {
-      meant[kind.name] = (meant[kind.name] ?? 0) + 1;
-      lateness.push(performance.now() - due);
-    }
-    void request(kind, due);
+    if (isWarm) lateness.push(performance.now() - started - due);
+    void request(pick(Math.random()), due);
   }
-  const self = process.cpuUsage(selfBefore);
-  const proxyUs = contender.pid === null ? 0 : cpuUs(contender.pid) - proxyBefore;
+  const after = cpu();
+  const self = after.self.user + after.self.system - before.self.user - before.self.system;
   // What was meant to start in time may yet be answered in time.
   await sleep(Math.max(...kinds.map(({ slo }) => slo)) > 5_000 ? 5_000 : 2_000);
   for (const pool of pools.values()) pool.close();
   await sleep(3_000); // What Postgres still runs for nobody is not to burden the next.
   return {
-    contender: contender.name,
-    load,
-    goodput: good / seconds,
-    useful: useful / seconds,
-    shares: Object.fromEntries(kinds.map(({ name }) => [name, (inTime[name] ?? 0) / Math.max(1, meant[name] ?? 0)])),
-    p99Critical: quantile(critical, 0.99) ?? 0,
-    proxyBusy: proxyUs / 1e6 / seconds,
-    generatorBusy: (self.user + self.system) / 1e6 / seconds,
+    asked,
     lateMs: quantile(lateness, 0.99) ?? 0,
+    proxyBusy: (after.proxy - before.proxy) / 1000 / (ms - from),
+    generatorBusy: self / 1000 / (ms - from),
+    databaseBusy: (after.databaseNs - before.databaseNs) / 1e6 / (ms - from) / QUOTA,
   };
 }
+
+/** One load for some seconds. */
+async function run(contender: Contender, load: number, seconds: number, rowsPerMs: number): Promise<Outcome> {
+  const from = WARM_S * 1000;
+  const { asked, ...busy } = await drive(contender, () => load, from + seconds * 1000, from, rowsPerMs);
+  const measured = asked.filter(({ at }) => at >= from);
+  const useful = measured.filter(({ isUseful }) => isUseful);
+  const critical = measured.filter(({ kind }) => kind === kinds[0]).map(({ tookMs }) => tookMs);
+  const countOf = (all: Asked[], of: Kind) => all.filter(({ kind }) => kind === of).length;
+  return {
+    contender: contender.name,
+    load,
+    goodput: workOf(useful) / seconds,
+    useful: useful.length / seconds,
+    shares: Object.fromEntries(kinds.map((of) => [of.name, countOf(useful, of) / Math.max(1, countOf(measured, of))])),
+    p99Critical: quantile(critical, 0.99) ?? 0,
+    ...busy,
+  };
+}
+
+/** Processor seconds. */
+function workOf(asked: readonly Asked[]): number {
+  return asked.reduce((sum, { kind }) => sum + kind.cost / 1000, 0);
+}
+
+const SPIKE = { calmS: 20, spikeS: 30, afterS: 40, calm: 0.7, spike: 10 };
+/** Windows that are told, in seconds after the end of the spike; before it, and in it, come first. */
+const WINDOWS = [
+  [-SPIKE.spikeS - SPIKE.calmS + WARM_S, -SPIKE.spikeS],
+  [-SPIKE.spikeS, 0],
+  [0, 5],
+  [5, 10],
+  [10, 20],
+  [20, SPIKE.afterS],
+] as const;
+
+/** Ten times the capacity for half a minute amid a calm load: which share of the work is in time, before, in it and after. */
+async function spike(contender: Contender, rowsPerMs: number): Promise<string> {
+  const { calmS, spikeS, afterS, calm, spike: high } = SPIKE;
+  const end = (calmS + spikeS) * 1000;
+  const loadAt = (ms: number) => (ms >= calmS * 1000 && ms < end ? high : calm);
+  const { asked } = await drive(contender, loadAt, end + afterS * 1000, 0, rowsPerMs);
+  const cells = WINDOWS.map(([from, to]) => {
+    const here = asked.filter(({ at }) => at >= end + from * 1000 && at < end + to * 1000);
+    return percent(workOf(here.filter(({ isUseful }) => isUseful)) / Math.max(1e-9, workOf(here)));
+  });
+  return `| ${[contender.name, ...cells].join(' | ')} |`;
+}
+
+const spikeHead = `| contender | ${SPIKE.calm}× before | ${SPIKE.spike}×, ${SPIKE.spikeS} s | ${WINDOWS.slice(2)
+  .map(([from, to]) => `${from}–${to} s after`)
+  .join(' | ')} |
+|---|${'---|'.repeat(WINDOWS.length)}`;
 
 function pick(dice: number): Kind {
   let left = dice;
@@ -314,9 +408,9 @@ function pick(dice: number): Kind {
 
 const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
 
-function line({ contender, load, goodput, shares, proxyBusy, generatorBusy, lateMs }: Outcome): string {
+function line({ contender, load, goodput, shares, proxyBusy, generatorBusy, databaseBusy, lateMs }: Outcome): string {
   const kindsText = kinds.map(({ name }) => `${name} ${percent(shares[name]!)}`).join(', ');
-  return `${load}× ${contender.padEnd(16)} goodput ${goodput.toFixed(3)}; ${kindsText}; proxy ${percent(proxyBusy)}, generator ${percent(generatorBusy)}, late ${lateMs.toFixed(1)} ms`;
+  return `${load}× ${contender.padEnd(16)} goodput ${goodput.toFixed(3)}; ${kindsText}; proxy ${percent(proxyBusy)}, generator ${percent(generatorBusy)}, database ${percent(databaseBusy)}, late ${lateMs.toFixed(1)} ms`;
 }
 
 function table(outcomes: readonly Outcome[]): string {

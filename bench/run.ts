@@ -3,7 +3,7 @@
  *
  *     npm run bench -- [--quick] [--check] [--only REGEXP] [--rounds N] [--seconds N] [--pgbouncer PATH] [--out FOLDER]
  *
- *     npm run bench -- overload [--seconds N] [--loads 0.5,1,2,4,10]         (bench/overload)
+ *     npm run bench -- overload [--seconds N] [--loads 0.5,1,2,4,10] [--spike] [--only REGEXP]     (bench/overload)
  *
  * The one idea: only ratios mean anything on a small, noisy machine. Contenders take turns (A B C A B C …), ratios are
  * taken within a round, and what is told is their median and spread. `--check` holds the ratios against
@@ -30,6 +30,7 @@ const { values: options, positionals } = parseArgs({
     seconds: { type: 'string' },
     pgbouncer: { type: 'string' },
     loads: { type: 'string', default: '0.5,1,2,4,10' },
+    spike: { type: 'boolean', default: false },
     out: { type: 'string', default: 'bench/results' },
   },
 });
@@ -39,6 +40,8 @@ if (positionals[0] === 'overload') {
     loads: options.loads.split(',').map(Number),
     out: options.out,
     pgbouncer: options.pgbouncer ?? null,
+    only: new RegExp(options.only ?? ''),
+    isSpike: options.spike,
   });
   process.exit(0);
 }

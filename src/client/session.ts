@@ -93,8 +93,6 @@ const OUTPUT_MAX = 256 * 1024;
 const OUTSTANDING_MAX = 4096;
 /** Bytes kept for a client that does not read while others wait behind it on the same server: more, and it is ended. */
 const RIDER_OUTPUT_MAX = 1024 * 1024;
-/** Who leaves within this time after a refusal does so because of it. */
-const OFFENCE_MS = 1_000;
 const frame = emptyFrame();
 
 export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Cancelable {
@@ -158,8 +156,6 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
   #asked: Frame = frame;
   /** Lets it out of the tarpit without a word. */
   #leaveTarpit: (() => void) | null = null;
-  /** Monotonic ms of the refusal that was its last answer; 0: it was none. */
-  #shedAt = 0;
   /** Cancelled before its request reached a server. */
   #isCancelWanted = false;
 
@@ -487,12 +483,10 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
 
   /** The gate refuses the held message: now, or a little later when its client is hasty. */
   #refuseShed({ reason, delayMs }: Shed): void {
-    const { clock, admission } = this.#house;
     const refusal = this.pool.refuse(reason, whyShed[reason], this.#turn!.class.name);
-    this.#shedAt = clock.now() + delayMs;
     if (delayMs === 0) return this.#refuse(refusal);
     this.become('delayed');
-    this.#leaveTarpit = admission.tarpit.hold(delayMs, 'retries', () => this.onRefused(refusal));
+    this.#leaveTarpit = this.#house.admission.tarpit.hold(delayMs, 'retries', () => this.onRefused(refusal));
   }
 
   /** Begins or ends a transaction without a server, or refuses what comes in one that has failed without one. */
@@ -530,7 +524,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
     const mayRide = this.pool.config.mode !== 'session' && !this.settings.isOpaque;
     this.#read = mayRide ? this.#requests.alone.findRead(message, this.#reader) : null;
     if (!this.#read?.cost.isSmall || this.#turn?.mayShare === false) return false;
-    const line = this.pool.share(this, this.#read, this.#turn?.hasRoom !== false);
+    const line = this.pool.share(this, this.#read, this.#turn?.hasRoom(this.#house.clock.now()) !== false);
     if (line === null) return false;
     this.#board(line, message);
     return true;
@@ -612,7 +606,6 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
   /** True: the server suits this client as it is. */
   #take(server: ServerConnection): boolean {
     this.#leasedAt = this.#house.clock.now();
-    this.#shedAt = 0;
     this.#deliveredBefore = this.delivered;
     this.#requests.start();
     return this.#lease.take(server);
@@ -945,7 +938,9 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
     const isSpent = isMidMessage || this.state === 'syncing' || this.#lease.isSpent;
     if (this.state === 'waiting') this.pool.leave(this);
     this.#leaveTarpit?.();
-    if (this.#isOffended) this.#house.admission.tarpit.left(this.#party, this.#house.clock.now());
+    const now = this.#house.clock.now();
+    // Its pool will replace it at once.
+    if (this.#turn?.isOffended(now)) this.#house.admission.tarpit.left(this.#party, now);
     this.#line?.abandon(this);
     this.#line = null;
     this.become('closed');
@@ -959,16 +954,11 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
       } else if (server.isFree && !isDiscardWanted) this.pool.giveBack(server);
       else this.pool.recover(server, isDiscardWanted, isTerminated);
     }
-    this.#turn?.end(this.#house.clock.now());
+    this.#turn?.end(now);
     this.#outbox.flush();
     if (!this.socket.writableEnded) this.socket.end();
     linger(this.socket, this.#house.clock);
     this.#house.onEnd(this);
-  }
-
-  /** It leaves because it was refused: its pool will replace it at once. */
-  get #isOffended(): boolean {
-    return this.#shedAt > 0 && this.#house.clock.now() - this.#shedAt < OFFENCE_MS;
   }
 
   become(state: SessionState): void {

@@ -24,6 +24,9 @@ export interface TurnHost {
 
 export type Asked = { kind: 'admitted' | 'warned' | 'waiting' } | ({ kind: 'shed' } & Shed);
 
+/** Who leaves within this time after a refusal does so because of it. */
+const OFFENCE_MS = 1_000;
+
 const ADMITTED: Asked = { kind: 'admitted' };
 const WARNED: Asked = { kind: 'warned' };
 const WAITING: Asked = { kind: 'waiting' };
@@ -46,6 +49,9 @@ export class Turn implements Request {
   deadline = 0;
   bytes = 0;
   shape = 0;
+  haste = 0;
+  /** When its last refusal was answered, or will be. */
+  #shedAt = Number.NEGATIVE_INFINITY;
 
   constructor(admission: Admission, host: string, traits: Omit<ClientTraits, 'application'>, session: TurnHost) {
     this.#admission = admission;
@@ -90,15 +96,18 @@ export class Turn implements Request {
     const limits = [timeoutMs, this.#deadline].filter((ms) => ms > 0);
     this.deadline = limits.length > 0 ? Math.min(...limits) : 0;
     this.bytes = bytes;
+    if (now - this.#shedAt >= this.#admission.tarpit.hasteMs) this.haste = 0;
     const decision = this.#gate.decide(this, now);
     switch (decision.kind) {
       case 'admit':
         this.#permit = decision.permit;
+        this.haste = 0;
         return decision.isWarned && this.#admission.mode === 'warn' ? WARNED : ADMITTED;
       case 'wait':
         this.#ticket = decision.ticket;
         return WAITING;
       case 'shed':
+        this.#count(decision, now);
         return decision;
       default:
         return decision satisfies never;
@@ -108,12 +117,24 @@ export class Turn implements Request {
   onAdmit(permit: Permit): void {
     this.#ticket = null;
     this.#permit = permit;
+    this.haste = 0;
     this.#host.onAdmitted();
   }
 
-  onShed(shed: Shed): void {
+  onShed(shed: Shed, now: number): void {
     this.#ticket = null;
+    this.#count(shed, now);
     this.#host.onShed(shed);
+  }
+
+  #count({ delayMs }: Shed, now: number): void {
+    this.haste++;
+    this.#shedAt = now + delayMs;
+  }
+
+  /** It has just been refused. */
+  isOffended(now: number): boolean {
+    return now - this.#shedAt < OFFENCE_MS;
   }
 
   fingerprint(): number {
@@ -126,8 +147,8 @@ export class Turn implements Request {
   }
 
   /** May it have a server that is idle, for itself and others to share? */
-  get hasRoom(): boolean {
-    return this.#permit !== null || this.#gate.hasRoom(this.#class!);
+  hasRoom(now: number): boolean {
+    return this.#permit !== null || this.#gate.hasRoom(this.#class!, now);
   }
 
   /** It shares the server of `line`: one permit for all of them. */

@@ -123,7 +123,7 @@ export class Admission {
   tick(now: number, wall: number, lagMs: number): void {
     if (this.switches.tick(now, wall, this.#isHealthy)) this.applySwitches();
     for (const gate of this.#gates.values()) gate.tick(now, lagMs);
-    this.tarpit.tick(now);
+    this.tarpit.tick(now, lagMs);
   }
 
   /** No host is slower than normal, and no class has more than it can have. */

@@ -111,7 +111,7 @@ export class Gate implements PermitHost {
     // Who was idle has not saved up anything: it starts beside those who were not.
     if (lane.isIdle) lane.pass = Math.max(lane.pass, this.#leastPass(lane));
     if (!lane.passes()) return this.#shed(lane, 'switch', request, this.#attemptOf(lane, request, now), now);
-    const isFree = this.#isFreeFor(lane);
+    const isFree = this.#isFreeFor(lane, now);
     if (!isFree && (this.#isEnforced || lane.valve === 'hold')) return this.#queue(lane, request, now);
     if (!isFree) lane.counts.observed++;
     lane.retries.admitted(request.application, now);
@@ -143,7 +143,7 @@ export class Gate implements PermitHost {
 
   #attemptOf(lane: Lane, request: Request, now: number): Attempt {
     const attempt = lane.retries.arrive(request.application, request.fingerprint(), now, this.#retryRatio);
-    if (attempt.refusals > 0) lane.counts.retries++;
+    if (attempt.isRetry) lane.counts.retries++;
     return attempt;
   }
 
@@ -166,9 +166,9 @@ export class Gate implements PermitHost {
   }
 
   /** May a request of this class have a server at once? */
-  hasRoom(of: Class): boolean {
+  hasRoom(of: Class, now: number): boolean {
     const lane = this.#laneOf(of);
-    return lane.valve === 1 && (!this.#isEnforced || this.#isFreeFor(lane));
+    return lane.valve === 1 && (!this.#isEnforced || this.#isFreeFor(lane, now));
   }
 
   /** Admits a request of this class that has room (`hasRoom`). */
@@ -227,7 +227,7 @@ export class Gate implements PermitHost {
     if (this.#isDispatching) return; // Whoever is admitted may end at once.
     this.#isDispatching = true;
     try {
-      for (let lane = this.#next(); lane !== null; lane = this.#next()) {
+      for (let lane = this.#next(now); lane !== null; lane = this.#next(now)) {
         const ticket = lane.queue.next()!;
         const { request, cost } = ticket;
         // It would come too late: not worth starting.
@@ -266,38 +266,38 @@ export class Gate implements PermitHost {
     return least === Number.POSITIVE_INFINITY ? 0 : least;
   }
 
-  #shed(lane: Lane, reason: ShedReason, { application }: Request, attempt: Attempt, now: number): Decision {
-    return { kind: 'shed', ...this.#count(lane, reason, application, attempt, now, 0) };
+  #shed(lane: Lane, reason: ShedReason, request: Request, attempt: Attempt, now: number): Decision {
+    return { kind: 'shed', ...this.#count(lane, reason, request, attempt, now, 0) };
   }
 
   #shedTicket(lane: Lane, { request, attempt, since }: Ticket, reason: ShedReason, now: number): void {
-    request.onShed(this.#count(lane, reason, request.application, attempt, now, now - since));
+    request.onShed(this.#count(lane, reason, request, attempt, now, now - since), now);
   }
 
   /** Counts a refusal, and says how long its answer is to be kept. */
-  #count(lane: Lane, reason: ShedReason, application: string, attempt: Attempt, now: number, waitedMs: number): Shed {
+  #count(lane: Lane, reason: ShedReason, request: Request, attempt: Attempt, now: number, waitedMs: number): Shed {
     lane.counts.shed[reason]++;
-    const delayMs = Math.max(0, this.#tarpit.delayOf(attempt.refusals, attempt.sinceMs) - waitedMs);
-    lane.retries.refused(application, attempt, now + delayMs);
+    const delayMs = Math.max(0, this.#tarpit.delayOf(request.haste, now) - waitedMs);
+    lane.retries.refused(request.application, attempt, now + delayMs);
     return { reason, delayMs };
   }
 
   /** A newcomer of this class may start at once: there is room, and nobody has a better claim to it. */
-  #isFreeFor(lane: Lane): boolean {
+  #isFreeFor(lane: Lane, now: number): boolean {
     if (lane.valve === 'hold') return false;
     if (!this.#hasRoomFor(lane) || lane.queue.size > 0) return false;
-    const next = this.#next();
-    return next === null || this.#isBefore(lane, next);
+    const next = this.#next(now);
+    return next === null || this.#isBefore(lane, next, now);
   }
 
   /** The class whose turn it is, of those that wait; null: nobody, or there is no room. */
-  #next(): Lane | null {
+  #next(now: number): Lane | null {
     let best: Lane | null = null;
     for (const lane of this.#lanes) {
       if (lane.queue.size === 0 || lane.valve === 'hold') continue;
       // Who waits although the gate only observes was held by a switch, or came before: nothing keeps it any more.
       if (this.#isEnforced && !this.#hasRoomFor(lane)) continue;
-      if (best === null || this.#isBefore(lane, best)) best = lane;
+      if (best === null || this.#isBefore(lane, best, now)) best = lane;
     }
     return best;
   }
@@ -309,9 +309,9 @@ export class Gate implements PermitHost {
   }
 
   /** Floors first, then priority, then who has had least. */
-  #isBefore(a: Lane, b: Lane): boolean {
-    const isBelowA = a.atWork < a.floorOf(this.limit);
-    const isBelowB = b.atWork < b.floorOf(this.limit);
+  #isBefore(a: Lane, b: Lane, now: number): boolean {
+    const isBelowA = a.isBelowFloor(this.limit, now);
+    const isBelowB = b.isBelowFloor(this.limit, now);
     if (isBelowA !== isBelowB) return isBelowA;
     if (a.rank !== b.rank) return a.rank < b.rank;
     return a.pass < b.pass;

@@ -26,6 +26,8 @@ export interface ClassCounts {
 
 /** How many samples the mean remembers. */
 const MEAN_SAMPLES = 32;
+/** What `of late` is: the weight of what was falls to 1/e in it. */
+const RECENT_MS = 2_000;
 
 export class Lane {
   readonly rank: number;
@@ -39,6 +41,8 @@ export class Lane {
   /** What a switch lets pass: a share, or nothing but all of it waits. */
   valve: Valve = 1;
   #passed = 0;
+  #recent = 0;
+  #recentSince = 0;
   /** Recent mean of the time that a server works for one permit, in ms. */
   meanMs = 0;
   #samples = 0;
@@ -65,6 +69,27 @@ export class Lane {
   /** Nobody has a permit or waits for one. */
   get isIdle(): boolean {
     return this.permits === 0 && this.queue.size === 0;
+  }
+
+  /**
+   * It has less than its floor: now, and of late. A floor of a tenth of a server is a tenth of the time, not the first turn
+   * whenever none is at work.
+   */
+  isBelowFloor(limit: number, now: number): boolean {
+    const floor = this.floorOf(limit);
+    return this.atWork < floor && (floor >= 1 || this.#recentAt(now) < floor);
+  }
+
+  /** Servers at work on average, of late. */
+  #recentAt(now: number): number {
+    return this.atWork + (this.#recent - this.atWork) * Math.exp((this.#recentSince - now) / RECENT_MS);
+  }
+
+  /** `by` servers more, or less, are at work for it. */
+  change(by: 1 | -1, now: number): void {
+    this.#recent = this.#recentAt(now);
+    this.#recentSince = now;
+    this.atWork += by;
   }
 
   /** Servers at work that it gets whatever others want. */
@@ -121,7 +146,7 @@ export class Permit {
     this.#since = now;
     this.#charged = cost;
     lane.permits++;
-    lane.atWork++;
+    lane.change(1, now);
     lane.pass += this.#charged / lane.class.weight;
   }
 
@@ -143,7 +168,7 @@ export class Permit {
     if (this.#state !== 'resting') return;
     this.#state = 'working';
     this.#since = now;
-    this.lane.atWork++;
+    this.lane.change(1, now);
   }
 
   /** The transaction is over, however it ended. Ending it again does nothing. */
@@ -159,7 +184,7 @@ export class Permit {
   #stopWork(now: number): void {
     const { lane } = this;
     const ms = now - this.#since;
-    lane.atWork--;
+    lane.change(-1, now);
     lane.counts.workMs += ms;
     lane.pass += (ms - this.#charged) / lane.class.weight;
     this.#charged = 0;

@@ -26,10 +26,12 @@ export interface Request {
   readonly bytes: number;
   /** The number of the shape of its statement, when it is all that it will ask for; else 0. */
   readonly shape: number;
+  /** How often its client has been refused in a row, asking again at once each time. */
+  readonly haste: number;
   /** A number that the same request, asked again by the same application, has as well. */
   fingerprint(): number;
   onAdmit(permit: Permit): void;
-  onShed(shed: Shed): void;
+  onShed(shed: Shed, now: number): void;
 }
 
 /** It is refused. `delayMs`: its client has been hasty; keep the answer for so long. */

@@ -28,10 +28,8 @@ const REFUSALS_MAX = 4_000;
 /** One request that could not be admitted at once. */
 export interface Attempt {
   readonly fingerprint: number;
-  /** How often it has been refused before; 0: never. */
-  readonly refusals: number;
-  /** Ms since it was refused last. */
-  readonly sinceMs: number;
+  /** It was refused before. */
+  readonly isRetry: boolean;
   /** It goes behind first attempts. */
   readonly isSurplus: boolean;
 }
@@ -48,19 +46,20 @@ interface Tally {
 
 export class Retries {
   readonly #tallies = new LRUCache<string, Tally>({ max: APPLICATIONS_MAX });
-  readonly #refusals = new LRUCache<number, { at: number; count: number }>({ max: REFUSALS_MAX });
+  /** When what was refused last, by fingerprint. */
+  readonly #refusals = new LRUCache<number, number>({ max: REFUSALS_MAX });
 
   /** A request of `application` cannot be admitted at once. `ratio`: retries allowed for each first attempt. */
   arrive(application: string, fingerprint: number, now: number, ratio: number): Attempt {
     const tally = this.#tallyOf(application, now);
-    const refusal = this.#refusals.get(fingerprint);
-    if (refusal === undefined || now - refusal.at > RETRY_MS) {
+    const refusedAt = this.#refusals.get(fingerprint);
+    if (refusedAt === undefined || now - refusedAt > RETRY_MS) {
       tally.budget = Math.min(BUDGET_MAX, tally.budget + ratio);
-      return { fingerprint, refusals: 0, sinceMs: Number.POSITIVE_INFINITY, isSurplus: false };
+      return { fingerprint, isRetry: false, isSurplus: false };
     }
     const isSurplus = tally.budget < 1;
     if (!isSurplus) tally.budget--;
-    return { fingerprint, refusals: refusal.count, sinceMs: now - refusal.at, isSurplus };
+    return { fingerprint, isRetry: true, isSurplus };
   }
 
   /** Is the next request of `application` to be refused at once? Of a share p, evenly. */
@@ -82,9 +81,9 @@ export class Retries {
   }
 
   /** It is refused; it will know at `answeredAt`. */
-  refused(application: string, { fingerprint, refusals }: Attempt, answeredAt: number): void {
+  refused(application: string, { fingerprint }: Attempt, answeredAt: number): void {
     this.#tallyOf(application, answeredAt).requests++;
-    this.#refusals.set(fingerprint, { at: answeredAt, count: refusals + 1 });
+    this.#refusals.set(fingerprint, answeredAt);
   }
 
   #tallyOf(application: string, now: number): Tally {

@@ -1,9 +1,11 @@
 /**
- * Where answers to hasty clients are kept for a moment: a refusal to what was refused a moment ago, and the welcome of who
- * comes back right after leaving in anger (node-postgres throws a connection away after any error, and opens another). One
+ * Where answers to hasty clients are kept for a moment: refusals of who asks again at once, again and again, and the welcome of
+ * those who leave on a refusal and come back (node-postgres throws a connection away after any error, and opens another). One
  * for the whole process, ticked by guard/admission.
  *
- * The one idea: a wheel of slots, one for each tick; holding somebody is an entry in a slot and no timer.
+ * The one idea: who is held keeps a connection of its application's pool, and others wait behind it there until nobody wants
+ * their answers any more. So a few retries are let be, and so is coming back; only what would not end by itself is slowed
+ * down, and everything hasty when this process is late itself. Being held is an entry in a wheel of slots, and no timer.
  *
  * Invariants: nobody is held for longer than `most`; as many can be held as there are clients, because each is held for one
  * answer at a time.
@@ -24,6 +26,14 @@ interface Entry {
 
 const SLOT_MS = 20;
 const SLOTS = 128;
+/** Refusals in a row that are answered at once: of a first attempt and the usual three retries. */
+const PATIENCE = 4;
+/** Clients of one kind that may leave on a refusal within a second. */
+const LEAVERS_MAX = 500;
+const LEAVERS_MS = 1_000;
+/** An event loop that is later than this has too much to do, for so long. */
+const LATE_MS = 20;
+const LATE_FOR_MS = 1_000;
 /** Kinds of clients whose leaving is remembered. */
 const PARTIES_MAX = 1_000;
 
@@ -32,8 +42,10 @@ export class Tarpit {
   readonly #slots: Entry[][] = Array.from({ length: SLOTS }, () => []);
   #at = 0;
   #doneAt = -1;
+  /** Until when hasty clients are not let be at all. */
+  #lateUntil = 0;
   #bounds: TarpitBounds = { least: 0, most: 0 };
-  readonly #leavers = new LRUCache<string, { count: number; at: number }>({ max: PARTIES_MAX });
+  readonly #leavers = new LRUCache<string, { count: number; since: number }>({ max: PARTIES_MAX });
   /** Clients held now, and since the start: for a retry, and for coming back. */
   held = 0;
   readonly counts = { retries: 0, reconnects: 0 };
@@ -47,23 +59,30 @@ export class Tarpit {
     this.#bounds = bounds;
   }
 
+  /** Who asks again within this time after a refusal is hasty, in ms. */
+  get hasteMs(): number {
+    return this.#bounds.least;
+  }
+
   /**
-   * Ms to hold the refusal of what was refused `refusals` times before, the last time `sinceMs` before it came; 0: answer now,
-   * because it has waited by itself. Longer after each refusal, and not the same for any two, so that they do not come
-   * back together.
+   * Ms to hold a refusal for a client that has been refused `haste` times in a row and asked again at once each time; 0:
+   * answer now. Longer each time, and not the same for any two, so that they do not come back together.
    */
-  delayOf(refusals: number, sinceMs: number): number {
+  delayOf(haste: number, now: number): number {
+    const patience = now < this.#lateUntil ? 1 : PATIENCE;
+    return haste < patience || this.#bounds.least === 0 ? 0 : this.#delay(haste - patience);
+  }
+
+  #delay(times: number): number {
     const { least, most } = this.#bounds;
-    if (refusals === 0 || sinceMs >= least) return 0;
-    const longest = Math.min(most, least * 2 ** refusals);
-    return least + this.#random() * Math.max(0, longest - least);
+    return least + this.#random() * Math.max(0, Math.min(most, least * 2 ** (times + 1)) - least);
   }
 
   /** A client of this kind has left right after a refusal. */
   left(party: string, now: number): void {
     const leaver = this.#leavers.get(party);
-    if (leaver === undefined) this.#leavers.set(party, { count: 1, at: now });
-    else Object.assign(leaver, { count: leaver.count + 1, at: now });
+    if (leaver === undefined || now - leaver.since > LEAVERS_MS) this.#leavers.set(party, { count: 1, since: now });
+    else leaver.count++;
   }
 
   /** Somebody has left right after a refusal. */
@@ -71,13 +90,15 @@ export class Tarpit {
     return this.#leavers.size > 0;
   }
 
-  /** Ms to hold a client of this kind that has just come; as many are held as have left. */
+  /** Ms to hold a client of this kind that has just come. */
   delayOfNewcomer(party: string, now: number): number {
     const leaver = this.#leavers.get(party);
-    if (leaver === undefined) return 0;
-    const isStale = now - leaver.at > this.#bounds.most;
-    if (isStale || --leaver.count === 0) this.#leavers.delete(party);
-    return isStale ? 0 : this.delayOf(1, 0);
+    if (leaver === undefined || this.#bounds.least === 0) return 0;
+    if (now - leaver.since > this.#bounds.most) {
+      this.#leavers.delete(party);
+      return 0;
+    }
+    return leaver.count > LEAVERS_MAX || now < this.#lateUntil ? this.#delay(0) : 0;
   }
 
   /** Calls `release` in `ms`, unless the returned function is called before. */
@@ -94,8 +115,9 @@ export class Tarpit {
     };
   }
 
-  /** Lets go of everybody whose time has come. Called every 20 ms or so. */
-  tick(now: number): void {
+  /** Lets go of everybody whose time has come. Called every 20 ms or so. `lagMs`: how late the event loop is. */
+  tick(now: number, lagMs: number): void {
+    if (lagMs > LATE_MS) this.#lateUntil = now + LATE_FOR_MS;
     if (this.#doneAt < 0) this.#doneAt = now;
     for (; this.#doneAt + SLOT_MS <= now; this.#doneAt += SLOT_MS) {
       this.#at = (this.#at + 1) % SLOTS;

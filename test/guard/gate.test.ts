@@ -51,6 +51,7 @@ function house(classes: Class[], limit: number, isEnforced = true) {
         deadline: 0,
         bytes: 0,
         shape: 0,
+        haste: 0,
         fingerprint: () => more.print ?? ++unique,
         ...more,
         onAdmit: (permit) => {
@@ -116,6 +117,31 @@ t.test('a floor comes before priorities', async (t) => {
   end('c');
   t.same(take(), ['+l1', '+h1', '+h2']);
 });
+
+t.test(
+  'a floor of a part of a server is that part of the time, not the first turn whenever none is at work',
+  async (t) => {
+    const low = named('low', { priority: 'deferrable', floor: 0.1 });
+    const high = named('high', { priority: 'critical' });
+    const { gate, ask, end, permits, take } = house([low, high], 1);
+    let id = 0;
+    const queue = () => {
+      for (const each of [low, high])
+        while (gate.lanes.find((lane) => lane.class === each)!.queue.size < 2) ask(`${each.name}-${id++}`, each);
+    };
+    ask('first', high);
+    queue();
+    end('first', 1);
+    for (let lap = 0; lap < 3000; lap++) {
+      const name = take()[0]!.slice(1);
+      queue();
+      end(name, permits.get(name)!.lane.class === low ? 40 : 10);
+    }
+    const [mine, theirs] = gate.lanes.map((lane) => lane.counts.workMs);
+    const share = mine! / (mine! + theirs!);
+    t.ok(share > 0.08 && share < 0.13, `${(100 * share).toFixed(1)} % of the time`);
+  },
+);
 
 t.test('whole servers of a floor are given although the limit is reached', async (t) => {
   const low = named('low', { priority: 'batch', floor: 0.1 });
@@ -252,6 +278,7 @@ t.test('who leaves the queue is not admitted', async (t) => {
       deadline: 0,
       bytes: 0,
       shape: 0,
+      haste: 0,
       fingerprint: () => 0,
       onAdmit: () => t.fail(),
       onShed: () => t.fail(),
@@ -332,6 +359,7 @@ t.test('who waits in a class whose priority changes, twice, is served or leaves 
         deadline: 0,
         bytes: 0,
         shape: 0,
+        haste: 0,
         fingerprint: () => 0,
         onAdmit: () => t.fail(),
         onShed: () => t.fail(),
@@ -368,9 +396,9 @@ t.test('who waits when the gate goes over to observing is let in, limit and ceil
 t.test('sharing is not ahead of those who wait', async (t) => {
   const [high, low] = [named('high', { priority: 'critical' }), named('low', { priority: 'batch' })];
   const { gate, ask } = house([high, low], 1);
-  t.ok(gate.hasRoom(low));
+  t.ok(gate.hasRoom(low, 0));
   ask('a', low);
-  t.notOk(gate.hasRoom(low));
+  t.notOk(gate.hasRoom(low, 0));
   t.ok(gate.mayShare(low));
   ask('b', high);
   t.notOk(gate.mayShare(low));
@@ -396,12 +424,12 @@ t.test('retries beyond their budget go behind first attempts, and have half of t
   pass(10);
 });
 
-t.test('who retries at once is kept waiting for the next refusal', async (t) => {
+t.test('who asks again at once, again and again, waits for the next refusal', async (t) => {
   const none = named('none', { queueMax: 0 });
   const tarpit = new Tarpit(() => 0);
   tarpit.configure({ least: 250, most: 2000 });
   const gate = new Gate(rules([none], 1), tarpit);
-  const ask = (now: number) => {
+  const ask = (haste: number) => {
     const decision = gate.decide(
       {
         class: none,
@@ -409,17 +437,18 @@ t.test('who retries at once is kept waiting for the next refusal', async (t) => 
         deadline: 0,
         bytes: 0,
         shape: 0,
+        haste,
         fingerprint: () => 7,
         onAdmit: () => t.fail(),
         onShed: () => t.fail(),
       },
-      now,
+      haste,
     );
     return decision.kind === 'shed' ? decision.delayMs : decision.kind;
   };
   gate.admit(none, 0);
-  t.same([ask(0), ask(1), ask(251 + 20), ask(251 + 20 + 250 + 400)], [0, 250, 250, 0]);
-  t.equal(gate.lanes[0]!.counts.retries, 3);
+  t.same([0, 1, 2, 3, 4, 5].map(ask), [0, 0, 0, 0, 250, 250]);
+  t.equal(gate.lanes[0]!.counts.retries, 5);
 });
 
 t.test('what a statement costs is known by its shape: queues are as long as that, and time goes by it', async (t) => {

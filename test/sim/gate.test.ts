@@ -97,11 +97,14 @@ t.test('what the gate promises holds after every event', async (t) => {
       const isReserved = lane.atWork - 1 < lane.reserveOf(limit);
       if (atWork >= limit && !isReserved) throw new Error('admitted beyond the limit');
       if (lane.atWork - 1 >= lane.ceilingOf(limit)) throw new Error('admitted beyond its ceiling');
-      const isBelowFloor = lane.atWork - 1 < lane.floorOf(limit);
+      // As it was before the permit.
+      lane.atWork--;
+      const isBelowFloor = lane.isBelowFloor(limit, agenda.now);
+      lane.atWork++;
       for (const other of others) {
         if (other.atWork >= other.ceilingOf(limit)) continue;
         if (atWork >= limit && other.atWork >= other.reserveOf(limit)) continue;
-        const isOtherBelow = other.atWork < other.floorOf(limit);
+        const isOtherBelow = other.isBelowFloor(limit, agenda.now);
         if (isOtherBelow && !isBelowFloor) throw new Error('ahead of a class below its floor');
         if (other.rank < lane.rank && !isBelowFloor) throw new Error('ahead of a higher priority');
       }
@@ -136,6 +139,7 @@ t.test('what the gate promises holds after every event', async (t) => {
           deadline,
           bytes: 100,
           shape: 0,
+          haste: 0,
           fingerprint: () => events,
           onAdmit(permit) {
             waiting.delete(ticket!);
@@ -284,6 +288,7 @@ function overload(times: number, seed: number, limit: number, isEnforced: boolea
         deadline: 0,
         bytes: 1,
         shape: 0,
+        haste: 3 - retries,
         fingerprint: () => print,
         onAdmit: start,
         onShed: rude,
