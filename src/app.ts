@@ -15,6 +15,7 @@ import { Listener, type ListenerContext } from './client/listener.ts';
 import { Users } from './client/users.ts';
 import type { Loaded } from './config/load.ts';
 import type { Config, DatabaseConfig } from './config/schema.ts';
+import { CreditBook, type Residents } from './credits/book.ts';
 import { Admission } from './guard/admission.ts';
 import { Console } from './ops/console.ts';
 import { OpsServer } from './ops/http.ts';
@@ -26,7 +27,7 @@ import type { Snapshot } from './ops/snapshot.ts';
 import { StateDir } from './ops/state.ts';
 import { statusOf } from './ops/status.ts';
 import { Switchboard } from './ops/switchboard.ts';
-import { Hosts } from './server/hosts.ts';
+import { addressOf, Hosts } from './server/hosts.ts';
 import { type Secret, ServerLoginError, type ServerTarget } from './server/login.ts';
 import { ServerPool } from './server/pool.ts';
 import { Catalog } from './sql/catalog.ts';
@@ -63,6 +64,7 @@ export class App {
   readonly #parser: Parser;
   readonly #judge: Judge;
   readonly #admission: Admission;
+  readonly #credits: CreditBook;
   readonly #listener: Listener;
   readonly #shares: Shares;
   readonly #memory: Memory;
@@ -95,12 +97,24 @@ export class App {
     this.#listener = new Listener(Math.floor(Math.random() * 128), () => this.#listenerContext());
     const state = new StateDir(this.#path(options.config.state.dir));
     const admission = this.#admission;
+    this.#memory = new Memory(admission, state, (problem) => this.log.error(problem));
+    this.#credits = new CreditBook(
+      {
+        clock: this.#clock,
+        query: (database, sql) => {
+          const config = this.#databaseOf(database)!;
+          return this.#query(config, config.dbname ?? database, sql);
+        },
+        demandOf: (address) => ({ backlogMs: admission.gateOf(address).backlogMs }),
+        onProblem: (source, problem) => this.log.warn({ source, problem }, 'a metric cannot be read'),
+      },
+      this.#memory.learned,
+    );
     this.#shares = new Shares(
       () => admission.gates.values(),
       () => admission.classes.hits,
     );
     const switches = new Switchboard(admission, () => this.config, this.#clock, state, this.#shares);
-    this.#memory = new Memory(admission, state, (problem) => this.log.error(problem));
     for (const problem of state.problems) this.log.error(problem);
     this.#console = new Console(() => this.snapshot(), {
       pause: (database) => this.#pause(database),
@@ -137,6 +151,7 @@ export class App {
     let dueAt = this.#clock.now() + GATE_TICK_MS;
     const stopGates = every(this.#clock, GATE_TICK_MS, () => {
       const now = this.#clock.now();
+      this.#credits.tick(now);
       this.#admission.tick(now, this.#clock.wall(), now - dueAt);
       dueAt = now + GATE_TICK_MS;
     });
@@ -144,7 +159,7 @@ export class App {
       stopPools,
       stopGates,
       every(this.#clock, SHARES_MS, () => this.#shares.tick()),
-      every(this.#clock, MEMORY_MS, () => void this.#memory.save()),
+      every(this.#clock, MEMORY_MS, () => void this.#memory.save(this.#credits.save())),
     ];
     this.#stopTicking = () => {
       for (const stop of stops) stop();
@@ -325,6 +340,11 @@ export class App {
   /** What the configuration decides for all pools together. */
   #setCaps(): void {
     const databases = Object.values(this.config.databases);
+    const residents: Residents = databases.flatMap(({ hosts, ledgers }) =>
+      hosts.map((host) => [addressOf(host), host.ledgers ?? ledgers] as const),
+    );
+    this.#credits.configure(this.config, residents);
+    this.#admission.setBudgets(this.#credits.hosts);
     this.#admission.configure(this.config);
     const { isConfigured, classes } = this.#admission;
     this.#judge.want({
@@ -445,6 +465,8 @@ export class App {
       parser: this.#parser.counts,
       gates: this.#admission.gates,
       tarpit: this.#admission.tarpit,
+      credits: this.#credits.hosts,
+      sources: this.#credits.sources,
       isPassthrough: this.#admission.isPassthrough,
       statements: [...this.#pools.values()].reduce((sum, pool) => sum + pool.statements.size, 0),
       users: this.#users,
@@ -484,7 +506,8 @@ export class App {
     for (const pool of this.#poolsOf(null)) pool.close('the proxy is shutting down');
     await this.#ops.close();
     await this.#parser.close();
-    await this.#memory.save();
+    await this.#memory.save(this.#credits.save());
+    this.#credits.close();
     // One turn of the loop, so that what was written last is sent.
     await this.#sleep(10);
     this.log.info('stopped');

@@ -483,7 +483,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
 
   /** The gate refuses the held message: now, or a little later when its client is hasty. */
   #refuseShed({ reason, delayMs }: Shed): void {
-    const refusal = this.pool.refuse(reason, whyShed[reason], this.#turn!.class.name);
+    const refusal = this.pool.refuse(reason, whyShed[reason], this.#turn!.class.name, this.#turn!.zone);
     if (delayMs === 0) return this.#refuse(refusal);
     this.become('delayed');
     this.#leaveTarpit = this.#house.admission.tarpit.hold(delayMs, 'retries', () => this.onRefused(refusal));
@@ -1007,6 +1007,7 @@ function onError(): void {}
 
 const whyShed: Record<ShedReason, string> = {
   switch: 'its class is switched off, or to a share',
+  credits: 'the reserve of the database is not to be spent on it (SHOW LEDGERS)',
   throttle: 'its application is refused most of the time at present',
   queue: 'as many requests of its class wait as may (classes.*.queue.max)',
   wait: 'its class had no server for it in time (classes.*.queue.waitMax)',

@@ -60,6 +60,11 @@ export class Turn implements Request {
     this.#host = session;
   }
 
+  /** How the reserve of the host is doing; '' when it has none. */
+  get zone(): string {
+    return this.#gate.zone;
+  }
+
   /** The class of the request that was classified. */
   get class(): Class {
     return this.#class!;
@@ -102,7 +107,7 @@ export class Turn implements Request {
       case 'admit':
         this.#permit = decision.permit;
         this.haste = 0;
-        return decision.isWarned && this.#admission.mode === 'warn' ? WARNED : ADMITTED;
+        return decision.isPoor || (decision.isWarned && this.#admission.mode === 'warn') ? WARNED : ADMITTED;
       case 'wait':
         this.#ticket = decision.ticket;
         return WAITING;

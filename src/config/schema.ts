@@ -153,13 +153,14 @@ const address = z
   });
 
 const host = z.union([
-  address.transform((value) => ({ ...value, serversMax: null as number | null })),
+  address.transform((value) => ({ ...value, serversMax: null as number | null, ledgers: null as string[] | null })),
   z
     .strictObject({
       address: address.describe('host:port'),
       serversMax: count(1).nullable().prefault(null).describe('As databases.*.serversMax, for this host.'),
+      ledgers: z.array(z.string()).nullable().prefault(null).describe('As databases.*.ledgers, for this host.'),
     })
-    .transform(({ address: { host, port }, serversMax }) => ({ host, port, serversMax })),
+    .transform(({ address: { host, port }, ...rest }) => ({ host, port, ...rest })),
 ]);
 
 const pool = z
@@ -213,6 +214,7 @@ const database = z
     tls: serverTls.prefault({}).describe('TLS towards the server.'),
     pool: pool.prefault({}).describe('Server connections of one user.'),
     serversMax: count(1).prefault(100).describe('Server connections per host, over all users and databases on it.'),
+    ledgers: z.array(z.string()).prefault([]).describe('Reserves of its hosts.'),
   })
   .refine((value) => value.passwordFile === undefined || value.user !== undefined, 'passwordFile needs user')
   .describe('One database, by the name that clients ask for; "*" stands for every other name.');
@@ -338,6 +340,101 @@ const classes = z
   .refine((all) => all.reduce((sum, { floor }) => sum + floor, 0) <= 1, 'the floors together must not exceed 100%')
   .describe('Kinds of requests and their priorities; the first match wins, and what matches nothing is "normal".');
 
+const every = () =>
+  duration().prefault('30s').describe('How often it is asked; no sample for six times as long counts as none.');
+const lag = () =>
+  duration()
+    .prefault('0s')
+    .describe(
+      'How old a value already is when the source says that it is of now, as with exporters that set no times.',
+    );
+
+const reading = z.discriminatedUnion('source', [
+  z.strictObject({
+    source: z.literal('prometheus'),
+    url: z.url().describe('Of the server, without /api.'),
+    query: z.string().describe('PromQL that gives one series.'),
+    every: every(),
+    lag: lag(),
+  }),
+  z.strictObject({
+    source: z.literal('cloudwatch'),
+    region: z.string().describe('AWS region.'),
+    namespace: z.string().prefault('AWS/RDS').describe('Of the metric.'),
+    name: z.string().describe('Of the metric.'),
+    dimensions: z.record(z.string(), z.string()).prefault({}).describe('Of the metric, such as DBInstanceIdentifier.'),
+    period: duration().prefault('5m').describe('Of the points; credit metrics have 5m.'),
+  }),
+  z.strictObject({
+    source: z.literal('sql'),
+    database: z.string().describe('One of databases, with a control user.'),
+    query: z.string().describe('Gives rows of value and, if there is a second column, time.'),
+    every: every(),
+    lag: lag(),
+  }),
+  z.strictObject({
+    source: z.literal('http'),
+    url: z.url(),
+    value: z.string().startsWith('/').describe('JSON pointer to the value.'),
+    time: z.string().startsWith('/').optional().describe('JSON pointer to its time.'),
+    every: every(),
+    lag: lag(),
+  }),
+]);
+
+const ledger = z
+  .strictObject({
+    metric: reading.describe('Where the balance is read.'),
+    load: reading
+      .optional()
+      .describe('Where the utilisation is read, in percent of all vcpus: what is spent is then known sooner.'),
+    unit: z
+      .enum(['cpu-credits', 'io-credits', 'percent'])
+      .describe('A CPU credit is one vCPU for a minute; percent is of a bucket of unknown size.'),
+    capacity: z.number().positive().optional().describe('The most that can be saved up; 100 for percent.'),
+    earnPerHour: z
+      .number()
+      .nonnegative()
+      .optional()
+      .describe('What is earned; left out: learned with what else goes on.'),
+    spendPerHour: z
+      .number()
+      .positive()
+      .optional()
+      .describe('The most that can be spent; for CPU credits 60 for each vCPU.'),
+    vcpus: count(1).optional().describe('Of the database.'),
+    effect: z
+      .enum(['throttle', 'bill'])
+      .prefault('throttle')
+      .describe(
+        'What happens at zero: throttle, the database becomes slow; bill, it costs money, and nothing is held back.',
+      ),
+    reserve: share().prefault('5%').describe('Share of the capacity that only critical work may touch.'),
+    horizon: duration().prefault('1h').describe('How long what is above the reserve is to last.'),
+    mode: z
+      .enum(['observe', 'warn', 'enforce'])
+      .prefault('observe')
+      .describe(
+        'enforce: what is not critical waits for its share of what may be spent (needs admission.mode enforce).',
+      ),
+    onMissing: z
+      .enum(['baseline', 'open', 'closed'])
+      .prefault('baseline')
+      .describe(
+        'Without a sample: baseline, as much as is earned, and nothing that is deferrable; open, all, with a warning; closed, only critical work.',
+      ),
+  })
+  .refine(
+    (value) => value.unit === 'percent' || value.capacity !== undefined,
+    'capacity is needed unless the unit is percent',
+  )
+  .refine(
+    (value) => value.unit !== 'cpu-credits' || (value.vcpus !== undefined && value.earnPerHour !== undefined),
+    'cpu-credits need vcpus and earnPerHour',
+  )
+  .refine((value) => value.load === undefined || value.vcpus !== undefined, 'load needs vcpus')
+  .describe('A reserve that burst capacity lives on.');
+
 const position = z.preprocess(
   (value) => (typeof value === 'boolean' ? (value ? 'on' : 'off') : value),
   z.union([z.enum(['on', 'off', 'hold']), share()]),
@@ -374,6 +471,7 @@ export const configSchema = z
     auth: auth,
     admission: admission.prefault({}),
     limit: limit.prefault({}),
+    ledgers: z.record(z.string(), ledger).prefault({}).describe('Reserves by name.'),
     classes,
     switches,
     instances: count(1)
@@ -382,6 +480,25 @@ export const configSchema = z
     databases: z
       .record(z.string(), database)
       .refine((all) => Object.keys(all).length > 0, 'at least one database is needed'),
+  })
+  .superRefine(({ databases, ledgers, admission }, context) => {
+    const complain = (path: PropertyKey[], message: string) => context.addIssue({ code: 'custom', path, message });
+    for (const [name, { ledgers: own, hosts }] of Object.entries(databases)) {
+      for (const each of own)
+        if (!(each in ledgers)) complain(['databases', name, 'ledgers'], `there is no ledger "${each}"`);
+      hosts.forEach((host, index) => {
+        for (const each of host.ledgers ?? [])
+          if (!(each in ledgers)) complain(['databases', name, 'hosts', index], `there is no ledger "${each}"`);
+      });
+    }
+    for (const [name, { mode, metric, load }] of Object.entries(ledgers)) {
+      if (mode === 'enforce' && admission.mode !== 'enforce')
+        complain(['ledgers', name, 'mode'], 'enforce needs admission.mode enforce: it is there that requests wait');
+      for (const [key, source] of Object.entries({ metric, load })) {
+        if (source?.source === 'sql' && databases[source.database]?.control === undefined)
+          complain(['ledgers', name, key, 'database'], `"${source.database}" is no database with a control user`);
+      }
+    }
   })
   .superRefine(({ switches, classes }, context) => {
     const names = [...classes.map(({ name }) => name), 'normal', 'health'];
@@ -399,7 +516,6 @@ export const configSchema = z
  * protection to be in force that is not there. `*` stands for any one name or index.
  */
 export const laterKeys: readonly string[] = [
-  'ledgers',
   'breaker',
   'cache',
   'trustFunctions',
@@ -409,9 +525,7 @@ export const laterKeys: readonly string[] = [
   'databases.*.reads',
   'databases.*.lagMax',
   'databases.*.hold',
-  'databases.*.ledgers',
   'databases.*.cache',
-  'databases.*.hosts.*.ledgers',
 ];
 
 /** Values that a later version will understand. */
@@ -431,6 +545,8 @@ export type PoolConfig = DatabaseConfig['pool'];
 export type HostConfig = DatabaseConfig['hosts'][number];
 export type ServerTlsConfig = DatabaseConfig['tls'];
 export type AuthConfig = Config['auth'];
+export type LedgerConfig = Config['ledgers'][string];
+export type ReadingConfig = LedgerConfig['metric'];
 export type ClassConfig = Config['classes'][number];
 export type ClassMatch = ClassConfig['match'][number];
 export type SwitchConfig = Config['switches'][string];

@@ -7,6 +7,7 @@
  */
 import type { Config } from '../config/schema.ts';
 import { Baselines, type SavedBaseline } from './baselines.ts';
+import { type Budget, unlimited } from './budget.ts';
 import { type Class, Classes } from './classes.ts';
 import { Gate, type GateRules } from './gate.ts';
 import { AdaptiveLimit, FixedLimit, type Limit } from './limit.ts';
@@ -34,13 +35,15 @@ export class Admission {
   /** What is known of each host's statements, whatever limits it. */
   readonly #baselines = new Map<string, Baselines>();
   #retryRatio = 0;
+  /** What a host may spend, by its address; those that are not here are not limited. */
+  #budgets: ReadonlyMap<string, Budget> = new Map();
 
   constructor(config: Config) {
     this.configure(config);
   }
 
   configure({ admission, limit, classes, instances, switches }: Config): void {
-    this.isConfigured = classes.length > 0 || limit.mode !== 'off';
+    this.isConfigured = classes.length > 0 || limit.mode !== 'off' || this.#budgets.size > 0;
     this.isOn = this.isConfigured && !this.isPassthrough;
     this.mode = admission.mode;
     this.classes = new Classes(classes, switches);
@@ -78,7 +81,13 @@ export class Admission {
       limit: this.#limitOf(address),
       retryRatio: this.#retryRatio,
       valveOf: (of) => this.#valveOf(of),
+      budget: this.#budgets.get(address) ?? unlimited,
     };
+  }
+
+  /** Before `configure`: what hosts may spend. */
+  setBudgets(budgets: ReadonlyMap<string, Budget>): void {
+    this.#budgets = budgets;
   }
 
   /** What the switches let pass of a class; of one that is gone with a configuration, all. */
@@ -126,10 +135,11 @@ export class Admission {
     this.tarpit.tick(now, lagMs);
   }
 
-  /** No host is slower than normal, and no class has more than it can have. */
+  /** No host is slower than normal or short of credits, and no class has more than it can have. */
   get #isHealthy(): boolean {
     for (const gate of this.#gates.values()) {
-      if (gate.ratio > RATIO_MAX || gate.lanes.some((lane) => lane.queue.isOverloaded)) return false;
+      if (gate.ratio > RATIO_MAX || gate.zone === 'RED' || gate.zone === 'BLACK') return false;
+      if (gate.lanes.some((lane) => lane.queue.isOverloaded)) return false;
     }
     return true;
   }

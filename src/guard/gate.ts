@@ -15,6 +15,7 @@
  * while a lower one is admitted, unless it is at its ceiling or the lower one below its floor; permits are conserved;
  * nobody is admitted after its deadline.
  */
+import { type Budget, unlimited } from './budget.ts';
 import type { Class } from './classes.ts';
 import { FixedLimit, type Limit } from './limit.ts';
 import { Lane, Permit, type PermitHost } from './permit.ts';
@@ -24,13 +25,24 @@ import type { Valve } from './switches.ts';
 import { Tarpit } from './tarpit.ts';
 
 export type Decision =
-  /** It may run. `isWarned`: the gate only observes, and would have let it wait or shed it. */
-  | { kind: 'admit'; permit: Permit; isWarned: boolean }
+  /**
+   * It may run. `isWarned`: the gate only observes, and would have let it wait or shed it. `isPoor`: so would the budget, if
+   * it did not only warn.
+   */
+  | { kind: 'admit'; permit: Permit; isWarned: boolean; isPoor: boolean }
   /** `onAdmit` or `onShed` will be called, unless it leaves before. */
   | { kind: 'wait'; ticket: Ticket }
   | ({ kind: 'shed' } & Shed);
 
-export const shedReasons: readonly ShedReason[] = ['switch', 'throttle', 'queue', 'wait', 'deadline', 'overload'];
+export const shedReasons: readonly ShedReason[] = [
+  'switch',
+  'credits',
+  'throttle',
+  'queue',
+  'wait',
+  'deadline',
+  'overload',
+];
 
 /** What is in force at a gate. */
 export interface GateRules {
@@ -42,6 +54,8 @@ export interface GateRules {
   retryRatio: number;
   /** What the switches let pass of a class. */
   valveOf: (of: Class) => Valve;
+  /** What the host may spend. */
+  budget: Budget;
 }
 
 /** Bytes of one class's requests that are kept while they wait. */
@@ -53,6 +67,7 @@ export class Gate implements PermitHost {
   #limit: Limit = new FixedLimit(Number.POSITIVE_INFINITY);
   #retryRatio = 0;
   #valveOf: GateRules['valveOf'] = () => 1;
+  #budget: Budget = unlimited;
   #isDispatching = false;
   readonly #tarpit: Tarpit;
 
@@ -75,6 +90,11 @@ export class Gate implements PermitHost {
     return this.#limit.ratio;
   }
 
+  /** How the reserve of the host is doing; '' when it has none. */
+  get zone(): string {
+    return this.#budget.zone;
+  }
+
   /** Servers at work now. */
   get atWork(): number {
     let sum = 0;
@@ -86,7 +106,7 @@ export class Gate implements PermitHost {
    * Changes what is in force; classes keep what is known of them by their names. Classes that are gone stay until their last
    * request is over.
    */
-  configure({ classes, isEnforced, limit, retryRatio, valveOf }: GateRules): void {
+  configure({ classes, isEnforced, limit, retryRatio, valveOf, budget }: GateRules): void {
     const former = new Set(this.#lanes);
     const lanes = classes.map((each) => {
       const lane = this.#lanes.find(({ class: of }) => of.name === each.name && of.priority === each.priority);
@@ -101,6 +121,7 @@ export class Gate implements PermitHost {
     this.#limit = limit;
     this.#retryRatio = retryRatio;
     this.#valveOf = valveOf;
+    this.#budget = budget;
     this.turnValves();
   }
 
@@ -115,7 +136,8 @@ export class Gate implements PermitHost {
     if (!isFree && (this.#isEnforced || lane.valve === 'hold')) return this.#queue(lane, request, now);
     if (!isFree) lane.counts.observed++;
     lane.retries.admitted(request.application, now);
-    return { kind: 'admit', permit: this.#admit(lane, now, 0, this.#costOf(lane, request)), isWarned: !isFree };
+    const isPoor = this.#budget.warns(lane.rank);
+    return { kind: 'admit', permit: this.#admit(lane, now, 0, this.#costOf(lane, request)), isWarned: !isFree, isPoor };
   }
 
   /** Lets `request` wait, if that is worth it. */
@@ -134,7 +156,7 @@ export class Gate implements PermitHost {
     const { queueMax, deadline, waitMax } = lane.class;
     // A switch that holds keeps all there is; nobody is overloaded because of it.
     const isHeld = lane.valve === 'hold';
-    if (!isHeld && lane.retries.isThrottled(request.application, now)) return 'throttle';
+    if (!isHeld && queue.isOverloaded && lane.retries.isThrottled(request.application, now)) return 'throttle';
     // Half of the queue is for first attempts.
     if (queue.size >= (attempt.isSurplus ? queueMax / 2 : queueMax)) return 'queue';
     if (queue.bytes + request.bytes > QUEUE_BYTES_MAX) return 'queue';
@@ -162,6 +184,7 @@ export class Gate implements PermitHost {
     const lane = this.#laneOf(of);
     if (lane.valve !== 1) return false;
     if (!this.#isEnforced) return true;
+    if (!this.#budget.isOpenFor(lane.rank)) return false;
     return lane.atWork <= lane.ceilingOf(this.limit) && !this.#hasWaiting(lane.rank);
   }
 
@@ -200,8 +223,9 @@ export class Gate implements PermitHost {
     this.#limit.tick(now, this.#isBound, lagMs);
     for (const lane of this.#lanes) {
       if (lane.queue.size === 0) continue;
+      const isPoor = this.#isEnforced && !this.#budget.isOpenFor(lane.rank);
       for (const [ticket, reason] of lane.valve === 0 ? lane.queue.empty('switch') : lane.queue.expire(now)) {
-        this.#shedTicket(lane, ticket, reason, now);
+        this.#shedTicket(lane, ticket, isPoor && reason !== 'switch' ? 'credits' : reason, now);
       }
     }
     this.dispatch(now);
@@ -218,8 +242,21 @@ export class Gate implements PermitHost {
   }
 
   /** A statement of the shape with this number has taken `ms`. */
-  onSample(shape: number, ms: number): void {
+  onSample(shape: number, ms: number): number {
+    if (shape === 0) return ms;
     this.#limit.sample(shape, ms, this.atWork);
+    return this.#limit.baselines.costOf(shape) || ms;
+  }
+
+  charge(rank: number, ms: number): void {
+    this.#budget.charge(rank, ms);
+  }
+
+  /** Ms of work that waits and is not critical. */
+  get backlogMs(): number {
+    let sum = 0;
+    for (const lane of this.#lanes) if (lane.rank > 0) sum += lane.queue.cost;
+    return sum;
   }
 
   /** Admits who is next, as long as there is room. */
@@ -302,8 +339,9 @@ export class Gate implements PermitHost {
     return best;
   }
 
-  /** Its ceiling and the limit allow one more, or its floor promises it. */
+  /** Its budget, its ceiling and the limit allow one more, or its floor promises it. */
   #hasRoomFor(lane: Lane): boolean {
+    if (!this.#budget.isOpenFor(lane.rank)) return false;
     if (lane.atWork >= lane.ceilingOf(this.limit)) return false;
     return this.atWork < this.limit || lane.atWork < lane.reserveOf(this.limit);
   }

@@ -51,7 +51,7 @@ export class Lane {
   readonly counts: ClassCounts = {
     offered: 0,
     admitted: 0,
-    shed: { switch: 0, throttle: 0, queue: 0, wait: 0, deadline: 0, overload: 0 },
+    shed: { switch: 0, credits: 0, throttle: 0, queue: 0, wait: 0, deadline: 0, overload: 0 },
     retries: 0,
     observed: 0,
     workMs: 0,
@@ -127,7 +127,10 @@ export class Lane {
 /** Who has given a permit. */
 export interface PermitHost {
   onRoom(now: number): void;
-  onSample(shape: number, ms: number): void;
+  /** A statement of the shape with this number (0: not known) has taken `ms`. Gives what it costs: what it takes in calm. */
+  onSample(shape: number, ms: number): number;
+  /** Work of this rank has been given out, or given back (guard/budget). */
+  charge(rank: number, ms: number): void;
 }
 
 export class Permit {
@@ -138,6 +141,8 @@ export class Permit {
   /** What the lane has been charged with in advance, and how long the server has worked. */
   #charged: number;
   #workedMs = 0;
+  /** What has been paid for in advance and not been used yet, in ms. */
+  #prepaid: number;
 
   /** `cost`: ms that its server is expected to work for it. */
   constructor(lane: Lane, now: number, host: PermitHost, cost: number) {
@@ -145,6 +150,8 @@ export class Permit {
     this.#host = host;
     this.#since = now;
     this.#charged = cost;
+    this.#prepaid = cost;
+    host.charge(lane.rank, cost);
     lane.permits++;
     lane.change(1, now);
     lane.pass += this.#charged / lane.class.weight;
@@ -160,7 +167,10 @@ export class Permit {
 
   /** A statement of the shape with this number (0: not known) has taken `ms`. */
   sample(shape: number, ms: number): void {
-    if (shape !== 0) this.#host.onSample(shape, ms);
+    const cost = this.#host.onSample(shape, ms);
+    const paid = Math.min(this.#prepaid, cost);
+    this.#prepaid -= paid;
+    this.#host.charge(this.lane.rank, cost - paid);
   }
 
   /** Its client asks for more. Nobody is made to wait within a transaction: it may hold locks. */
@@ -177,6 +187,7 @@ export class Permit {
     if (this.#state === 'working') this.#stopWork(now);
     this.#state = 'ended';
     this.lane.permits--;
+    this.#host.charge(this.lane.rank, -this.#prepaid);
     this.lane.learn(this.#workedMs);
     this.#host.onRoom(now);
   }

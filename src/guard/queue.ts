@@ -44,6 +44,8 @@ export interface Shed {
 export type ShedReason =
   /** Somebody has switched its class off (guard/switches). */
   | 'switch'
+  /** The host may not spend more at the moment (guard/budget). */
+  | 'credits'
   /** Its application is refused most of the time anyway (guard/retries). */
   | 'throttle'
   /** The class has as many waiting as it may. */

@@ -4,7 +4,7 @@
  * (client/listener hands it over); what it may do depends on auth.admins and auth.readers.
  *
  * Supported: SHOW VERSION | POOLS | CLIENTS | SERVERS | STATS | STATS_TOTALS | STATS_AVERAGES | DATABASES | LISTS |
- * CONFIG | HELP | CLASSES | SWITCHES (ours), SET SWITCH, PAUSE, RESUME, RELOAD.
+ * CONFIG | HELP | CLASSES | SWITCHES | LEDGERS (ours), SET SWITCH, PAUSE, RESUME, RELOAD.
  */
 import { randomBytes } from 'node:crypto';
 import type { ClientIdentity } from '../client/login.ts';
@@ -17,6 +17,7 @@ import { ClientMessage } from '../protocol/messages.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import type { ServerPool } from '../server/pool.ts';
+import { LEDGER_COLUMNS, ledgerRows } from './ledgers.ts';
 import type { Snapshot } from './snapshot.ts';
 import { durationOf, effectOf, percent, positionOf, type Switchboard, type SwitchRow } from './switchboard.ts';
 import { version } from './version.ts';
@@ -65,7 +66,7 @@ const switchColumns = columns('name, class, state, passes, until, actor, reason,
 const SET_SWITCH =
   /^set\s+switch\s+"?([\w-]+)"?\s*(?:=|to|\s)\s*'?([\w.%]+)'?(?:\s+for\s+(\w+))?(?:\s+because\s+'([^']*)')?$/i;
 const classColumns = columns(`host, class, priority, limit, at_work i, permits i, waiting i, offered n, admitted n,
-  shed_switch n, shed_throttle n, shed_queue n, shed_wait n, shed_deadline n, shed_overload n, retries n, observed n, mean_us n, overloaded i`);
+  shed_switch n, shed_credits n, shed_throttle n, shed_queue n, shed_wait n, shed_deadline n, shed_overload n, retries n, observed n, mean_us n, overloaded i`);
 const totals = [
   'server_assignment_count',
   'xact_count',
@@ -258,6 +259,8 @@ export class Console {
         });
       case 'switches':
         return table({ columns: switchColumns, rows: this.#actions.switches.rows().map(switchRow) });
+      case 'ledgers':
+        return table({ columns: columns(LEDGER_COLUMNS), rows: ledgerRows(snapshot) });
       case 'classes':
         return table({ columns: classColumns, rows: classRows(snapshot) });
       case 'lists':
@@ -271,7 +274,7 @@ export class Console {
 }
 
 const HELP = `Console usage
-\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES|CLASSES|SWITCHES
+\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES|CLASSES|SWITCHES|LEDGERS
 \tSET SWITCH <name> = on|off|hold|<n>%|default [FOR <n>s|m|h] [BECAUSE '<text>']
 \tRELOAD
 \tPAUSE [<db>]

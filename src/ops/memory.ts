@@ -1,6 +1,6 @@
 /**
- * What pgweir has learned and keeps over a restart: how long statements take when all is well (guard/baselines). Made and
- * called by app.
+ * What pgweir has learned and keeps over a restart: how long statements take when all is well (guard/baselines), and what
+ * they spend of a reserve (credits/ledger). Made and called by app.
  *
  * The one idea: a restart in the middle of a throttled hour must not learn that slow is normal.
  */
@@ -10,12 +10,29 @@ import { messageOf } from '../util/errors.ts';
 import type { StateDir } from './state.ts';
 
 const FILE = 'baselines.json';
+const LEDGERS = 'ledgers.json';
 const savedSchema = z.record(z.string(), z.array(z.tuple([z.number(), z.number(), z.number()])));
+const learnedSchema = z.record(
+  z.string(),
+  z.record(
+    z.string(),
+    z.object({
+      kappa: z.number().positive(),
+      background: z.number(),
+      kappaVariance: z.number().nonnegative(),
+      backgroundVariance: z.number().nonnegative(),
+    }),
+  ),
+);
+/** By the address of a host and the name of its ledger. */
+type LearnedByHost = z.output<typeof learnedSchema>;
 
 export class Memory {
   readonly #admission: Admission;
   readonly #state: StateDir;
   readonly #onProblem: (message: string) => void;
+  /** What was known of ledgers. */
+  readonly learned: LearnedByHost;
 
   /** Remembers at once. */
   constructor(admission: Admission, state: StateDir, onProblem: (message: string) => void) {
@@ -24,13 +41,15 @@ export class Memory {
     this.#onProblem = onProblem;
     const saved = state.load(FILE, savedSchema);
     if (saved !== null) admission.restoreBaselines(saved);
+    this.learned = state.load(LEDGERS, learnedSchema) ?? {};
   }
 
   /** Writes down what is known by now. Never throws. */
-  async save(): Promise<void> {
+  async save(learned: LearnedByHost): Promise<void> {
     if (!this.#state.isKept || !this.#admission.isConfigured) return;
     try {
       await this.#state.saveLater(FILE, this.#admission.saveBaselines());
+      await this.#state.saveLater(LEDGERS, learned);
     } catch (thrown) {
       this.#onProblem(`what is normal could not be saved: ${messageOf(thrown)}`);
     }

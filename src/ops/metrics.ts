@@ -10,6 +10,7 @@ import { type Gate, shedReasons } from '../guard/gate.ts';
 import type { Lane } from '../guard/permit.ts';
 import { pinReasons, refusalReasons, type ServerPool } from '../server/pool.ts';
 import type { Histogram } from '../util/histogram.ts';
+import { creditMetrics } from './ledgers.ts';
 import type { Snapshot } from './snapshot.ts';
 
 /** States of sessions that count as another. */
@@ -315,6 +316,7 @@ export const metrics: readonly Metric[] = [
     labels: [],
     read: ({ statements }) => one(statements),
   },
+  ...creditMetrics,
   {
     name: 'pgweir_passthrough',
     help: '1 when the panic lever is pulled: no admission, no sharing.',

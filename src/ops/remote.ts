@@ -96,6 +96,26 @@ export function switchTable({ switches, isPassthrough }: Status): string {
   return `${table(head, rows)}${isPassthrough ? '\n\npassthrough is on: no admission, no sharing, plain pooling' : ''}`;
 }
 
+function ledgerTable({ ledgers }: Status): string {
+  const shown = [
+    'ledger',
+    'host',
+    'mode',
+    'zone',
+    'balance',
+    'lower',
+    'reserve',
+    'exhaustion_s',
+    'fits',
+    'sample_age_s',
+    'missing',
+  ];
+  return table(
+    shown,
+    ledgers.map((ledger) => shown.map((name) => ledger[name] ?? '')),
+  );
+}
+
 export function statusText(status: Status): string {
   const { clients, pools, hosts, classes } = status;
   const flags = [
@@ -148,6 +168,7 @@ export function statusText(status: Status): string {
         each.retries,
       ]),
     ),
+    ...(status.ledgers.length > 0 ? [ledgerTable(status)] : []),
     switchTable(status),
   ].join('\n\n');
 }

@@ -3,6 +3,8 @@ import type { ClientCounts } from '../client/listener.ts';
 import type { Session } from '../client/session.ts';
 import type { Users } from '../client/users.ts';
 import type { Config } from '../config/schema.ts';
+import type { HostCredits } from '../credits/host.ts';
+import type { PollCounts } from '../credits/poller.ts';
 import type { Gate } from '../guard/gate.ts';
 import type { Tarpit } from '../guard/tarpit.ts';
 import type { Host } from '../server/hosts.ts';
@@ -32,6 +34,9 @@ export interface Snapshot {
   /** By the address of their host. */
   gates: ReadonlyMap<string, Gate>;
   tarpit: Tarpit;
+  /** By the address of their host; and samples by the name of their source. */
+  credits: ReadonlyMap<string, HostCredits>;
+  sources: ReadonlyMap<string, PollCounts>;
   isPassthrough: boolean;
   /** Prepared statements known, over all clients. */
   statements: number;

@@ -1,6 +1,7 @@
 /** What /status.json says and `pgweir status` prints: the state of the proxy in one page. Called by ops/http. */
 import { shedReasons } from '../guard/gate.ts';
 import type { Position, Valve } from '../guard/switches.ts';
+import { LEDGER_COLUMNS, ledgerRows } from './ledgers.ts';
 import type { Snapshot } from './snapshot.ts';
 import type { Switchboard } from './switchboard.ts';
 import { version } from './version.ts';
@@ -18,6 +19,8 @@ export interface Status {
   clients: { now: number; max: number; held: number };
   pools: PoolStatus[];
   hosts: HostStatus[];
+  /** As SHOW LEDGERS. */
+  ledgers: Record<string, string | number | null>[];
   classes: ClassStatus[];
   switches: SwitchStatus[];
 }
@@ -73,6 +76,8 @@ interface SwitchStatus {
   work: number;
 }
 
+const ledgerNames = LEDGER_COLUMNS.split(',').map((column) => column.trim().split(' ')[0]!);
+
 export function statusOf(snapshot: Snapshot, switches: Switchboard, wall: number): Status {
   const { config, counts, gates } = snapshot;
   return {
@@ -107,6 +112,7 @@ export function statusOf(snapshot: Snapshot, switches: Switchboard, wall: number
         slowdown: gate?.ratio ?? 1,
       };
     }),
+    ledgers: ledgerRows(snapshot).map((row) => Object.fromEntries(ledgerNames.map((name, at) => [name, row[at]!]))),
     classes: [...gates].flatMap(([host, { lanes }]) =>
       lanes.map(({ class: of, queue, atWork, counts: { offered, admitted, shed, retries } }) => ({
         host,

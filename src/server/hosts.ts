@@ -94,6 +94,11 @@ export class Host {
   }
 }
 
+/** What a host is known by. */
+export function addressOf({ host, port }: Pick<HostConfig, 'host' | 'port'>): string {
+  return `${host}:${port}`;
+}
+
 /** All hosts by address. */
 export class Hosts {
   readonly #hosts = new Map<string, Host>();
@@ -105,7 +110,7 @@ export class Hosts {
 
   /** The host at the address of `config`; the smallest cap that any database asks for counts. */
   get(config: HostConfig, serversMax: number): Host {
-    const address = `${config.host}:${config.port}`;
+    const address = addressOf(config);
     const max = config.serversMax ?? serversMax;
     let host = this.#hosts.get(address);
     if (host === undefined) {
@@ -120,7 +125,7 @@ export class Hosts {
     this.#instances = instances;
     const smallest = new Map<string, number>();
     for (const [config, serversMax] of caps) {
-      const address = `${config.host}:${config.port}`;
+      const address = addressOf(config);
       const max = config.serversMax ?? serversMax;
       smallest.set(address, Math.min(max, smallest.get(address) ?? max));
     }

@@ -71,6 +71,7 @@ export type RefusalReason =
   | 'deadline'
   | 'overload'
   | 'throttle'
+  | 'credits'
   | 'switch';
 
 export interface PoolOptions {
@@ -111,6 +112,7 @@ export const refusalReasons: readonly RefusalReason[] = [
   'deadline',
   'overload',
   'throttle',
+  'credits',
   'switch',
 ];
 export const pinReasons: readonly PinReason[] = [
@@ -384,12 +386,12 @@ export class ServerPool implements Tenant {
     cleanup.start(former);
   }
 
-  /** Makes the ERROR 53000 that refused work of a class gets. */
-  refuse(reason: RefusalReason, why: string, className = 'normal'): Refusal {
+  /** Makes the ERROR 53000 that refused work of a class gets. `zone`: of the host's reserve; '' when it has none. */
+  refuse(reason: RefusalReason, why: string, className = 'normal', zone = ''): Refusal {
     this.counts.refused[reason]++;
     const retryMs = Math.round(300 + Math.random() * 900);
     return error(SqlState.InsufficientResources, `request refused: ${why}`, {
-      detail: `id=${nextRefusalId++} class=${className} reason=${reason} database=${this.database} user=${this.user}`,
+      detail: `id=${nextRefusalId++} class=${className} reason=${reason}${zone === '' ? '' : ` zone=${zone}`} database=${this.database} user=${this.user}`,
       hint: `retry after ${retryMs} ms`,
     });
   }

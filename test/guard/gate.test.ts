@@ -1,5 +1,6 @@
 /** guard/gate, guard/queue: who is admitted, who waits, who is shed. Time is moved by hand. */
 import t from 'tap';
+import { unlimited } from '../../src/guard/budget.ts';
 import type { Class } from '../../src/guard/classes.ts';
 import { Gate, type GateRules } from '../../src/guard/gate.ts';
 import { FixedLimit } from '../../src/guard/limit.ts';
@@ -30,6 +31,7 @@ const rules = (classes: Class[], limit: number, isEnforced = true): GateRules =>
   limit: new FixedLimit(limit),
   retryRatio: 0.1,
   valveOf: () => valve,
+  budget: unlimited,
 });
 /** What the switch of all classes lets pass. */
 let valve: Valve = 1;

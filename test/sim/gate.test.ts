@@ -6,6 +6,7 @@
  */
 import fc from 'fast-check';
 import t from 'tap';
+import { unlimited } from '../../src/guard/budget.ts';
 import { type Class, priorities } from '../../src/guard/classes.ts';
 import { Gate, shedReasons } from '../../src/guard/gate.ts';
 import { FixedLimit } from '../../src/guard/limit.ts';
@@ -85,6 +86,7 @@ t.test('what the gate promises holds after every event', async (t) => {
       limit: new FixedLimit(limit),
       retryRatio: 0.1,
       valveOf: () => 1,
+      budget: unlimited,
     });
     const live = new Set<Permit>();
     const waiting = new Set<Ticket>();
@@ -260,7 +262,7 @@ function overload(times: number, seed: number, limit: number, isEnforced: boolea
   tarpit.configure({ least: 250, most: 2000 });
   const classes = loads.map((load) => load.class);
   const gate = new Gate(
-    { classes, isEnforced, limit: new FixedLimit(limit), retryRatio: 0.1, valveOf: () => 1 },
+    { classes, isEnforced, limit: new FixedLimit(limit), retryRatio: 0.1, valveOf: () => 1, budget: unlimited },
     tarpit,
   );
   let good = 0;

@@ -1,0 +1,274 @@
+/**
+ * All reserves of one host, and the budget that follows from them: the tightest ledger rules. Made by credits/book for each host
+ * that has ledgers; handed by app to guard/gate (as its Budget), fed by credits/poller, read by ops.
+ *
+ *     samples ──▶ ledger ──▶ glide ──▶ work allowed ──▶ tokens ──▶ isOpenFor
+ *     work done ────┘           └──▶ forecast, zone, verdict ──▶ people
+ *
+ * Invariants: pure, time is an argument; critical work is never held back; an observing ledger holds nothing back; with no
+ * sample, or one that is too old, a ledger allows what `onMissing` says and no more.
+ */
+import { type Forecast, Forecaster, feasibility, type Verdict } from './forecast.ts';
+import { Glide } from './glide.ts';
+import { type Estimate, type Learned, Ledger, type LedgerSpec, type Sample } from './ledger.ts';
+import { WorkLog } from './work.ts';
+import { type Zone, ZoneKeeper } from './zone.ts';
+
+export interface LedgerConfig extends LedgerSpec {
+  /** Units; seconds. */
+  reserve: number;
+  horizon: number;
+  mode: 'observe' | 'warn' | 'enforce';
+  onMissing: 'baseline' | 'open' | 'closed';
+  effect: 'throttle' | 'bill';
+  /** How often a sample is due, in ms. */
+  period: number;
+}
+
+/** What is waiting or coming, as guard/gate knows it: ms of servers' work, and servers at work. */
+export interface Demand {
+  /** Waiting, of what is not critical. */
+  backlogMs: number;
+}
+
+export interface LedgerView {
+  config: LedgerConfig;
+  estimate: Estimate | null;
+  learned: Learned;
+  /** Units per second that may be spent; servers at work that are not critical. */
+  spend: number;
+  work: number;
+  zone: Zone;
+  forecast: Forecast;
+  verdict: Verdict;
+  /** Why it has no sample to go by; '': it has. */
+  missing: '' | 'never' | 'stale' | 'suspect';
+  sampleAgeMs: number | null;
+  received: Record<string, number>;
+}
+
+const TICK_MS = 1_000;
+/** Tokens are kept for so long: what is not used while something else is in the way is lost. */
+const BURST_MS = 250;
+/** A sample older than so many periods is none. */
+const STALE_PERIODS = 6;
+/** What critical work is averaged over, in s. */
+const CRITICAL_S = 10;
+const DEFERRABLE = 3;
+/** Recovery is when half of the capacity is there. */
+const HALF = 0.5;
+
+class Account {
+  readonly config: LedgerConfig;
+  readonly ledger: Ledger;
+  readonly glide: Glide;
+  readonly forecaster = new Forecaster();
+  readonly keeper = new ZoneKeeper();
+  readonly received = { accepted: 0, repeated: 0, quarantined: 0, moved: 0 };
+  readonly #instances: number;
+  view: LedgerView;
+
+  constructor(config: LedgerConfig, work: WorkLog, learned: Learned | null, instances: number) {
+    this.config = config;
+    this.#instances = instances;
+    this.ledger = new Ledger(config, work, learned);
+    this.glide = new Glide(config);
+    this.view = {
+      config,
+      estimate: null,
+      learned: this.ledger.learned,
+      spend: 0,
+      work: 0,
+      zone: 'GREEN',
+      forecast: { burnFast: 0, burnSlow: 0, exhaustion: Number.POSITIVE_INFINITY, recovery: 0 },
+      verdict: { fits: true },
+      missing: 'never',
+      sampleAgeMs: null,
+      received: this.received,
+    };
+  }
+
+  tick(now: number, critical: number, other: number, { backlogMs }: Demand): void {
+    const { config, ledger } = this;
+    const { kappa, background } = ledger;
+    const estimate = ledger.estimate(now);
+    const missing = this.#missing(now);
+    const inputs = { kappa, kappaUpper: ledger.kappaUpper(now), background, critical };
+    const isKnown = estimate !== null && missing === '';
+    const budget = isKnown ? this.glide.tick(now, { ...inputs, estimate }) : this.glide.baseline(now, inputs);
+    // What the other instances spend is background here; but none takes more than its share.
+    if (this.#instances > 1) budget.work = Math.min(budget.work, budget.spend / inputs.kappaUpper / this.#instances);
+    if (!isKnown && config.onMissing === 'open') budget.work = Number.POSITIVE_INFINITY;
+    if (!isKnown && config.onMissing === 'closed') budget.work = 0;
+    const earn = config.earn ?? 0;
+    const live = kappa * critical + background;
+    const drain = live + kappa * other - earn;
+    const known = estimate ?? { balance: 0, lower: 0, sigma: 0 };
+    const forecast = this.forecaster.tick(now, drain, known, config.reserve, HALF * config.capacity);
+    this.view = {
+      config,
+      estimate,
+      learned: ledger.learned,
+      spend: budget.spend,
+      work: budget.work,
+      forecast,
+      zone: this.keeper.tick(now, {
+        lower: isKnown ? known.lower / config.capacity : 1,
+        reserve: config.reserve / config.capacity,
+        exhaustion: isKnown ? forecast.exhaustion : Number.POSITIVE_INFINITY,
+      }),
+      verdict: isKnown
+        ? feasibility({
+            spendable: Math.max(0, known.lower - config.reserve),
+            earn,
+            live,
+            backlog: (kappa * backlogMs) / 1000,
+            backlogRate: kappa * Math.max(other, 1),
+          })
+        : { fits: true },
+      missing,
+      sampleAgeMs: ledger.anchoredAt === null ? null : now - ledger.anchoredAt,
+      received: this.received,
+    };
+  }
+
+  #missing(now: number): LedgerView['missing'] {
+    const { anchoredAt, suspects } = this.ledger;
+    if (anchoredAt === null) return 'never';
+    if (suspects > 0) return 'suspect';
+    return now - anchoredAt > STALE_PERIODS * this.config.period ? 'stale' : '';
+  }
+}
+
+/** Tokens: ms of work that may start, how they grow (ms per ms: servers at work), and whether deferrable work waits anyway. */
+class Bucket {
+  tokens = 0;
+  rate = Number.POSITIVE_INFINITY;
+  holdsDeferrable = false;
+
+  isOpenFor(rank: number): boolean {
+    if (this.rate === Number.POSITIVE_INFINITY) return true;
+    return this.tokens > 0 && !(rank === DEFERRABLE && this.holdsDeferrable);
+  }
+
+  refill(elapsedMs: number): void {
+    if (this.rate !== Number.POSITIVE_INFINITY)
+      this.tokens = Math.min(this.rate * BURST_MS, this.tokens + this.rate * elapsedMs);
+  }
+
+  follow({ rate, holdsDeferrable }: Bucket): void {
+    if (rate === Number.POSITIVE_INFINITY) this.tokens = 0;
+    this.rate = rate;
+    this.holdsDeferrable = holdsDeferrable;
+  }
+}
+
+export class HostCredits {
+  readonly #work = new WorkLog();
+  readonly #accounts: readonly Account[];
+  readonly #demand: () => Demand;
+  /** Work since the start, in s: critical, and all other. */
+  #criticalSum = 0;
+  #otherSum = 0;
+  /** Servers at work on average. */
+  #critical = 0;
+  #other = 0;
+  #tickedAt = -1;
+  #atLast = { critical: 0, other: 0 };
+  /** What may start now of work that is not critical; and what might, if ledgers that warn were to enforce. */
+  readonly #allowed = new Bucket();
+  readonly #advised = new Bucket();
+  #refilledAt = -1;
+
+  /**
+   * `learned` before a restart, by ledger. `instances`: so many proxies stand before the host; each has its share of the
+   * budget, and takes what the others spend for background.
+   */
+  constructor(
+    configs: readonly LedgerConfig[],
+    demand: () => Demand,
+    { learned = {}, instances = 1 }: { learned?: Readonly<Record<string, Learned>>; instances?: number } = {},
+  ) {
+    this.#accounts = configs.map((config) => new Account(config, this.#work, learned[config.name] ?? null, instances));
+    this.#demand = demand;
+  }
+
+  /** May something of this rank (0 is critical) start now? */
+  isOpenFor(rank: number): boolean {
+    return rank === 0 || this.#allowed.isOpenFor(rank);
+  }
+
+  /** Would it not, if ledgers that only warn were to enforce? */
+  warns(rank: number): boolean {
+    return rank > 0 && !this.#advised.isOpenFor(rank);
+  }
+
+  /** Work of this rank, in ms of one server at what it takes in calm; negative: less than was thought. */
+  charge(rank: number, ms: number): void {
+    if (rank === 0) this.#criticalSum += ms / 1000;
+    else {
+      this.#otherSum += ms / 1000;
+      this.#allowed.tokens -= ms;
+      this.#advised.tokens -= ms;
+    }
+  }
+
+  /** A sample of the balance of a ledger has come. */
+  observe(name: string, sample: Sample): void {
+    const account = this.#accounts.find(({ config }) => config.name === name);
+    if (account !== undefined) account.received[account.ledger.observe(sample)]++;
+  }
+
+  /** A sample of its spend rate, in units per second, between two times. */
+  observeSpend(name: string, from: number, to: number, rate: number): void {
+    this.#accounts.find(({ config }) => config.name === name)?.ledger.observeSpend(from, to, rate);
+  }
+
+  /** Everything that time brings. Called often; most of it is done once a second. */
+  tick(now: number): void {
+    if (now - this.#tickedAt >= TICK_MS || this.#tickedAt < 0) this.#tickSecond(now);
+    const elapsed = this.#refilledAt < 0 ? 0 : now - this.#refilledAt;
+    this.#refilledAt = now;
+    this.#allowed.refill(elapsed);
+    this.#advised.refill(elapsed);
+  }
+
+  #tickSecond(now: number): void {
+    const seconds = this.#tickedAt < 0 ? 0 : (now - this.#tickedAt) / 1000;
+    if (seconds > 0) {
+      const share = 1 - Math.exp(-seconds / CRITICAL_S);
+      this.#critical += ((this.#criticalSum - this.#atLast.critical) / seconds - this.#critical) * share;
+      this.#other += ((this.#otherSum - this.#atLast.other) / seconds - this.#other) * share;
+    }
+    this.#tickedAt = now;
+    this.#atLast = { critical: this.#criticalSum, other: this.#otherSum };
+    this.#work.add(now, this.#criticalSum + this.#otherSum);
+    const demand = this.#demand();
+    const found = { enforce: new Bucket(), warn: new Bucket() };
+    for (const account of this.#accounts) {
+      account.tick(now, Math.max(0, this.#critical), Math.max(0, this.#other), demand);
+      const { config, view } = account;
+      if (config.mode === 'observe' || config.effect === 'bill') continue;
+      const bucket = found[config.mode];
+      bucket.rate = Math.min(bucket.rate, view.work);
+      bucket.holdsDeferrable ||= view.missing !== '' && config.onMissing !== 'open';
+    }
+    this.#allowed.follow(found.enforce);
+    this.#advised.follow(found.warn);
+  }
+
+  /** Servers' worth of work that is not critical that may be done at the moment; infinite: not limited. */
+  get rate(): number {
+    return this.#allowed.rate;
+  }
+
+  get ledgers(): readonly LedgerView[] {
+    return this.#accounts.map(({ view }) => view);
+  }
+
+  /** The worst of its ledgers that hold something back. */
+  get zone(): Zone {
+    const all = this.ledgers.map(({ zone }) => zone);
+    return (['BLACK', 'RED', 'AMBER'] as const).find((zone) => all.includes(zone)) ?? 'GREEN';
+  }
+}

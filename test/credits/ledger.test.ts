@@ -1,0 +1,205 @@
+/** credits/ledger, glide, forecast, zone, host: one thing at a time; test/sim/credits shows what they do together. */
+import t from 'tap';
+import { Forecaster, feasibility } from '../../src/credits/forecast.ts';
+import { HostCredits, type LedgerConfig } from '../../src/credits/host.ts';
+import { Ledger } from '../../src/credits/ledger.ts';
+import { WorkLog } from '../../src/credits/work.ts';
+import { ZoneKeeper } from '../../src/credits/zone.ts';
+
+const MINUTE = 60_000;
+const config: LedgerConfig = {
+  name: 'cpu',
+  capacity: 600,
+  earn: 0.4 / 60,
+  spendMax: 2 / 60,
+  kappa: 1 / 60,
+  quantum: 0.5,
+  reserve: 30,
+  horizon: 3600,
+  mode: 'enforce',
+  onMissing: 'baseline',
+  effect: 'throttle',
+  period: 5 * MINUTE,
+};
+
+/** A ledger under a steady load of `servers` at work, each second of which costs `kappa` credits, beside `bypass` per second. */
+function run(minutes: number, { servers = 0.5, kappa = 1 / 60, bypass = 0, start = 300, lag = 2.5 * MINUTE } = {}) {
+  const work = new WorkLog();
+  const ledger = new Ledger(config, work);
+  let balance = start;
+  let sum = 0;
+  const history: number[] = [];
+  for (let second = 0; second <= minutes * 60; second++) {
+    work.add(second * 1000, sum);
+    history.push(balance);
+    const rate = servers * (1 + 0.2 * Math.sin(second / 400));
+    sum += rate;
+    balance += config.earn! - kappa * rate - bypass;
+    const due = second - lag / 1000;
+    if (due >= 0 && due % 300 === 0) ledger.observe({ value: history[due]!, observedAt: due * 1000 });
+  }
+  return { ledger, balance: history.at(-1)!, now: minutes * MINUTE };
+}
+
+t.test('between samples the balance is what the work since then has left of it', async (t) => {
+  const { ledger, balance, now } = run(60);
+  const { balance: estimate, lower } = ledger.estimate(now)!;
+  t.ok(Math.abs(estimate - balance) < 1, `${estimate.toFixed(1)} for ${balance.toFixed(1)}`);
+  t.ok(lower <= balance && lower > balance - 30, `at least ${lower.toFixed(1)}`);
+});
+
+t.test('what work costs, and what goes on beside it, is learned', async (t) => {
+  const dear = run(180, { kappa: 1.8 / 60, servers: 0.25 });
+  t.ok(Math.abs(dear.ledger.estimate(dear.now)!.balance - dear.balance) < 3);
+  t.ok(dear.ledger.kappa > 1.2 / 60, `${(60 * dear.ledger.kappa).toFixed(2)}`);
+  const bypassed = run(180, { bypass: 0.3 / 60 });
+  t.ok(Math.abs(bypassed.ledger.estimate(bypassed.now)!.balance - bypassed.balance) < 3);
+  t.ok(bypassed.ledger.background > 0.1 / 60, `${(60 * bypassed.ledger.background).toFixed(2)}`);
+});
+
+t.test('an old sample makes it less sure, and the bound lower', async (t) => {
+  const { ledger, now } = run(60);
+  const bounds = [0, 10, 30, 60].map((minutes) => ledger.estimate(now + minutes * MINUTE)!.sigma);
+  t.ok(
+    bounds.every((sigma, at) => at === 0 || sigma > bounds[at - 1]!),
+    bounds.map((sigma) => sigma.toFixed(1)).join(' '),
+  );
+});
+
+t.test('zeros and jumps are not believed at once', async (t) => {
+  const { ledger, now } = run(60);
+  const before = ledger.estimate(now)!.balance;
+  t.equal(ledger.observe({ value: 0, observedAt: now - 2 * MINUTE }), 'quarantined', 'an exporter without data');
+  t.equal(ledger.suspects, 1);
+  t.ok(Math.abs(ledger.estimate(now)!.balance - before) < 0.1);
+  t.equal(ledger.observe({ value: before, observedAt: now - MINUTE }), 'accepted');
+  t.equal(ledger.suspects, 0);
+  const jumps = [1, 2, 3].map((n) => ledger.observe({ value: 590, observedAt: now + n * 5 * MINUTE }));
+  t.same(jumps, ['quarantined', 'quarantined', 'moved'], 'upwards three must agree: another database');
+  const drops = [4, 5].map((n) => ledger.observe({ value: 100, observedAt: now + n * 5 * MINUTE }));
+  t.same(drops, ['quarantined', 'moved'], 'downwards two');
+  t.equal(ledger.observe({ value: 100, observedAt: now }), 'repeated', 'older than what is known');
+});
+
+t.test('the first sample is believed, but not a first zero', async (t) => {
+  const ledger = new Ledger(config, new WorkLog());
+  t.equal(ledger.estimate(0), null);
+  t.equal(ledger.observe({ value: 0, observedAt: 0 }), 'quarantined');
+  t.equal(ledger.observe({ value: 0, observedAt: 5 * MINUTE }), 'accepted', 'two zeros are a zero');
+  t.equal(ledger.estimate(5 * MINUTE)!.balance, 0);
+});
+
+t.test('work is known for an hour, and missed seconds are filled in', async (t) => {
+  const log = new WorkLog();
+  log.add(0, 0);
+  log.add(10_000, 20);
+  t.equal(log.between(0, 10_000), 20);
+  t.ok(Math.abs(log.between(2_500, 7_500) - 10) < 0.01);
+  for (let second = 10; second < 5_000; second++) log.add(second * 1000, 2 * second);
+  t.ok(Math.abs(log.between(3_000_000, 4_000_000) - 2000) < 0.01);
+  t.ok(log.since > 0);
+});
+
+t.test('when it will be used up, when it is back, and whether what waits fits', async (t) => {
+  const forecaster = new Forecaster();
+  const at = (balance: number) => ({ balance, lower: balance, sigma: 0 });
+  let found = forecaster.tick(0, 0.1, at(330), 30, 300);
+  t.equal(Math.round(found.exhaustion), 3000);
+  for (let second = 1; second < 600; second++) found = forecaster.tick(second * 1000, -0.05, at(200), 30, 300);
+  t.equal(Math.round(found.recovery), 2000);
+  const law = { spendable: 300, earn: 0.01, live: 0.004 };
+  t.same(feasibility({ ...law, backlog: 200, backlogRate: 0.03 }), { fits: true });
+  const not = feasibility({ ...law, backlog: 3000, backlogRate: 0.03 });
+  t.ok(!not.fits && Math.abs(not.scaleUpIn - 300 / 0.024) < 1, JSON.stringify(not));
+  t.same(feasibility({ ...law, backlog: 3000, backlogRate: 0.005 }), { fits: true }, 'slowly enough it does');
+  t.match(feasibility({ ...law, live: 0.02, backlog: 0, backlogRate: 0 }), { fits: false, scaleUpIn: 30_000 });
+});
+
+t.test('zones get worse at once, and better after a while with something to spare', async (t) => {
+  const keeper = new ZoneKeeper();
+  const tick = (minute: number, lower: number, exhaustion = 1e9) =>
+    keeper.tick(minute * MINUTE, { lower, reserve: 0.05, exhaustion });
+  t.same([tick(0, 0.9), tick(1, 0.45), tick(2, 0.15), tick(3, 0.04)], ['GREEN', 'AMBER', 'RED', 'BLACK']);
+  t.equal(tick(5, 0.9), 'BLACK', 'not yet');
+  t.equal(tick(14, 0.25), 'RED');
+  t.equal(tick(30, 0.25), 'RED', 'just above the threshold is not enough');
+  t.equal(tick(31, 0.9), 'GREEN');
+  t.equal(tick(32, 0.9, 1000), 'RED', 'however much there is, if it will not last');
+});
+
+function host(more: Partial<LedgerConfig>, sample: number | null) {
+  const credits = new HostCredits([{ ...config, ...more }], () => ({ backlogMs: 0 }));
+  let now = 0;
+  const pass = (ms: number) => {
+    for (const end = now + ms; now < end; now += 20) credits.tick(now);
+  };
+  pass(1000);
+  if (sample !== null) credits.observe('cpu', { value: sample, observedAt: now });
+  pass(2000);
+  return { credits, pass };
+}
+
+t.test(
+  'with something to spend all classes may; with nothing only critical work; and what is owed is paid first',
+  async (t) => {
+    const { credits, pass } = host({}, 500);
+    t.same(
+      [0, 1, 2, 3].map((rank) => credits.isOpenFor(rank)),
+      [true, true, true, true],
+    );
+    credits.charge(2, 10_000);
+    t.same(
+      [0, 1, 2, 3].map((rank) => credits.isOpenFor(rank)),
+      [true, false, false, false],
+    );
+    credits.charge(2, -10_000);
+    pass(100);
+    t.ok(credits.isOpenFor(2), 'it was less than was thought');
+    const poor = host({}, 20).credits;
+    t.ok(poor.rate < 0.4, `${poor.rate} servers`);
+    t.equal(poor.zone, 'BLACK');
+  },
+);
+
+t.test('without a sample it is as configured', async (t) => {
+  const baseline = host({}, null).credits;
+  t.ok(baseline.rate > 0 && baseline.rate < 0.4, `${baseline.rate}`);
+  t.same(
+    [0, 2, 3].map((rank) => baseline.isOpenFor(rank)),
+    [true, true, false],
+    'nothing that is deferrable',
+  );
+  t.same(
+    [0, 1].map((rank) => host({ onMissing: 'closed' }, null).credits.isOpenFor(rank)),
+    [true, false],
+  );
+  t.ok(host({ onMissing: 'open' }, null).credits.isOpenFor(3));
+  const { credits, pass } = host({}, 500);
+  const before = credits.rate;
+  pass(31 * MINUTE);
+  t.equal(credits.ledgers[0]!.missing, 'stale', 'six periods old');
+  t.ok(credits.rate < before);
+});
+
+t.test('observing holds nothing back, warning says so, and what is billed holds nothing back either', async (t) => {
+  for (const more of [{ mode: 'observe' }, { effect: 'bill' }] as const) {
+    const { credits } = host(more, 1);
+    t.ok(credits.isOpenFor(3));
+    t.notOk(credits.warns(3));
+    t.equal(credits.zone, 'BLACK');
+  }
+  const { credits } = host({ mode: 'warn' }, 1);
+  credits.charge(2, 10_000);
+  t.ok(credits.isOpenFor(2) && credits.warns(2) && !credits.warns(0));
+});
+
+t.test('of several ledgers the tightest rules', async (t) => {
+  const two = new HostCredits([config, { ...config, name: 'ebs' }], () => ({ backlogMs: 0 }));
+  two.tick(0);
+  two.observe('cpu', { value: 500, observedAt: 0 });
+  two.observe('ebs', { value: 31, observedAt: 0 });
+  two.tick(2000);
+  const [cpu, ebs] = two.ledgers;
+  t.ok(cpu!.work > ebs!.work);
+  t.equal(two.rate, ebs!.work);
+});
