@@ -18,6 +18,8 @@ export interface Contender {
   port: number;
   /** The process whose CPU time and memory count; null for Postgres itself. */
   pid: number | null;
+  /** The HTTP port of pgweir. */
+  opsPort?: number;
   stop(): Promise<void>;
 }
 
@@ -30,15 +32,15 @@ export function direct(postgres: EmbeddedPostgres): Contender {
   return { name: 'direct', port: postgres.port, pid: null, stop: async () => {} };
 }
 
-/** The built pgweir; `pool` are keys of databases.*.pool. `isScram`: clients log in with SCRAM instead of trust. */
+/** The built pgweir; `pool` are keys of databases.*.pool, `database` others of the database. `isScram`: clients log in with SCRAM instead of trust. */
 export async function pgweir(
   name: string,
   postgres: EmbeddedPostgres,
   pool: Json,
-  { isScram = false, listen = {} as Json, top = {} as Json, cli = 'dist/cli.js' } = {},
+  { isScram = false, listen = {} as Json, top = {} as Json, database = {} as Json, cli = 'dist/cli.js' } = {},
 ): Promise<Contender> {
   const folder = mkdtempSync(join(tmpdir(), 'pgweir-bench-'));
-  const port = await freePort();
+  const [port, opsPort] = [await freePort(), await freePort()];
   const users = join(folder, 'users.txt');
   writeFileSync(users, `"postgres" "${PASSWORD}"\n`);
   const config = join(folder, 'config.yaml');
@@ -46,10 +48,10 @@ export async function pgweir(
     config,
     JSON.stringify({
       listen: { port, clientsMax: 20_000, ...listen },
-      ops: { port: 0 },
+      ops: { port: opsPort },
       log: { level: 'warn' },
       auth: isScram ? { method: 'scram-sha-256', users } : { method: 'trust' },
-      databases: { '*': { hosts: [`127.0.0.1:${postgres.port}`], tls: { mode: 'disable' }, pool } },
+      databases: { '*': { hosts: [`127.0.0.1:${postgres.port}`], tls: { mode: 'disable' }, pool, ...database } },
       ...top,
     }),
   );
@@ -59,7 +61,7 @@ export async function pgweir(
     stdio: ['ignore', 'ignore', 'inherit'],
   });
   await untilListening(port, child);
-  return { name, port, pid: child.pid!, stop: () => end(child, folder) };
+  return { name, port, opsPort, pid: child.pid!, stop: () => end(child, folder) };
 }
 
 /** Where PgBouncer is: `--pgbouncer`, or on PATH; null when there is none. */

@@ -14,13 +14,12 @@
  * the run is void.
  */
 import { existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
-import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import pg from 'pg';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from '../src/embedded.ts';
+import { AppPool, calibrate, TIMEOUT_MS } from './clients.ts';
 import { type Contender, cpuUs, direct, findPgbouncer, pgbouncer, pgweir } from './contenders.ts';
-import { median, quantile } from './stats.ts';
+import { quantile } from './stats.ts';
 
 interface Kind {
   name: string;
@@ -46,15 +45,11 @@ const PERIOD_US = 20_000;
 const GROUP = '/sys/fs/cgroup/cpu/pgweir-bench';
 /** What it has used is counted in another. */
 const ACCOUNT = '/sys/fs/cgroup/cpuacct/pgweir-bench';
-const TIMEOUT_MS = 2_000;
 const RETRIES = 3;
-/** Connections of each of the four applications. */
-const APP_POOL = 40;
 const WARM_S = 4;
 const BUSY_MAX = 0.6;
 /** A generator that is later than this has measured itself (p99). */
 const LATE_MAX_MS = 10;
-const ROWS = 200_000;
 
 interface Outcome {
   contender: string;
@@ -70,6 +65,8 @@ interface Outcome {
   generatorBusy: number;
   /** Of what it may use. */
   databaseBusy: number;
+  /** Attempts that were not answered. */
+  failures: number;
   lateMs: number;
 }
 
@@ -167,97 +164,6 @@ function childrenOf(pid: number): number[] {
   return text.split(' ').filter(Boolean).map(Number);
 }
 
-/** How many rows of generate_series a backend counts in one millisecond of a whole processor. */
-async function calibrate(postgres: EmbeddedPostgres): Promise<number> {
-  const client = new pg.Client({ host: '127.0.0.1', port: postgres.port, user: 'postgres', database: 'postgres' });
-  await client.connect();
-  await client.query('CREATE TABLE items AS SELECT n AS id, 0 AS touched FROM generate_series(1, 10000) n');
-  await client.query('CREATE UNIQUE INDEX ON items (id)');
-  const times: number[] = [];
-  for (let lap = 0; lap < 15; lap++) {
-    const before = performance.now();
-    await client.query(`SELECT count(*) FROM generate_series(1, ${ROWS})`);
-    times.push(performance.now() - before);
-  }
-  await client.end();
-  await sleep(200); // Its backend is gone by then.
-  return ROWS / median(times);
-}
-
-// --- One application --------------------------------------------------------------------------------------------
-
-/** The connections of one application: at most APP_POOL, and those that had an error are thrown away (as in pg-pool). */
-class AppPool {
-  readonly #options: pg.ClientConfig;
-  readonly #idle: pg.Client[] = [];
-  readonly #waiting: ((isClosed: boolean) => void)[] = [];
-  #open = 0;
-  isClosed = false;
-
-  constructor(port: number, name: string) {
-    this.#options = { host: '127.0.0.1', port, user: 'postgres', database: 'postgres', application_name: name };
-  }
-
-  /** Runs one statement, within TIMEOUT_MS from here on. True: it was answered. */
-  async attempt(sql: string): Promise<boolean> {
-    const end = performance.now() + TIMEOUT_MS;
-    if (this.#idle.length === 0 && this.#open >= APP_POOL) await this.#turn(end);
-    if (this.isClosed || performance.now() >= end) return false;
-    let client = this.#idle.pop();
-    let isGood = false;
-    try {
-      if (client === undefined) {
-        this.#open++;
-        client = new pg.Client(this.#options);
-        client.on('error', () => {});
-        await before(client.connect(), end);
-      }
-      await before(client.query(sql), end);
-      isGood = true;
-    } catch {
-      // Refused, lost, or too late: the connection is thrown away whatever it was.
-    }
-    if (isGood) this.#idle.push(client!);
-    else {
-      this.#open--;
-      streamOf(client!).destroy();
-    }
-    this.#waiting.shift()?.(false);
-    return isGood;
-  }
-
-  #turn(end: number): Promise<void> {
-    return new Promise((resolve) => {
-      const timer = setTimeout(give, end - performance.now());
-      const waiting = this.#waiting;
-      function give() {
-        clearTimeout(timer);
-        const at = waiting.indexOf(give);
-        if (at >= 0) waiting.splice(at, 1);
-        resolve();
-      }
-      waiting.push(give);
-    });
-  }
-
-  close(): void {
-    this.isClosed = true;
-    for (const client of this.#idle) streamOf(client).destroy();
-    for (const give of [...this.#waiting]) give(true);
-  }
-}
-
-const streamOf = (client: pg.Client) => (client as unknown as { connection: { stream: Socket } }).connection.stream;
-
-function before<T>(work: Promise<T>, end: number): Promise<T> {
-  work.catch(() => {});
-  let timer: NodeJS.Timeout;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new Error('too late')), Math.max(0, end - performance.now()));
-  });
-  return Promise.race([work, late]).finally(() => clearTimeout(timer));
-}
-
 // --- One run ----------------------------------------------------------------------------------------------------
 
 /** One request, when it was meant to start (ms after the start of the run), and whether it was answered in time. */
@@ -270,6 +176,8 @@ interface Asked {
 
 interface Driven {
   asked: Asked[];
+  /** Attempts that were not answered. */
+  failures: number;
   /** p99 of how late the generator was. */
   lateMs: number;
   /** Of a core, from `from` on. */
@@ -335,6 +243,7 @@ async function drive(
   await sleep(3_000); // What Postgres still runs for nobody is not to burden the next.
   return {
     asked,
+    failures: [...pools.values()].reduce((sum, { failures }) => sum + failures, 0),
     lateMs: quantile(lateness, 0.99) ?? 0,
     proxyBusy: (after.proxy - before.proxy) / 1000 / (ms - from),
     generatorBusy: self / 1000 / (ms - from),
@@ -408,9 +317,19 @@ function pick(dice: number): Kind {
 
 const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
 
-function line({ contender, load, goodput, shares, proxyBusy, generatorBusy, databaseBusy, lateMs }: Outcome): string {
+function line({
+  contender,
+  load,
+  goodput,
+  shares,
+  proxyBusy,
+  generatorBusy,
+  databaseBusy,
+  failures,
+  lateMs,
+}: Outcome): string {
   const kindsText = kinds.map(({ name }) => `${name} ${percent(shares[name]!)}`).join(', ');
-  return `${load}× ${contender.padEnd(16)} goodput ${goodput.toFixed(3)}; ${kindsText}; proxy ${percent(proxyBusy)}, generator ${percent(generatorBusy)}, database ${percent(databaseBusy)}, late ${lateMs.toFixed(1)} ms`;
+  return `${load}× ${contender.padEnd(16)} goodput ${goodput.toFixed(3)}; ${kindsText}; proxy ${percent(proxyBusy)}, generator ${percent(generatorBusy)}, database ${percent(databaseBusy)}, ${failures} attempts failed, late ${lateMs.toFixed(1)} ms`;
 }
 
 function table(outcomes: readonly Outcome[]): string {

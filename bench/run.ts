@@ -4,6 +4,7 @@
  *     npm run bench -- [--quick] [--check] [--only REGEXP] [--rounds N] [--seconds N] [--pgbouncer PATH] [--out FOLDER]
  *
  *     npm run bench -- overload [--seconds N] [--loads 0.5,1,2,4,10] [--spike] [--only REGEXP]     (bench/overload)
+ *     npm run bench -- incident-b [--compress N] [--hours N] [--variants …] [--only REGEXP]       (bench/incident-b)
  *
  * The one idea: only ratios mean anything on a small, noisy machine. Contenders take turns (A B C A B C …), ratios are
  * taken within a round, and what is told is their median and spread. `--check` holds the ratios against
@@ -16,6 +17,7 @@ import { parseArgs } from 'node:util';
 import pg from 'pg';
 import { startEmbeddedPostgres } from '../src/embedded.ts';
 import { type Contender, direct, findPgbouncer, PASSWORD, pgbouncer, pgbouncerVersion, pgweir } from './contenders.ts';
+import { incidentB } from './incident-b.ts';
 import { overload } from './overload.ts';
 import { type Baseline, chart, check, type Result, summarize, table } from './report.ts';
 import { type Place, prepareTables, type Sample, type Scenario, scenarios } from './scenarios.ts';
@@ -31,9 +33,23 @@ const { values: options, positionals } = parseArgs({
     pgbouncer: { type: 'string' },
     loads: { type: 'string', default: '0.5,1,2,4,10' },
     spike: { type: 'boolean', default: false },
+    compress: { type: 'string', default: '20' },
+    hours: { type: 'string', default: '3' },
+    variants: { type: 'string', default: 'base,lag,dead,cost,bypass' },
     out: { type: 'string', default: 'bench/results' },
   },
 });
+if (positionals[0] === 'incident-b') {
+  await incidentB({
+    compress: Number(options.compress),
+    hours: Number(options.hours),
+    variants: options.variants.split(','),
+    only: new RegExp(options.only ?? ''),
+    out: options.out,
+    pgbouncer: options.pgbouncer ?? null,
+  });
+  process.exit(0);
+}
 if (positionals[0] === 'overload') {
   await overload({
     seconds: Number(options.seconds ?? 20),

@@ -340,10 +340,7 @@ export class App {
   /** What the configuration decides for all pools together. */
   #setCaps(): void {
     const databases = Object.values(this.config.databases);
-    const residents: Residents = databases.flatMap(({ hosts, ledgers }) =>
-      hosts.map((host) => [addressOf(host), host.ledgers ?? ledgers] as const),
-    );
-    this.#credits.configure(this.config, residents);
+    this.#credits.configure(this.config, residentsOf(databases));
     this.#admission.setBudgets(this.#credits.hosts);
     this.#admission.configure(this.config);
     const { isConfigured, classes } = this.#admission;
@@ -512,4 +509,17 @@ export class App {
     await this.#sleep(10);
     this.log.info('stopped');
   }
+}
+
+/** The ledgers of each host, over all databases on it. */
+function residentsOf(databases: readonly DatabaseConfig[]): Residents {
+  const found = new Map<string, Set<string>>();
+  for (const { hosts, ledgers } of databases) {
+    for (const host of hosts) {
+      const names = found.get(addressOf(host)) ?? new Set();
+      for (const name of host.ledgers ?? ledgers) names.add(name);
+      found.set(addressOf(host), names);
+    }
+  }
+  return [...found].map(([address, names]) => [address, [...names]] as const);
 }

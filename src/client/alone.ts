@@ -13,7 +13,7 @@ import type { Frame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage, stringEnd } from '../protocol/messages.ts';
 import type { Statement } from '../server/statements.ts';
 import { isHarmless, type Judge, type Verdict } from '../sql/verdict.ts';
-import type { Names } from './names.ts';
+import { NAMES_MAX, type Names } from './names.ts';
 import { controlGroup, isBare, nameIn, type Read, restOfGroup } from './read.ts';
 import type { RequestHost } from './request.ts';
 import type { UnnamedStatement } from './unnamed.ts';
@@ -48,6 +48,18 @@ export class Alone {
       default:
         return null;
     }
+  }
+
+  /** The batch that begins with `message` has arrived whole, and is about one statement. */
+  isSingle(message: Frame, reader: FrameReader): boolean {
+    if (message.type === ClientMessage.Query) return true;
+    return controlGroup(message, reader.chunk, reader.position) !== null;
+  }
+
+  /** The batch that begins with `message` prepares or describes one statement and runs nothing. */
+  isNaming(message: Frame, reader: FrameReader): boolean {
+    if (message.type === ClientMessage.Query) return false;
+    return controlGroup(message, reader.chunk, reader.position)?.isExecuted === false;
   }
 
   /**
@@ -148,7 +160,7 @@ export class Alone {
       this.#host.deliver(encode.closeComplete);
       return true;
     }
-    if (!isParse || known !== undefined) return false;
+    if (!isParse || known !== undefined || this.#names.size >= NAMES_MAX) return false;
     const statement = this.find(source.subarray(nameEnd + 1, end));
     if (!statement.isVerified || !isHarmless(statement.verdict)) return false;
     this.#host.counts.clientParses++;
@@ -178,9 +190,9 @@ export class Alone {
     }
     const group = controlGroup(message, reader.chunk, reader.position);
     if (group === null) return 'no';
-    // A name that is in use: a server must say so.
-    const isTaken = message.type === ClientMessage.Parse && this.#names.get(group.name) !== undefined;
-    if (isTaken) return 'no';
+    // A name that is in use, or one too many: a server must say so.
+    const isParse = message.type === ClientMessage.Parse;
+    if (isParse && (this.#names.get(group.name) !== undefined || this.#names.size >= NAMES_MAX)) return 'no';
     const status = group.isExecuted ? after : before;
     this.#answerMessage(message, tag, status);
     for (let left = group.rest; left > 0; left--) {

@@ -17,7 +17,7 @@
  */
 import type net from 'node:net';
 import type { Admission } from '../guard/admission.ts';
-import type { Shed, ShedReason } from '../guard/queue.ts';
+import type { Shed } from '../guard/queue.ts';
 import * as encode from '../protocol/encode.ts';
 import { emptyFrame, type Frame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage, Status } from '../protocol/messages.ts';
@@ -35,13 +35,12 @@ import { sharedReads } from '../util/intake.ts';
 import { Outbox } from '../util/outbox.ts';
 import { type Block, blockFailed, FAIL, moveOf, statusOf } from './block.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
-import { fingerprintOf } from './fingerprint.ts';
 import { Lease, type Lessee } from './lease.ts';
 import { linger } from './linger.ts';
 import { overdue } from './overdue.ts';
 import type { Read } from './read.ts';
 import { clientWants, type RequestHost, Requests } from './request.ts';
-import { Turn, type TurnHost } from './turn.ts';
+import { isBegin, partyOf, Turn, type TurnClient } from './turn.ts';
 
 export type SessionState =
   /** No server; nothing asked. */
@@ -95,7 +94,7 @@ const OUTSTANDING_MAX = 4096;
 const RIDER_OUTPUT_MAX = 1024 * 1024;
 const frame = emptyFrame();
 
-export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Cancelable {
+export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, Cancelable {
   chain: Chain<Waiter> | null = null;
   before: Waiter | null = null;
   behind: Waiter | null = null;
@@ -152,8 +151,6 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
   /** Its way through the gate; null while admission is off. */
   #turn: Turn | null = null;
   readonly #wantedClass: string;
-  /** The request that the gate is being asked about. */
-  #asked: Frame = frame;
   /** Lets it out of the tarpit without a word. */
   #leaveTarpit: (() => void) | null = null;
   /** Cancelled before its request reached a server. */
@@ -182,7 +179,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
     socket.session = this;
     socket.on('data', onData).on('drain', onDrain).on('error', onError).on('end', onEnd).on('close', onEnd);
     const { tarpit } = this.#house.admission;
-    const delayMs = tarpit.hasLeavers ? tarpit.delayOfNewcomer(this.#party, this.#house.clock.now()) : 0;
+    const delayMs = tarpit.hasLeavers ? tarpit.delayOfNewcomer(partyOf(this), this.#house.clock.now()) : 0;
     if (delayMs === 0) socket.write(welcome);
     else {
       this.become('delayed');
@@ -199,15 +196,6 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
     this.socket.write(bytes);
     this.become('idle');
     this.#pump();
-  }
-
-  /** Clients that are taken for one when they come and go. */
-  get #party(): string {
-    return `${this.user}\0${this.database}\0${this.#application}`;
-  }
-
-  get #application(): string {
-    return this.settings.reported.get('application_name') ?? '';
   }
 
   /** The client has sent something. */
@@ -255,6 +243,10 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
 
   get preparedCount(): number {
     return this.#requests.preparedCount;
+  }
+
+  get rank(): number {
+    return this.#turn?.rank ?? 0;
   }
 
   /** The server that works for it, alone or with others. */
@@ -312,10 +304,17 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
       case 'idle':
         return true;
       case 'active':
-        return this.server!.isWritable && this.server!.outstanding.size < OUTSTANDING_MAX;
+        return this.server!.isWritable && this.server!.outstanding.size < OUTSTANDING_MAX && !this.#isHeldBack;
       default:
         return false;
     }
+  }
+
+  /** Upkeep was let through without much ado: what comes behind it must ask for itself. */
+  get #isHeldBack(): boolean {
+    if (this.#turn?.isUpkeep !== true) return false;
+    const { outstanding } = this.server!;
+    return outstanding.size > 0 && !outstanding.isBatchOpen;
   }
 
   /** Reads on, unless the client is too far ahead. While it is read, its leaving is noticed. */
@@ -368,7 +367,10 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
     if (!message.isStart) return; // The rest of a message that was skipped.
     const isTransactional = this.pool.config.mode === 'transaction' || this.#block !== 'none';
     if (isTransactional && this.#answerBlock(message)) return;
-    if (this.#house.admission.isOn) this.#classify(message);
+    if (this.#house.admission.isOn) {
+      this.#turn ??= new Turn(this, this.#wantedClass, this.#house.admission, this.#requests.alone, this.#reader);
+      this.#turn.classify(message, this.#block !== 'none');
+    }
     this.#first = this.#block === 'none' ? null : this.#requests.alone.verdictOf(message);
     if (this.#block !== 'none') this.#read = null;
     else if (this.pool.config.share === 'auto' && !this.#house.admission.isPassthrough && this.#ride(message)) return;
@@ -396,7 +398,10 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
       default:
         return this.#end(fatal(SqlState.ProtocolViolation, `invalid frontend message type ${message.type}`));
     }
-    if (this.#turn?.isAdmitted === false && !this.#isEnding(message) && !this.#askForTurn(message)) return;
+    if (this.#turn?.isAdmitted === false) {
+      if (this.#isEnding(message)) this.#turn.admitOutright(this.#house.clock.now());
+      else if (!this.#askForTurn(message)) return;
+    }
     const leased = this.pool.lease(this);
     if (leased !== null && !('sqlstate' in leased) && this.#take(leased)) return this.#handle(message);
     this.#held = { ...message };
@@ -410,35 +415,10 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
     return kind === 'commit' || kind === 'rollback';
   }
 
-  /** Finds the class of a request, unless it is one that has been admitted. */
-  #classify(message: Frame): void {
-    this.#turn ??= new Turn(
-      this.#house.admission,
-      this.pool.hostAddress,
-      {
-        user: this.user,
-        database: this.database,
-        address: this.socket.remoteAddress,
-        wanted: this.#wantedClass,
-      },
-      this,
-    );
-    if (this.#turn.isAdmitted) return;
-    const { alone } = this.#requests;
-    const own = alone.verdictOf(message);
-    const isBeginning = isBegin(own);
-    const statement = isBeginning ? (alone.verdictBehind(message, this.#reader) ?? own) : own;
-    const isAlone = !isBeginning && this.#block === 'none' && this.pool.config.mode !== 'session';
-    this.#turn.classify(this.#application, statement, isAlone);
-  }
-
   /** False: it must wait, or is refused. */
   #askForTurn(message: Frame): boolean {
     const turn = this.#turn!;
-    const timeoutMs = millisOf(this.settings.custom.get('statement_timeout'));
-    this.#asked = message;
-    const asked = turn.ask(timeoutMs, Math.min(message.size, INPUT_MAX), this.#house.clock.now());
-    this.#asked = frame;
+    const asked = turn.ask(message, this.#house.clock.now());
     switch (asked.kind) {
       case 'admitted':
         return true;
@@ -477,13 +457,9 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
     });
   }
 
-  fingerprint(): number {
-    return fingerprintOf(this.#asked, this.#reader, this.#party);
-  }
-
   /** The gate refuses the held message: now, or a little later when its client is hasty. */
   #refuseShed({ reason, delayMs }: Shed): void {
-    const refusal = this.pool.refuse(reason, whyShed[reason], this.#turn!.class.name, this.#turn!.zone);
+    const refusal = this.#turn!.refusalOf(reason);
     if (delayMs === 0) return this.#refuse(refusal);
     this.become('delayed');
     this.#leaveTarpit = this.#house.admission.tarpit.hold(delayMs, 'retries', () => this.onRefused(refusal));
@@ -596,7 +572,9 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
     this.become('idle');
     this.#turn?.end(this.#house.clock.now());
     // Who has sent BEGIN believes to be in a transaction, and must not go on without it.
-    if (this.#block !== 'none' || isBegin(this.#requests.alone.verdictOf(held))) this.#block = 'failed';
+    const { alone } = this.#requests;
+    const hasBegun = isBegin(alone.verdictOf(held)) && !alone.isNaming(held, this.#reader);
+    if (this.#block !== 'none' || hasBegun) this.#block = 'failed';
     this.deliver(encode.errorResponse(refusal));
     const isExtended = held.type !== ClientMessage.Query && held.type !== ClientMessage.FunctionCall;
     if (isExtended) this.#isSkipping = true;
@@ -939,8 +917,6 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
     if (this.state === 'waiting') this.pool.leave(this);
     this.#leaveTarpit?.();
     const now = this.#house.clock.now();
-    // Its pool will replace it at once.
-    if (this.#turn?.isOffended(now)) this.#house.admission.tarpit.left(this.#party, now);
     this.#line?.abandon(this);
     this.#line = null;
     this.become('closed');
@@ -954,7 +930,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnHost, Ca
       } else if (server.isFree && !isDiscardWanted) this.pool.giveBack(server);
       else this.pool.recover(server, isDiscardWanted, isTerminated);
     }
-    this.#turn?.end(now);
+    this.#turn?.leave(now);
     this.#outbox.flush();
     if (!this.socket.writableEnded) this.socket.end();
     linger(this.socket, this.#house.clock);
@@ -1004,27 +980,6 @@ function onEnd(this: net.Socket): void {
 }
 
 function onError(): void {}
-
-const whyShed: Record<ShedReason, string> = {
-  switch: 'its class is switched off, or to a share',
-  credits: 'the reserve of the database is not to be spent on it (SHOW LEDGERS)',
-  throttle: 'its application is refused most of the time at present',
-  queue: 'as many requests of its class wait as may (classes.*.queue.max)',
-  wait: 'its class had no server for it in time (classes.*.queue.waitMax)',
-  deadline: 'its deadline would have passed before it was answered',
-  overload: 'its class is overloaded',
-};
-
-function isBegin(verdict: Verdict | null): boolean {
-  return verdict?.control?.kind === 'begin' || verdict?.control?.kind === 'beginning';
-}
-
-/** A duration as Postgres writes it in ms: a number, or with the unit ms, s, min, h or d; 0 when it is none. */
-function millisOf(text: string | undefined): number {
-  const [, amount, unit] = /^\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?\s*$/.exec(text ?? '') ?? [];
-  const units: Record<string, number> = { ms: 1, s: 1_000, min: 60_000, h: 3_600_000, d: 86_400_000 };
-  return amount === undefined ? 0 : Number(amount) * units[unit ?? 'ms']!;
-}
 
 function canceled(): Refusal {
   return error(SqlState.QueryCanceled, 'canceling statement due to user request');

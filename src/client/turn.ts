@@ -8,42 +8,60 @@
  * The one idea: the session need not know of classes and permits, only whether it is its turn.
  */
 import type { Admission } from '../guard/admission.ts';
-import type { Class, Classes, ClientTraits, Narrowed, StatementTraits } from '../guard/classes.ts';
+import { type Class, type Classes, type ClientTraits, type Narrowed, priorities } from '../guard/classes.ts';
 import type { Gate } from '../guard/gate.ts';
 import type { Permit } from '../guard/permit.ts';
-import type { Request, Shed, Ticket } from '../guard/queue.ts';
+import type { Request, Shed, ShedReason, Ticket } from '../guard/queue.ts';
+import type { Frame, FrameReader } from '../protocol/frame.ts';
+import type { Refusal } from '../protocol/sqlstate.ts';
 import type { Line } from '../server/line.ts';
+import type { ServerPool } from '../server/pool.ts';
+import type { Settings } from '../server/settings.ts';
+import type { Verdict } from '../sql/verdict.ts';
+import type { Alone } from './alone.ts';
+import { fingerprintOf } from './fingerprint.ts';
 
 /** Whose turn it is to be. */
-export interface TurnHost {
+export interface TurnClient {
+  readonly user: string;
+  readonly database: string;
+  readonly pool: ServerPool;
+  readonly socket: { readonly remoteAddress?: string | undefined };
+  readonly settings: Settings;
   onAdmitted(): void;
   onShed(shed: Shed): void;
-  /** A number that the request, asked again, has as well. */
-  fingerprint(): number;
 }
 
 export type Asked = { kind: 'admitted' | 'warned' | 'waiting' } | ({ kind: 'shed' } & Shed);
 
 /** Who leaves within this time after a refusal does so because of it. */
 const OFFENCE_MS = 1_000;
+/** Of a request not more is kept than a client may be ahead (client/session). */
+const BYTES_MAX = 128 * 1024;
 
 const ADMITTED: Asked = { kind: 'admitted' };
 const WARNED: Asked = { kind: 'warned' };
 const WAITING: Asked = { kind: 'waiting' };
 
 export class Turn implements Request {
+  readonly #client: TurnClient;
   readonly #admission: Admission;
-  readonly #gate: Gate;
+  #gate: Gate;
+  #address: string;
   readonly #traits: Omit<ClientTraits, 'application'>;
-  readonly #host: TurnHost;
+  readonly #alone: Alone;
+  readonly #reader: FrameReader;
+  /** The request that the gate is being asked about. */
+  #asked: Frame | null = null;
   /** The rules that may hold for this client, as of `#classes` and `application`. */
   #narrowed: Narrowed | null = null;
   #classes: Classes | null = null;
   #class: Class | null = null;
+  #isUpkeep = false;
   #permit: Permit | null = null;
   #ticket: Ticket | null = null;
   /** The tag `deadline_ms` of its statement; NaN: none. */
-  #deadline = 0;
+  #taggedMs = Number.NaN;
   // What is asked for; it does not change while it waits.
   application = '';
   deadline = 0;
@@ -53,16 +71,16 @@ export class Turn implements Request {
   /** When its last refusal was answered, or will be. */
   #shedAt = Number.NEGATIVE_INFINITY;
 
-  constructor(admission: Admission, host: string, traits: Omit<ClientTraits, 'application'>, session: TurnHost) {
+  /** `wanted`: the class that the client has asked for; `reader` has what it has sent behind the message in question. */
+  constructor(client: TurnClient, wanted: string, admission: Admission, alone: Alone, reader: FrameReader) {
+    const { user, database, socket } = client;
+    this.#client = client;
     this.#admission = admission;
-    this.#gate = admission.gateOf(host);
-    this.#traits = traits;
-    this.#host = session;
-  }
-
-  /** How the reserve of the host is doing; '' when it has none. */
-  get zone(): string {
-    return this.#gate.zone;
+    this.#address = client.pool.hostAddress;
+    this.#gate = admission.gateOf(this.#address);
+    this.#traits = { user, database, address: socket.remoteAddress, wanted };
+    this.#alone = alone;
+    this.#reader = reader;
   }
 
   /** The class of the request that was classified. */
@@ -70,39 +88,61 @@ export class Turn implements Request {
     return this.#class!;
   }
 
+  /** What was admitted is upkeep: what comes behind it asks anew. */
+  get isUpkeep(): boolean {
+    return this.#permit !== null && this.#isUpkeep;
+  }
+
+  /** 0 is critical. */
+  get rank(): number {
+    return priorities.indexOf(this.class.priority);
+  }
+
   get isAdmitted(): boolean {
     return this.#permit !== null;
   }
 
-  /** The class of the request that was asked for last. */
-  get className(): string {
-    return this.#class?.name ?? '';
-  }
-
-  /** Says which class a request of `application` is in; see Classes.classOf. */
-  classify(application: string, statement: StatementTraits | null, isAlone: boolean): void {
+  /**
+   * Says which class the request that begins with `message` is in, unless one has been admitted. `isInBlock`: a transaction
+   * is open around it. BEGIN is none by itself: what is behind it in the same batch decides.
+   */
+  classify(message: Frame, isInBlock: boolean): void {
+    if (this.isAdmitted) return;
+    const { hostAddress } = this.#client.pool;
+    if (hostAddress !== this.#address) {
+      this.#address = hostAddress;
+      this.#gate = this.#admission.gateOf(hostAddress);
+    }
     const { classes } = this.#admission;
+    const application = applicationOf(this.#client);
     if (this.#narrowed === null || this.#classes !== classes || this.application !== application) {
       this.#classes = classes;
       this.application = application;
       this.#narrowed = classes.narrow({ ...this.#traits, application });
     }
+    const own = this.#alone.verdictOf(message);
+    const isBeginning = isBegin(own);
+    const statement = isBeginning ? (this.#alone.verdictBehind(message, this.#reader) ?? own) : own;
+    const isOutside = !isBeginning && !isInBlock && this.#client.pool.config.mode !== 'session';
+    // Upkeep with more behind it in the same batch is not upkeep.
+    const isAlone = isOutside && (own?.isUpkeep !== true || this.#alone.isSingle(message, this.#reader));
     this.#class = classes.classOf(this.#narrowed, statement, isAlone);
+    this.#isUpkeep = isAlone && own?.isUpkeep === true;
     this.shape = isAlone ? (statement?.number ?? 0) : 0;
-    this.#deadline = Number(statement?.tags?.get('deadline_ms'));
+    this.#taggedMs = Number(statement?.tags?.get('deadline_ms'));
   }
 
-  /**
-   * Is it the turn of the request that was classified? `timeoutMs`: its `statement_timeout`, 0: none. `bytes` of it are kept
-   * while it waits.
-   */
-  ask(timeoutMs: number, bytes: number, now: number): Asked {
+  /** Is it the turn of the request that begins with `message`, which was classified? */
+  ask(message: Frame, now: number): Asked {
     if (this.#permit !== null) return ADMITTED;
-    const limits = [timeoutMs, this.#deadline].filter((ms) => ms > 0);
+    const timeoutMs = millisOf(this.#client.settings.custom.get('statement_timeout'));
+    const limits = [timeoutMs, this.#taggedMs].filter((ms) => ms > 0);
     this.deadline = limits.length > 0 ? Math.min(...limits) : 0;
-    this.bytes = bytes;
+    this.bytes = Math.min(message.size, BYTES_MAX);
     if (now - this.#shedAt >= this.#admission.tarpit.hasteMs) this.haste = 0;
+    this.#asked = message;
     const decision = this.#gate.decide(this, now);
+    this.#asked = null;
     switch (decision.kind) {
       case 'admit':
         this.#permit = decision.permit;
@@ -123,13 +163,13 @@ export class Turn implements Request {
     this.#ticket = null;
     this.#permit = permit;
     this.haste = 0;
-    this.#host.onAdmitted();
+    this.#client.onAdmitted();
   }
 
   onShed(shed: Shed, now: number): void {
     this.#ticket = null;
     this.#count(shed, now);
-    this.#host.onShed(shed);
+    this.#client.onShed(shed);
   }
 
   #count({ delayMs }: Shed, now: number): void {
@@ -137,13 +177,24 @@ export class Turn implements Request {
     this.#shedAt = now + delayMs;
   }
 
-  /** It has just been refused. */
-  isOffended(now: number): boolean {
-    return now - this.#shedAt < OFFENCE_MS;
+  /** What its client is told when it is refused. */
+  refusalOf(reason: ShedReason): Refusal {
+    return this.#client.pool.refuse(reason, whyShed[reason], this.class.name, this.#gate.zone);
+  }
+
+  /** Its client leaves: right after a refusal its pool will replace it at once. */
+  leave(now: number): void {
+    this.end(now);
+    if (now - this.#shedAt < OFFENCE_MS) this.#admission.tarpit.left(partyOf(this.#client), now);
   }
 
   fingerprint(): number {
-    return this.#host.fingerprint();
+    return this.#asked === null ? 0 : fingerprintOf(this.#asked, this.#reader, partyOf(this.#client));
+  }
+
+  /** It must have a server, whatever the gate would say: what it does is counted all the same. */
+  admitOutright(now: number): void {
+    this.#permit ??= this.#gate.admit(this.class, now);
   }
 
   /** May the request that was classified share a server that is at work? */
@@ -185,4 +236,35 @@ export class Turn implements Request {
     this.#permit?.end(now);
     this.#permit = null;
   }
+}
+
+/** Clients that are taken for one when they come and go. */
+export function partyOf(client: Pick<TurnClient, 'user' | 'database' | 'settings'>): string {
+  return `${client.user}\0${client.database}\0${applicationOf(client)}`;
+}
+
+function applicationOf({ settings }: Pick<TurnClient, 'settings'>): string {
+  return settings.reported.get('application_name') ?? '';
+}
+
+const whyShed: Record<ShedReason, string> = {
+  switch: 'its class is switched off, or to a share',
+  credits: 'the reserve of the database is not to be spent on it (SHOW LEDGERS)',
+  throttle: 'its application is refused most of the time at present',
+  queue: 'as many requests of its class wait as may (classes.*.queue.max)',
+  wait: 'its class had no server for it in time (classes.*.queue.waitMax)',
+  deadline: 'its deadline would have passed before it was answered',
+  overload: 'its class is overloaded',
+};
+
+/** It begins a transaction, alone or with more behind it. */
+export function isBegin(verdict: Verdict | null): boolean {
+  return verdict?.control?.kind === 'begin' || verdict?.control?.kind === 'beginning';
+}
+
+/** A duration as Postgres writes it in ms: a number, or with the unit ms, s, min, h or d; 0 when it is none. */
+function millisOf(text: string | undefined): number {
+  const [, amount, unit] = /^\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?\s*$/.exec(text ?? '') ?? [];
+  const units: Record<string, number> = { ms: 1, s: 1_000, min: 60_000, h: 3_600_000, d: 86_400_000 };
+  return amount === undefined ? 0 : Number(amount) * units[unit ?? 'ms']!;
 }

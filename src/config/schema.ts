@@ -340,8 +340,9 @@ const classes = z
   .refine((all) => all.reduce((sum, { floor }) => sum + floor, 0) <= 1, 'the floors together must not exceed 100%')
   .describe('Kinds of requests and their priorities; the first match wins, and what matches nothing is "normal".');
 
+const positive = () => duration().refine((ms) => ms > 0, 'expected more than nothing');
 const every = () =>
-  duration().prefault('30s').describe('How often it is asked; no sample for six times as long counts as none.');
+  positive().prefault('30s').describe('How often it is asked; no sample for six times as long counts as none.');
 const lag = () =>
   duration()
     .prefault('0s')
@@ -363,7 +364,7 @@ const reading = z.discriminatedUnion('source', [
     namespace: z.string().prefault('AWS/RDS').describe('Of the metric.'),
     name: z.string().describe('Of the metric.'),
     dimensions: z.record(z.string(), z.string()).prefault({}).describe('Of the metric, such as DBInstanceIdentifier.'),
-    period: duration().prefault('5m').describe('Of the points; credit metrics have 5m.'),
+    period: positive().prefault('5m').describe('Of the points; credit metrics have 5m.'),
   }),
   z.strictObject({
     source: z.literal('sql'),
@@ -410,7 +411,7 @@ const ledger = z
         'What happens at zero: throttle, the database becomes slow; bill, it costs money, and nothing is held back.',
       ),
     reserve: share().prefault('5%').describe('Share of the capacity that only critical work may touch.'),
-    horizon: duration().prefault('1h').describe('How long what is above the reserve is to last.'),
+    horizon: positive().prefault('1h').describe('How long what is above the reserve is to last.'),
     mode: z
       .enum(['observe', 'warn', 'enforce'])
       .prefault('observe')
@@ -432,7 +433,7 @@ const ledger = z
     (value) => value.unit !== 'cpu-credits' || (value.vcpus !== undefined && value.earnPerHour !== undefined),
     'cpu-credits need vcpus and earnPerHour',
   )
-  .refine((value) => value.load === undefined || value.vcpus !== undefined, 'load needs vcpus')
+  .refine((value) => value.load === undefined || value.unit === 'cpu-credits', 'load is for cpu-credits only')
   .describe('A reserve that burst capacity lives on.');
 
 const position = z.preprocess(
@@ -485,10 +486,11 @@ export const configSchema = z
     const complain = (path: PropertyKey[], message: string) => context.addIssue({ code: 'custom', path, message });
     for (const [name, { ledgers: own, hosts }] of Object.entries(databases)) {
       for (const each of own)
-        if (!(each in ledgers)) complain(['databases', name, 'ledgers'], `there is no ledger "${each}"`);
+        if (!Object.hasOwn(ledgers, each)) complain(['databases', name, 'ledgers'], `there is no ledger "${each}"`);
       hosts.forEach((host, index) => {
         for (const each of host.ledgers ?? [])
-          if (!(each in ledgers)) complain(['databases', name, 'hosts', index], `there is no ledger "${each}"`);
+          if (!Object.hasOwn(ledgers, each))
+            complain(['databases', name, 'hosts', index], `there is no ledger "${each}"`);
       });
     }
     for (const [name, { mode, metric, load }] of Object.entries(ledgers)) {
@@ -505,6 +507,12 @@ export const configSchema = z
     for (const [name, { class: of, match }] of Object.entries(switches)) {
       if (match !== undefined && names.includes(name))
         context.addIssue({ code: 'custom', path: ['switches', name], message: 'a class has this name' });
+      if (of !== undefined && of !== name && names.includes(name))
+        context.addIssue({
+          code: 'custom',
+          path: ['switches', name],
+          message: `it is for "${of}", and another class has this name`,
+        });
       if (of === undefined || names.includes(of)) continue;
       context.addIssue({ code: 'custom', path: ['switches', name, 'class'], message: `there is no class "${of}"` });
     }

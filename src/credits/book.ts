@@ -42,7 +42,7 @@ export class CreditBook {
   constructor(house: BookHouse, learned: Readonly<Record<string, Readonly<Record<string, Learned>>>>) {
     this.#house = house;
     this.#learned = learned;
-    this.#poller = new Poller(house.onProblem);
+    this.#poller = new Poller(() => house.clock.wall(), house.onProblem);
   }
 
   /** What is learned is kept; estimates start anew with the next sample if anything about ledgers has changed. */
@@ -52,16 +52,23 @@ export class CreditBook {
     this.#key = key;
     this.#learned = this.save();
     this.#poller.close();
-    this.#poller = new Poller(this.#house.onProblem);
+    this.#poller = new Poller(() => this.#house.clock.wall(), this.#house.onProblem);
+    const before = this.#hosts;
     this.#hosts = new Map();
     for (const [address, names] of residents) {
       if (names.length === 0) continue;
       const configs = names.map((name) => ledgerOf(name, config.ledgers[name]!));
+      const own = JSON.stringify([configs, config.instances]);
+      const known = before.get(address);
+      if (known?.key === own) {
+        this.#hosts.set(address, known);
+        continue;
+      }
       const demand = () => this.#house.demandOf(address);
-      this.#hosts.set(
-        address,
-        new HostCredits(configs, demand, { learned: this.#learned[address] ?? {}, instances: config.instances }),
-      );
+      const learned = this.#learned[address] ?? {};
+      const host = new HostCredits(configs, demand, { learned, instances: config.instances, key: own });
+      host.tick(this.#house.clock.now()); // From the first moment on it allows no more than it should.
+      this.#hosts.set(address, host);
     }
     this.#addSources(config, residents);
   }
@@ -76,11 +83,11 @@ export class CreditBook {
       const { metric, load } = keys;
       this.#poller.add(`${name}.metric`, this.#sourceOf(metric, regions), everyOf(metric), (reading) => {
         const sample = { value: reading.value, observedAt: monotonic(reading, lagOf(metric)) };
-        for (const host of hosts) host.observe(name, sample);
+        for (const host of hosts) host.observe(name, sample, clock.now());
       });
       if (load === undefined) continue;
-      const span = everyOf(load);
-      this.#poller.add(`${name}.load`, this.#sourceOf(load, regions), span, (reading) => {
+      const span = load.source === 'cloudwatch' ? load.period : load.every;
+      this.#poller.add(`${name}.load`, this.#sourceOf(load, regions), everyOf(load), (reading) => {
         const to = monotonic(reading, lagOf(load));
         // Percent of all vCPUs, as credits per second: a credit is a minute of one.
         const rate = ((reading.value / 100) * keys.vcpus!) / 60;

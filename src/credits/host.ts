@@ -50,8 +50,10 @@ export interface LedgerView {
 const TICK_MS = 1_000;
 /** Tokens are kept for so long: what is not used while something else is in the way is lost. */
 const BURST_MS = 250;
-/** A sample older than so many periods is none. */
+/** When none has come for so many periods there is none. */
 const STALE_PERIODS = 6;
+/** The most that can be owed, in ms of a server: what was spent beyond is in the balance. */
+const DEBT_MS = 10_000;
 /** What critical work is averaged over, in s. */
 const CRITICAL_S = 10;
 const DEFERRABLE = 3;
@@ -64,6 +66,8 @@ class Account {
   readonly glide: Glide;
   readonly forecaster = new Forecaster();
   readonly keeper = new ZoneKeeper();
+  /** Monotonic ms of the newest sample's arrival; null: there was none. */
+  receivedAt: number | null = null;
   readonly received = { accepted: 0, repeated: 0, quarantined: 0, moved: 0 };
   readonly #instances: number;
   view: LedgerView;
@@ -112,11 +116,14 @@ class Account {
       spend: budget.spend,
       work: budget.work,
       forecast,
-      zone: this.keeper.tick(now, {
-        lower: isKnown ? known.lower / config.capacity : 1,
-        reserve: config.reserve / config.capacity,
-        exhaustion: isKnown ? forecast.exhaustion : Number.POSITIVE_INFINITY,
-      }),
+      // What is not known does not get better.
+      zone: isKnown
+        ? this.keeper.tick(now, {
+            lower: known.lower / config.capacity,
+            reserve: config.reserve / config.capacity,
+            exhaustion: forecast.exhaustion,
+          })
+        : this.keeper.zone,
       verdict: isKnown
         ? feasibility({
             spendable: Math.max(0, known.lower - config.reserve),
@@ -136,7 +143,7 @@ class Account {
     const { anchoredAt, suspects } = this.ledger;
     if (anchoredAt === null) return 'never';
     if (suspects > 0) return 'suspect';
-    return now - anchoredAt > STALE_PERIODS * this.config.period ? 'stale' : '';
+    return now - (this.receivedAt ?? anchoredAt) > STALE_PERIODS * this.config.period ? 'stale' : '';
   }
 }
 
@@ -153,7 +160,7 @@ class Bucket {
 
   refill(elapsedMs: number): void {
     if (this.rate !== Number.POSITIVE_INFINITY)
-      this.tokens = Math.min(this.rate * BURST_MS, this.tokens + this.rate * elapsedMs);
+      this.tokens = Math.min(this.rate * BURST_MS, Math.max(this.tokens, -DEBT_MS) + this.rate * elapsedMs);
   }
 
   follow({ rate, holdsDeferrable }: Bucket): void {
@@ -164,6 +171,8 @@ class Bucket {
 }
 
 export class HostCredits {
+  /** What it was made from. */
+  readonly key: string;
   readonly #work = new WorkLog();
   readonly #accounts: readonly Account[];
   readonly #demand: () => Demand;
@@ -187,8 +196,13 @@ export class HostCredits {
   constructor(
     configs: readonly LedgerConfig[],
     demand: () => Demand,
-    { learned = {}, instances = 1 }: { learned?: Readonly<Record<string, Learned>>; instances?: number } = {},
+    {
+      learned = {},
+      instances = 1,
+      key = '',
+    }: { learned?: Readonly<Record<string, Learned>>; instances?: number; key?: string } = {},
   ) {
+    this.key = key;
     this.#accounts = configs.map((config) => new Account(config, this.#work, learned[config.name] ?? null, instances));
     this.#demand = demand;
   }
@@ -214,9 +228,11 @@ export class HostCredits {
   }
 
   /** A sample of the balance of a ledger has come. */
-  observe(name: string, sample: Sample): void {
+  observe(name: string, sample: Sample, now: number): void {
     const account = this.#accounts.find(({ config }) => config.name === name);
-    if (account !== undefined) account.received[account.ledger.observe(sample)]++;
+    if (account === undefined) return;
+    account.receivedAt = now;
+    account.received[account.ledger.observe(sample)]++;
   }
 
   /** A sample of its spend rate, in units per second, between two times. */
@@ -266,9 +282,11 @@ export class HostCredits {
     return this.#accounts.map(({ view }) => view);
   }
 
-  /** The worst of its ledgers that hold something back. */
-  get zone(): Zone {
-    const all = this.ledgers.map(({ zone }) => zone);
-    return (['BLACK', 'RED', 'AMBER'] as const).find((zone) => all.includes(zone)) ?? 'GREEN';
+  /** The worst of its ledgers that hold something back, or would; '' when none does. */
+  get zone(): Zone | '' {
+    const acting = this.ledgers.filter(({ config: { mode, effect } }) => mode !== 'observe' && effect !== 'bill');
+    return (
+      (['BLACK', 'RED', 'AMBER', 'GREEN'] as const).find((zone) => acting.some((each) => each.zone === zone)) ?? ''
+    );
   }
 }

@@ -71,6 +71,8 @@ const NOISE = 0.02;
 /** Growth of the balance's own uncertainty, as a share of the greatest rate, per √s. */
 const WANDER = 0.01;
 const KAPPA_RANGE = 20;
+/** For so long a value that does not change may be one that is not made anew. */
+const UNCHANGED_MS = 10 * 60_000;
 
 export class Ledger {
   readonly spec: LedgerSpec;
@@ -147,7 +149,9 @@ export class Ledger {
     const balance = this.#clamp(value - this.#kappa * work - this.#net * seconds);
     const wander = (WANDER * this.#rateMax) ** 2 * seconds;
     const model = work * work * this.#pkk + 2 * work * seconds * this.#pkn + seconds * seconds * this.#pnn;
-    const sigma = Math.sqrt(this.spec.quantum ** 2 / 12 + Math.max(0, model) + wander);
+    // What was done before the log began is not known: up to all that can be.
+    const unseen = (this.#rateMax * Math.max(0, this.#work.since - observedAt)) / 2000;
+    const sigma = Math.sqrt(this.spec.quantum ** 2 / 12 + Math.max(0, model) + wander + unseen * unseen);
     return { balance, lower: Math.max(0, balance - 2 * sigma), sigma };
   }
 
@@ -164,6 +168,10 @@ export class Ledger {
       return 'quarantined';
     }
     if (sample.observedAt <= anchor.observedAt) return 'repeated';
+    // A metric of five minutes that is looked at every half: what has not changed says nothing new, for a while.
+    const isFull = sample.value >= this.spec.capacity - this.spec.quantum;
+    if (sample.value === anchor.value && !isFull && sample.observedAt - anchor.observedAt < UNCHANGED_MS)
+      return 'repeated';
     if (!this.#isPlausible(anchor, sample)) {
       const isUp = sample.value > anchor.value;
       if (!this.#isAgreed(sample, isUp ? AGREE_UP : AGREE_DOWN)) return 'quarantined';

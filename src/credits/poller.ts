@@ -29,6 +29,8 @@ interface Entry {
 }
 
 const TIMEOUT_MS = 10_000;
+/** Clocks may differ by so much. */
+const FUTURE_MS = 5_000;
 /** After so many failures in a row, more or less, a source is left alone for a while. */
 const BREAKER = {
   timeout: TIMEOUT_MS,
@@ -43,9 +45,12 @@ const BREAKER = {
 
 export class Poller {
   readonly #entries: Entry[] = [];
+  readonly #wall: () => number;
   readonly #onProblem: (name: string, problem: string) => void;
 
-  constructor(onProblem: (name: string, problem: string) => void) {
+  /** `wall`: ms since the Unix epoch. */
+  constructor(wall: () => number, onProblem: (name: string, problem: string) => void) {
+    this.#wall = wall;
     this.#onProblem = onProblem;
   }
 
@@ -79,6 +84,8 @@ export class Poller {
     counts.reads++;
     try {
       for (const reading of await breaker.fire()) {
+        if (reading.observedAt > this.#wall() + FUTURE_MS)
+          throw new Error('it speaks of the future: is its clock right?');
         if (reading.observedAt <= entry.newest) continue;
         entry.newest = reading.observedAt;
         entry.onReading(reading);

@@ -11,7 +11,7 @@ import { type Budget, unlimited } from './budget.ts';
 import { type Class, Classes } from './classes.ts';
 import { Gate, type GateRules } from './gate.ts';
 import { AdaptiveLimit, FixedLimit, type Limit } from './limit.ts';
-import { Switches, type Valve } from './switches.ts';
+import { Switches, type Valve, type Weather } from './switches.ts';
 import { Tarpit } from './tarpit.ts';
 
 /** Statements that take this much longer than normal are a reason not to let more in. */
@@ -130,18 +130,19 @@ export class Admission {
 
   /** Sheds and admits what time brings. `wall`: wall-clock ms; `lagMs`: how late the event loop is. */
   tick(now: number, wall: number, lagMs: number): void {
-    if (this.switches.tick(now, wall, this.#isHealthy)) this.applySwitches();
+    if (this.switches.tick(now, wall, this.#weather)) this.applySwitches();
     for (const gate of this.#gates.values()) gate.tick(now, lagMs);
     this.tarpit.tick(now, lagMs);
   }
 
-  /** No host is slower than normal or short of credits, and no class has more than it can have. */
-  get #isHealthy(): boolean {
+  /** Bad: a host is slower than normal, or a class has more than it can have. Wait: a host is short of credits. */
+  get #weather(): Weather {
+    let isShort = false;
     for (const gate of this.#gates.values()) {
-      if (gate.ratio > RATIO_MAX || gate.zone === 'RED' || gate.zone === 'BLACK') return false;
-      if (gate.lanes.some((lane) => lane.queue.isOverloaded)) return false;
+      if (gate.ratio > RATIO_MAX || gate.lanes.some((lane) => lane.queue.isOverloaded)) return 'bad';
+      isShort ||= gate.zone === 'RED' || gate.zone === 'BLACK';
     }
-    return true;
+    return isShort ? 'wait' : 'good';
   }
 
   /** Tells the gates what the switches say. */

@@ -160,7 +160,7 @@ export class Classes {
     let found = rules.find((rule) => holds(rule, statement))?.class ?? this.#default;
     for (const each of switches) {
       if (!holds(each, statement)) continue;
-      this.hits.set(each.name, (this.hits.get(each.name) ?? 0) + 1);
+      if (statement !== null) this.hits.set(each.name, (this.hits.get(each.name) ?? 0) + 1);
       if (this.turned.has(each.name)) found = this.#partOf(found, each.name);
     }
     return found;

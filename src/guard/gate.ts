@@ -60,6 +60,9 @@ export interface GateRules {
 
 /** Bytes of one class's requests that are kept while they wait. */
 const QUEUE_BYTES_MAX = 16 * 1024 * 1024;
+/** A queue that is not empty for so long may be overloaded, in ms; and in means of the longest work (controlled delay: interval). */
+const INTERVAL_MIN_MS = 100;
+const INTERVAL_MEANS = 3;
 
 export class Gate implements PermitHost {
   #lanes: readonly Lane[] = [];
@@ -221,19 +224,29 @@ export class Gate implements PermitHost {
   /** Everything that time brings. `lagMs`: how late the event loop is. */
   tick(now: number, lagMs = 0): void {
     this.#limit.tick(now, this.#isBound, lagMs);
+    const interval = this.#intervalMs;
     for (const lane of this.#lanes) {
       if (lane.queue.size === 0) continue;
       const isPoor = this.#isEnforced && !this.#budget.isOpenFor(lane.rank);
-      for (const [ticket, reason] of lane.valve === 0 ? lane.queue.empty('switch') : lane.queue.expire(now)) {
+      for (const [ticket, reason] of lane.valve === 0 ? lane.queue.empty('switch') : lane.queue.expire(now, interval)) {
         this.#shedTicket(lane, ticket, isPoor && reason !== 'switch' ? 'credits' : reason, now);
       }
     }
     this.dispatch(now);
   }
 
+  /** For how long somebody may have to wait although nothing is wrong: until the longest that run are done. */
+  get #intervalMs(): number {
+    let longest = 0;
+    for (const { meanMs } of this.#lanes) longest = Math.max(longest, meanMs);
+    return Math.max(INTERVAL_MIN_MS, INTERVAL_MEANS * longest);
+  }
+
   /** The limit keeps somebody waiting, or would. */
   get #isBound(): boolean {
-    return this.atWork >= this.limit || this.#lanes.some((lane) => lane.queue.size > 0);
+    // Who waits for credits or a switch says nothing of the limit.
+    const waits = (lane: Lane) => lane.queue.size > 0 && lane.valve !== 'hold' && this.#budget.isOpenFor(lane.rank);
+    return this.atWork >= this.limit || this.#lanes.some(waits);
   }
 
   /** A permit's server is at work no longer. */

@@ -26,6 +26,8 @@ export interface ClassCounts {
 
 /** How many samples the mean remembers. */
 const MEAN_SAMPLES = 32;
+/** What is paid in advance for what nothing is known of. */
+const UNKNOWN_MS = 20;
 /** What `of late` is: the weight of what was falls to 1/e in it. */
 const RECENT_MS = 2_000;
 
@@ -143,6 +145,8 @@ export class Permit {
   #workedMs = 0;
   /** What has been paid for in advance and not been used yet, in ms. */
   #prepaid: number;
+  /** Of what it has worked, that of statements which are done. */
+  #sampledMs = 0;
 
   /** `cost`: ms that its server is expected to work for it. */
   constructor(lane: Lane, now: number, host: PermitHost, cost: number) {
@@ -150,8 +154,8 @@ export class Permit {
     this.#host = host;
     this.#since = now;
     this.#charged = cost;
-    this.#prepaid = cost;
-    host.charge(lane.rank, cost);
+    this.#prepaid = cost || UNKNOWN_MS;
+    host.charge(lane.rank, this.#prepaid);
     lane.permits++;
     lane.change(1, now);
     lane.pass += this.#charged / lane.class.weight;
@@ -165,12 +169,16 @@ export class Permit {
     this.#host.onRoom(now);
   }
 
-  /** A statement of the shape with this number (0: not known) has taken `ms`. */
-  sample(shape: number, ms: number): void {
-    const cost = this.#host.onSample(shape, ms);
-    const paid = Math.min(this.#prepaid, cost);
+  /** A statement of the shape with this number (0: not known) has taken `ms`. `rank`: whose it was, on a shared server. */
+  sample(shape: number, ms: number, rank = this.lane.rank): void {
+    this.#sampledMs += ms;
+    this.#pay(rank, this.#host.onSample(shape, ms));
+  }
+
+  #pay(rank: number, cost: number): void {
+    const paid = rank === this.lane.rank ? Math.min(this.#prepaid, cost) : 0;
     this.#prepaid -= paid;
-    this.#host.charge(this.lane.rank, cost - paid);
+    this.#host.charge(rank, cost - paid);
   }
 
   /** Its client asks for more. Nobody is made to wait within a transaction: it may hold locks. */
@@ -187,7 +195,10 @@ export class Permit {
     if (this.#state === 'working') this.#stopWork(now);
     this.#state = 'ended';
     this.lane.permits--;
+    // What it was at when its client or its server went has cost something as well.
+    this.#pay(this.lane.rank, Math.max(0, this.#workedMs - this.#sampledMs));
     this.#host.charge(this.lane.rank, -this.#prepaid);
+    this.#prepaid = 0;
     this.lane.learn(this.#workedMs);
     this.#host.onRoom(now);
   }

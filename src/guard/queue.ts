@@ -84,8 +84,6 @@ export class Ticket implements Link<Ticket> {
   }
 }
 
-/** A queue that has not been empty for so long may be overloaded, in ms. */
-const INTERVAL_MS = 100;
 /** The least target: the wait that is no overload. */
 const TARGET_MIN_MS = 5;
 /** The target as a share of what the class allows itself (its deadline, else its longest wait). */
@@ -180,13 +178,16 @@ export class ClassQueue {
     return all.map((ticket) => [ticket, reason]);
   }
 
-  /** Judges whether the class is overloaded, and takes out everybody who is not to wait any longer. */
-  expire(now: number): [Ticket, ShedReason][] {
+  /**
+   * Judges whether the class is overloaded, and takes out everybody who is not to wait any longer. `intervalMs`: a queue that
+   * has not been empty for so long may be.
+   */
+  expire(now: number, intervalMs: number): [Ticket, ShedReason][] {
     const found: [Ticket, ShedReason][] = [];
     let oldest = now;
     for (const chain of this.#chains()) oldest = Math.min(oldest, chain.first!.since);
     // Alone, the oldest stands in nobody's way.
-    this.#isOverloaded = this.size > 1 && now - this.#emptyAt > INTERVAL_MS && now - oldest > this.targetMs;
+    this.#isOverloaded = this.size > 1 && now - this.#emptyAt > intervalMs && now - oldest > this.targetMs;
     for (const chain of [...this.#chains()]) {
       for (const ticket of chain) {
         const reason = this.#reasonAgainst(ticket, now);

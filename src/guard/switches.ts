@@ -23,6 +23,9 @@ export interface Setting {
   at: number;
 }
 
+/** 'good': the database does not mind. 'wait': no step further for now. 'bad': it does worse. */
+export type Weather = 'good' | 'wait' | 'bad';
+
 /** What passes: a share, or nothing but everything waits. */
 export type Valve = number | 'hold';
 
@@ -103,8 +106,8 @@ export class Switches {
     return ramp === undefined ? share : Math.min(share, STEPS[ramp.step]!);
   }
 
-  /** Ends what is over, and goes on with what comes back. `isHealthy`: the database does not mind. True: something changed. */
-  tick(now: number, wall: number, isHealthy: boolean): boolean {
+  /** Ends what is over, and goes on with what comes back, as the weather allows. True: something changed. */
+  tick(now: number, wall: number, weather: Weather): boolean {
     let isChanged = false;
     for (const [name, { until }] of [...this.#settings]) {
       if (until === null || wall < until) continue;
@@ -113,6 +116,8 @@ export class Switches {
     }
     for (const [name, ramp] of [...this.#ramps]) {
       const elapsed = now - ramp.since;
+      if (weather === 'wait') continue;
+      const isHealthy = weather === 'good';
       if (isHealthy ? elapsed < DWELL_MS : ramp.step > 0 && elapsed < STEP_BACK_MS) continue;
       ramp.since = now;
       const step = isHealthy ? ramp.step + 1 : Math.max(0, ramp.step - 1);

@@ -104,7 +104,7 @@ export class Tarpit {
   /** Calls `release` in `ms`, unless the returned function is called before. */
   hold(ms: number, why: keyof Tarpit['counts'], release: () => void): () => void {
     const ticks = Math.max(1, Math.ceil(ms / SLOT_MS));
-    const entry: Entry = { release, turns: Math.floor(ticks / SLOTS) };
+    const entry: Entry = { release, turns: Math.floor((ticks - 1) / SLOTS) };
     this.#slots[(this.#at + ticks) % SLOTS]!.push(entry);
     this.held++;
     this.counts[why]++;

@@ -32,6 +32,8 @@ export function hasToken(headers: IncomingHttpHeaders, tokenFile: string | null)
 export async function accessOf(headers: IncomingHttpHeaders, { ops, auth, users }: House): Promise<Access> {
   if (auth.method === 'trust' && !isLoopback(ops.host))
     return { status: 403, why: 'changes are off, because auth.method is trust and ops.host is not a loopback address' };
+  // A browser sends no token by itself.
+  if (ops.tokenFile !== null && hasToken(headers, ops.tokenFile)) return { actor: 'token' };
   const { host = '', origin } = headers;
   const name = host.replace(/:\d+$/, '').replace(/^\[(.*)\]$/, '$1');
   if (isIP(name) === 0 && name !== 'localhost' && name !== ops.host)
@@ -40,7 +42,6 @@ export async function accessOf(headers: IncomingHttpHeaders, { ops, auth, users 
   const isForeign = origin !== undefined && origin !== `http://${host}` && origin !== `https://${host}`;
   if (isForeign || (site !== undefined && site !== 'same-origin' && site !== 'none'))
     return { status: 403, why: 'the request comes from another site' };
-  if (ops.tokenFile !== null && hasToken(headers, ops.tokenFile)) return { actor: 'token' };
   const [, encoded] = /^Basic (\S+)$/.exec(headers.authorization ?? '') ?? [];
   const [, user, password] = /^([^:]*):(.*)$/s.exec(Buffer.from(encoded ?? '', 'base64').toString()) ?? [];
   if (user !== undefined && auth.admins.includes(user) && (await isRight(user, password!, auth.method, users)))

@@ -31,6 +31,7 @@ export class Memory {
   readonly #admission: Admission;
   readonly #state: StateDir;
   readonly #onProblem: (message: string) => void;
+  #saving: Promise<void> = Promise.resolve();
   /** What was known of ledgers. */
   readonly learned: LearnedByHost;
 
@@ -45,7 +46,13 @@ export class Memory {
   }
 
   /** Writes down what is known by now. Never throws. */
-  async save(learned: LearnedByHost): Promise<void> {
+  save(learned: LearnedByHost): Promise<void> {
+    // One after the other: they write the same files.
+    this.#saving = this.#saving.then(() => this.#save(learned));
+    return this.#saving;
+  }
+
+  async #save(learned: LearnedByHost): Promise<void> {
     if (!this.#state.isKept || !this.#admission.isConfigured) return;
     try {
       await this.#state.saveLater(FILE, this.#admission.saveBaselines());

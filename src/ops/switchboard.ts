@@ -53,6 +53,7 @@ const savedSchema = z.object({
 const FILE = 'switches.json';
 /** The panic lever: no admission, no sharing, plain pooling. */
 const PASSTHROUGH = 'passthrough';
+const DURATION_MAX_MS = 366 * 24 * 3_600_000;
 const DURATION_UNITS: Readonly<Record<string, number>> = { s: 1_000, m: 60_000, h: 3_600_000 };
 
 export class Switchboard {
@@ -80,6 +81,8 @@ export class Switchboard {
     const now = this.#clock.now();
     if (name === PASSTHROUGH) {
       if (position !== 'on' && position !== 'off' && position !== null) return { problem: 'passthrough is on or off' };
+      if (wish.forMs !== null)
+        return { problem: 'passthrough has no time limit: it is on until somebody sets it to off' };
       this.#admission.setPassthrough(position === 'on', this.#config());
       return { warning: this.#save(wish) };
     }
@@ -108,8 +111,8 @@ export class Switchboard {
 
   /** What guard/switches knows it by: its class, or its own name if it has a match instead. */
   #keyOf(name: string): string | null {
-    const configured = this.#config().switches[name];
-    if (configured !== undefined) return configured.class ?? name;
+    const { switches } = this.#config();
+    if (Object.hasOwn(switches, name)) return switches[name]!.class ?? name;
     return this.#admission.classes.all.some((each) => each.name === name) ? name : null;
   }
 
@@ -157,10 +160,11 @@ export function positionOf(word: string): Position | null | undefined {
   return share === null || Number(share[1]) > 100 ? undefined : Number(share[1]) / 100;
 }
 
-/** Ms of a duration such as 90s, 10m or 2h; undefined: it is none. */
+/** Ms of a duration such as 90s, 10m or 2h; undefined: it is none, or longer than a year. */
 export function durationOf(text: string): number | undefined {
   const [, amount, unit] = /^(\d+)([smh])$/.exec(text) ?? [];
-  return amount === undefined ? undefined : Number(amount) * DURATION_UNITS[unit!]!;
+  const ms = amount === undefined ? Number.NaN : Number(amount) * DURATION_UNITS[unit!]!;
+  return ms <= DURATION_MAX_MS ? ms : undefined;
 }
 
 export const percent = (share: number) => `${Math.round(share * 1000) / 10}%`;

@@ -26,6 +26,8 @@ import type { Statement } from './statements.ts';
 export interface Rider extends Owner {
   /** Bytes that it has been given so far. */
   readonly delivered: number;
+  /** Of its class (guard/classes). */
+  readonly rank: number;
   /** Its answer has been delivered whole. */
   onRideEnd(): void;
 }
@@ -60,7 +62,7 @@ export class Line implements Owner {
   readonly #onEnd: (line: Line) => void;
   readonly #rides: Ride[] = [];
   /** What its server is at work by (guard/gate), ended with the line. */
-  permit: { sample(shape: number, ms: number): void; end(now: number): void } | null = null;
+  permit: { sample(shape: number, ms: number, rank: number): void; end(now: number): void } | null = null;
   #backlogMs = 0;
   /** Since when the server works for the head. */
   #headSince = 0;
@@ -151,7 +153,7 @@ export class Line implements Owner {
     const now = this.#clock.now();
     const { rider, cost } = ride;
     cost.add(now - this.#headSince, rider.delivered - ride.before);
-    this.permit?.sample(cost.number, now - this.#headSince);
+    this.permit?.sample(cost.number, now - this.#headSince, rider.rank);
     this.#headSince = now;
     this.#backlogMs = this.#rides.length === 0 ? 0 : this.#backlogMs - ride.expectedMs;
     rider.onRideEnd();

@@ -134,7 +134,7 @@ function host(more: Partial<LedgerConfig>, sample: number | null) {
     for (const end = now + ms; now < end; now += 20) credits.tick(now);
   };
   pass(1000);
-  if (sample !== null) credits.observe('cpu', { value: sample, observedAt: now });
+  if (sample !== null) credits.observe('cpu', { value: sample, observedAt: now }, now);
   pass(2000);
   return { credits, pass };
 }
@@ -186,7 +186,7 @@ t.test('observing holds nothing back, warning says so, and what is billed holds 
     const { credits } = host(more, 1);
     t.ok(credits.isOpenFor(3));
     t.notOk(credits.warns(3));
-    t.equal(credits.zone, 'BLACK');
+    t.same([credits.zone, credits.ledgers[0]!.zone], ['', 'BLACK']);
   }
   const { credits } = host({ mode: 'warn' }, 1);
   credits.charge(2, 10_000);
@@ -196,10 +196,32 @@ t.test('observing holds nothing back, warning says so, and what is billed holds 
 t.test('of several ledgers the tightest rules', async (t) => {
   const two = new HostCredits([config, { ...config, name: 'ebs' }], () => ({ backlogMs: 0 }));
   two.tick(0);
-  two.observe('cpu', { value: 500, observedAt: 0 });
-  two.observe('ebs', { value: 31, observedAt: 0 });
+  two.observe('cpu', { value: 500, observedAt: 0 }, 0);
+  two.observe('ebs', { value: 31, observedAt: 0 }, 0);
   two.tick(2000);
   const [cpu, ebs] = two.ledgers;
   t.ok(cpu!.work > ebs!.work);
   t.equal(two.rate, ebs!.work);
+});
+
+t.test('samples that are old when they come are samples; a reserve that is only watched turns no switch', async (t) => {
+  const { credits, pass } = host({ period: 30_000 }, null);
+  let now = 2_000;
+  for (let n = 0; n < 40; n++) {
+    credits.observe('cpu', { value: 500 - n, observedAt: now - 10 * MINUTE }, now);
+    for (const end = now + 30_000; now < end; now += 1000) credits.tick(now);
+  }
+  t.equal(credits.ledgers[0]!.missing, '', 'ten minutes late, every half');
+  pass(0);
+});
+
+t.test('a metric of five minutes that is read every half is learned from when it changes', async (t) => {
+  const ledger = new Ledger(config, new WorkLog());
+  const received: Record<string, number> = {};
+  for (let second = 0; second <= 3600; second += 30) {
+    const value = 500 - Math.floor(second / 300) * 2.5;
+    const found = ledger.observe({ value, observedAt: second * 1000 });
+    received[found] = (received[found] ?? 0) + 1;
+  }
+  t.same(received, { accepted: 13, repeated: 108 });
 });

@@ -176,7 +176,10 @@ t.test('CloudWatch by the real SDK: one call for a region, pages, partial data, 
 
 t.test('a source that hangs, fails or repeats itself costs nobody anything, and is left alone', async (t) => {
   const problems: string[] = [];
-  const poller = new Poller((name, problem) => problems.push(`${name}: ${problem}`));
+  const poller = new Poller(
+    () => 1_000_000,
+    (name, problem) => problems.push(`${name}: ${problem}`),
+  );
   t.after(() => poller.close());
   const readings: number[] = [];
   let asked = 0;

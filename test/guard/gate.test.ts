@@ -237,7 +237,7 @@ t.test('an overloaded class lets the youngest go first, and sheds who has waited
   const auto = named('auto', { waitMax: 1000 }); // Target: 100 ms.
   const fifo = named('fifo', { waitMax: 1000, isFifo: true });
   for (const [of, expected] of [
-    [auto, ['+young', '-old overload']],
+    [auto, ['+young', '-old overload', '-also overload']],
     [fifo, ['+old']],
   ] as const) {
     const { gate, ask, end, pass, take } = house([of], 1);
@@ -250,7 +250,7 @@ t.test('an overloaded class lets the youngest go first, and sheds who has waited
     t.equal(gate.lanes[0]!.queue.isOverloaded, true);
     ask('young', of);
     end('run');
-    pass(60);
+    pass(700); // Three means of what has run.
     t.same(take(), expected, of.name);
   }
 });
@@ -477,4 +477,35 @@ t.test('what a statement costs is known by its shape: queues are as long as that
   t.ok(Math.abs(gate.lanes[0]!.queue.cost - 800) < 1);
   t.equal(ask('e', brief, { shape: 1, deadline: 100 }), 'wait');
   t.ok(now() < 1);
+});
+
+t.test('work is paid for in advance and settled, whoever does it and however it ends', async (t) => {
+  const charged: number[] = [0, 0, 0, 0];
+  const budget = {
+    ...unlimited,
+    charge(rank: number, ms: number) {
+      charged[rank] = charged[rank]! + ms;
+    },
+  };
+  const limit = new FixedLimit(10);
+  for (let n = 0; n < 100; n++) limit.sample(1, 100);
+  const batch = named('batch', { priority: 'batch' });
+  const { gate, ask, permits } = house([batch], 10);
+  gate.configure({ ...rules([batch], 10), limit, budget });
+  ask('a', batch, { shape: 1 });
+  t.ok(Math.abs(charged[2]! - 100) < 1, 'in advance');
+  permits.get('a')!.sample(1, 250);
+  permits.get('a')!.rest(250);
+  permits.get('a')!.end(300);
+  t.ok(Math.abs(charged[2]! - 100) < 1, 'at what it takes in calm');
+  ask('lost', batch, { shape: 1 });
+  permits.get('lost')!.end(30_000);
+  t.ok(charged[2]! > 30_000, `its client has gone, its work was done: ${charged[2]}`);
+  const before = charged[2]!;
+  ask('line', batch, { shape: 1 });
+  permits.get('line')!.sample(1, 100, 0);
+  permits.get('line')!.sample(1, 100);
+  permits.get('line')!.rest(200);
+  permits.get('line')!.end(200);
+  t.ok(Math.abs(charged[0]! - 100) < 1 && Math.abs(charged[2]! - before - 100) < 1, 'each rider pays for itself');
 });

@@ -1,7 +1,7 @@
 /** guard/switches: what people set by hand, and how it comes back. Time is moved by hand. */
 import fc from 'fast-check';
 import t from 'tap';
-import { type Position, Switches } from '../../src/guard/switches.ts';
+import { type Position, Switches, type Weather } from '../../src/guard/switches.ts';
 
 const setting = (position: Position, until: number | null = null) => ({
   position,
@@ -15,8 +15,8 @@ function house(base: [string, Position][] = []) {
   const switches = new Switches();
   switches.configure(new Map(base));
   let now = 0;
-  const pass = (ms: number, isHealthy = true) => {
-    for (const until = now + ms; now < until; now += 100) switches.tick(now, now, isHealthy);
+  const pass = (ms: number, weather: Weather = 'good') => {
+    for (const until = now + ms; now < until; now += 100) switches.tick(now, now, weather);
   };
   return { switches, pass, now: () => now };
 }
@@ -68,9 +68,9 @@ t.test('steps are taken back while the database does worse, but never to nothing
   switches.set('a', setting('on'), now());
   pass(61_000);
   t.equal(switches.valveOf('a'), 0.25);
-  pass(6_000, false);
+  pass(6_000, 'bad');
   t.equal(switches.valveOf('a'), 0.1);
-  pass(100_000, false);
+  pass(100_000, 'bad');
   t.equal(switches.valveOf('a'), 0.01);
   pass(21_000);
   t.equal(switches.valveOf('a'), 0.05);
@@ -112,7 +112,7 @@ t.test('nothing opens by more than a step in a dwell, whatever is done', async (
           switches.set('a', setting(each.set, each.until === null ? null : now() + each.until), now());
         else
           for (let left = each.pass; left > 0; left -= 100) {
-            pass(100, each.isHealthy);
+            pass(100, each.isHealthy ? 'good' : 'bad');
             look();
           }
         look();
@@ -137,4 +137,14 @@ t.test('of several switches the tightest rules', async (t) => {
   t.equal(switches.tightest(['class', 'any']), 'hold');
   set('class', 'off');
   t.equal(switches.tightest(['class', 'any']), 0);
+});
+
+t.test('while the database is short of credits a ramp stands still', async (t) => {
+  const { switches, pass } = house();
+  switches.set('batch', setting('off'), 0);
+  switches.set('batch', setting('on'), 0);
+  pass(25_000);
+  const before = switches.valveOf('batch');
+  pass(60_000, 'wait');
+  t.equal(switches.valveOf('batch'), before);
 });

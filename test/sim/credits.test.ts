@@ -139,7 +139,7 @@ function run(of: World): Outcome {
       const isBad = second > end / 4 && second < end / 4 + 1200;
       const { balance: value } = history[of.fault === 'freezes' && isBad ? Math.floor(end / 4) : due]!;
       const told = of.fault === 'zero' && isBad ? 0 : Math.round(2 * value) / 2;
-      credits.observe('cpu', { value: told, observedAt: due * STEP_MS });
+      credits.observe('cpu', { value: told, observedAt: due * STEP_MS }, now);
       if (of.fault === 'load too' && due > of.period) {
         const rate = (used - used + history[due]!.used - history[due - of.period]!.used) / of.period / 60;
         credits.observeSpend('cpu', (due - of.period) * STEP_MS, due * STEP_MS, rate);

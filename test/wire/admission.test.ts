@@ -140,6 +140,23 @@ t.test('pings pass a class that is off and a limit that is reached, but begin no
   await release();
 });
 
+t.test('what comes behind upkeep asks for itself, in the same batch or not', async (t) => {
+  const proxy = await start(t, 4);
+  const console = await open(t, proxy.port, { database: 'pgweir' });
+  await console.ask(Q('SET SWITCH normal = off'));
+  const client = await open(t, proxy.port);
+  const messages = await client.ask([Q('DISCARD ALL'), Q('SELECT 7')], 2);
+  t.same([types(messages), sqlstates(messages)], ['CZEZ', ['53000']]);
+  const batch = [...group('SELECT 1').slice(0, -1), ...group('SELECT 7')];
+  t.same(sqlstates(await client.ask(batch)), ['53000']);
+  t.same(
+    types(await client.ask([...group('SELECT 1'), ...group('RESET ALL')], 2)),
+    '12TDCZ12nCZ',
+    'upkeep itself passes',
+  );
+  t.equal(permits(proxy), 0);
+});
+
 t.test('a table and a shape decide the class, of prepared statements and of old ones, too', async (t) => {
   await admin.rows('CREATE TABLE IF NOT EXISTS weir_triggers (a int)');
   const some: object[] = [];

@@ -98,7 +98,7 @@ t.test('warn tells clients, observe does nothing, and SQL is a source', async (t
     const { proxy, credits } = await start(t, { metric, mode });
     const batch = await open(t, proxy.port, { application_name: 'batch' });
     await until(() => credits.ledgers[0]!.estimate !== null, 'a sample');
-    await until(() => credits.zone === 'BLACK', 'the zone');
+    await until(() => credits.ledgers[0]!.zone === 'BLACK', 'the zone');
     credits.charge(2, 60_000);
     t.equal(types(await batch.ask(Q('SELECT 7'))), expected, mode);
   }

@@ -111,6 +111,9 @@ t.test('it says what it touches, refuses what makes no sense, and takes effect a
     (await post(proxy.opsPort, 'batch', basic('postgres', ''), { state: 'off', reason: 'x'.repeat(20_000) })).status,
     400,
   );
+  await t.rejects(to.setSwitch('constructor', { state: 'off' }), /404/);
+  await t.rejects(to.setSwitch('batch', { state: 'off', for: '99999999999h' }), /400: expected/);
+  await t.rejects(to.setSwitch('passthrough', { state: 'on', for: '10m' }), /has no time limit/);
   await to.setSwitch('passthrough', { state: 'on' });
   t.same(sqlstates(await client.ask(Q('SELECT 7'))), []);
   t.match(switchTable(await to.status()), /passthrough is on/);

@@ -28,7 +28,7 @@ export class CloudWatch {
   readonly #now: () => number;
   readonly #metrics: CloudWatchMetric[] = [];
   #client: Promise<CloudWatchClient> | null = null;
-  #last: { at: number; answer: Promise<Map<CloudWatchMetric, Reading[]>> } | null = null;
+  #last: { at: number; answer: Promise<Map<CloudWatchMetric, Reading[] | Error>> } | null = null;
 
   constructor(region: string, now: () => number) {
     this.#region = region;
@@ -37,24 +37,30 @@ export class CloudWatch {
 
   source(metric: CloudWatchMetric): Source {
     this.#metrics.push(metric);
-    return { read: async (signal) => (await this.#ask(signal)).get(metric) ?? [] };
+    return {
+      read: async (signal) => {
+        const found = (await this.#ask(signal)).get(metric) ?? [];
+        if (found instanceof Error) throw found;
+        return found;
+      },
+    };
   }
 
-  #ask(signal: AbortSignal): Promise<Map<CloudWatchMetric, Reading[]>> {
+  #ask(signal: AbortSignal): Promise<Map<CloudWatchMetric, Reading[] | Error>> {
     const now = this.#now();
     if (this.#last === null || now - this.#last.at > SHARE_MS)
       this.#last = { at: now, answer: this.#fetch(signal, now) };
     return this.#last.answer;
   }
 
-  async #fetch(signal: AbortSignal, now: number): Promise<Map<CloudWatchMetric, Reading[]>> {
+  async #fetch(signal: AbortSignal, now: number): Promise<Map<CloudWatchMetric, Reading[] | Error>> {
     const { GetMetricDataCommand, CloudWatchClient: Client } = await import('@aws-sdk/client-cloudwatch');
     this.#client ??= Promise.resolve(
       // The SDK backs off by itself when it is told to (adaptive: its own token bucket).
       new Client({ region: this.#region, maxAttempts: 4, retryMode: 'adaptive' }),
     );
     const client = await this.#client;
-    const found = new Map<CloudWatchMetric, Reading[]>();
+    const found = new Map<CloudWatchMetric, Reading[] | Error>();
     for (let first = 0; first < this.#metrics.length; first += QUERIES_MAX) {
       const metrics = this.#metrics.slice(first, first + QUERIES_MAX);
       const longest = Math.max(...metrics.map(({ period }) => period));
@@ -73,10 +79,14 @@ export class CloudWatch {
         for (const { Id, StatusCode, Timestamps = [], Values = [] } of answer.MetricDataResults ?? []) {
           const metric = metrics[Number(Id?.slice(1))];
           if (metric === undefined) continue;
-          if (StatusCode === 'InternalError' || StatusCode === 'Forbidden')
-            throw new Error(`CloudWatch says ${StatusCode} for ${metric.name}`);
+          if (StatusCode === 'InternalError' || StatusCode === 'Forbidden') {
+            found.set(metric, new Error(`CloudWatch says ${StatusCode} for ${metric.name}`));
+            continue;
+          }
           // PartialData: what there is is right, and the rest is on the next page.
-          const readings = found.get(metric) ?? [];
+          const before = found.get(metric) ?? [];
+          if (before instanceof Error) continue;
+          const readings = before;
           Timestamps.forEach((time, index) => {
             const observedAt = time.getTime() + metric.period;
             const value = Values[index];
@@ -87,7 +97,8 @@ export class CloudWatch {
         NextToken = answer.NextToken;
       } while (NextToken !== undefined);
     }
-    for (const readings of found.values()) readings.sort((a, b) => a.observedAt - b.observedAt);
+    for (const readings of found.values())
+      if (Array.isArray(readings)) readings.sort((a, b) => a.observedAt - b.observedAt);
     return found;
   }
 }
