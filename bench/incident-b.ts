@@ -223,8 +223,7 @@ async function run(
   pool.close();
   await contender.stop();
   await postgres.stop('immediate');
-  await sleep(500);
-  meter.close();
+  await meter.close();
   const errors = points
     .filter(({ estimate }) => estimate !== null)
     .map((each) => Math.abs(each.estimate! * compress - each.balance));

@@ -15,6 +15,7 @@ import { existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'n
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { EmbeddedPostgres } from '../src/embedded.ts';
 
 /** How much of a processor of this machine is a vCPU of the instance. */
@@ -148,12 +149,21 @@ export class Meter {
     response.end(JSON.stringify({ status: 'success', data: { resultType: 'vector', result } }));
   }
 
-  /** Postgres must have ended. */
-  close(): void {
+  /** Postgres must have ended; its last processes may still be about to. */
+  async close(): Promise<void> {
     clearInterval(this.#timer);
     this.#server.closeAllConnections();
     this.#server.close();
-    for (const group of [this.#cpu, this.#account]) rmdirSync(group);
+    for (const group of [this.#cpu, this.#account]) {
+      for (let tries = 0; existsSync(group); tries++) {
+        try {
+          rmdirSync(group);
+        } catch (thrown) {
+          if (tries > 100) throw thrown; // Somebody is still in it.
+          await sleep(100);
+        }
+      }
+    }
   }
 }
 

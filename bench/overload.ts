@@ -17,6 +17,7 @@ import { existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'n
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type EmbeddedPostgres, startEmbeddedPostgres } from '../src/embedded.ts';
+import type { Status } from '../src/ops/status.ts';
 import { AppPool, calibrate, TIMEOUT_MS } from './clients.ts';
 import { type Contender, cpuUs, direct, findPgbouncer, pgbouncer, pgweir } from './contenders.ts';
 import { quantile } from './stats.ts';
@@ -133,13 +134,23 @@ async function sweep(contenders: Contender[], { loads, seconds, out }: OverloadO
   for (const load of loads) {
     for (const contender of contenders) {
       outcomes.push(await run(contender, load, seconds, rows));
-      console.log(line(outcomes.at(-1)!));
+      console.log(line(outcomes.at(-1)!), await shedBy(contender));
     }
   }
   writeFileSync(join(out, 'overload.json'), `${JSON.stringify(outcomes, null, 2)}\n`);
   writeFileSync(join(out, 'overload.md'), table(outcomes));
   writeFileSync(join(out, 'overload.svg'), plot(outcomes));
   console.log(`\n${table(outcomes)}`);
+}
+
+/** What pgweir has refused since its start, by class and reason. */
+async function shedBy({ opsPort }: Contender): Promise<string> {
+  if (opsPort === undefined) return '';
+  const { classes } = (await (await fetch(`http://127.0.0.1:${opsPort}/status.json`)).json()) as Status;
+  const found = classes.flatMap(({ name, shed }) =>
+    Object.entries(shed).flatMap(([reason, count]) => (count > 0 ? [`${name} ${reason} ${count}`] : [])),
+  );
+  return `refused: ${found.join(', ') || 'nothing'}`;
 }
 
 /** Gives the database its share of a processor; the returned function takes the group away. */

@@ -88,6 +88,8 @@ export class Ticket implements Link<Ticket> {
 const TARGET_MIN_MS = 5;
 /** The target as a share of what the class allows itself (its deadline, else its longest wait). */
 const TARGET_SHARE = 0.1;
+/** A burst passes: only who is overloaded for so long sheds, in ms. */
+const SHED_AFTER_MS = 1_000;
 
 /** Applications that have somebody waiting, in the order of their turns. */
 type Turns = Map<string, Chain<Ticket>>;
@@ -103,6 +105,7 @@ export class ClassQueue {
   /** Ms that a server is expected to work for all who wait. */
   cost = 0;
   #isOverloaded = false;
+  #overloadedSince = 0;
   /** When it was last empty. */
   #emptyAt = 0;
 
@@ -187,7 +190,9 @@ export class ClassQueue {
     let oldest = now;
     for (const chain of this.#chains()) oldest = Math.min(oldest, chain.first!.since);
     // Alone, the oldest stands in nobody's way.
+    const wasOverloaded = this.#isOverloaded;
     this.#isOverloaded = this.size > 1 && now - this.#emptyAt > intervalMs && now - oldest > this.targetMs;
+    if (this.#isOverloaded && !wasOverloaded) this.#overloadedSince = now;
     for (const chain of [...this.#chains()]) {
       for (const ticket of chain) {
         const reason = this.#reasonAgainst(ticket, now);
@@ -203,6 +208,7 @@ export class ClassQueue {
     const waited = now - ticket.since;
     if (now >= ticket.expiresAt) return 'deadline';
     if (waited >= this.class.waitMax) return 'wait';
-    return this.#isOverloaded && !this.class.isFifo && waited > 2 * this.targetMs ? 'overload' : null;
+    const isLasting = this.#isOverloaded && now - this.#overloadedSince >= SHED_AFTER_MS;
+    return isLasting && !this.class.isFifo && waited > 2 * this.targetMs ? 'overload' : null;
   }
 }
