@@ -398,7 +398,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
       default:
         return this.#end(fatal(SqlState.ProtocolViolation, `invalid frontend message type ${message.type}`));
     }
-    if (this.#turn?.isAdmitted === false) {
+    if (this.#house.admission.isOn && this.#turn?.isAdmitted === false) {
       if (this.#isEnding(message)) this.#turn.admitOutright(this.#house.clock.now());
       else if (!this.#askForTurn(message)) return;
     }
@@ -695,7 +695,8 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     if (!server.isFree || lease.isPending) return;
     if (lease.isQuestion) return lease.settle();
     this.#endHold();
-    if (!lease.isPinned) this.#giveBack();
+    if (lease.isPinned) this.#turn?.keep(now);
+    else this.#giveBack();
   }
 
   #refuseTransaction(): void {

@@ -197,6 +197,16 @@ export class Turn implements Request {
     this.#permit ??= this.#gate.admit(this.class, now);
   }
 
+  /** Its server is kept for more than what it was admitted for: upkeep that pins is not upkeep, whatever comes next. */
+  keep(now: number): void {
+    if (!this.isUpkeep) return;
+    this.end(now);
+    this.#isUpkeep = false;
+    this.#class = this.#classes!.classOf(this.#narrowed!, null, false);
+    this.admitOutright(now);
+    this.rest(now);
+  }
+
   /** May the request that was classified share a server that is at work? */
   get mayShare(): boolean {
     return this.#permit !== null || this.#gate.mayShare(this.#class!);

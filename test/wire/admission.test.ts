@@ -157,6 +157,25 @@ t.test('what comes behind upkeep asks for itself, in the same batch or not', asy
   t.equal(permits(proxy), 0);
 });
 
+t.test('upkeep that pins its client is upkeep no longer: COPY, pipelines, and a permit of its own class', async (t) => {
+  const proxy = await start(t, 4);
+  const client = await open(t, proxy.port);
+  await client.ask(Q('CREATE TEMP TABLE t (a int)'));
+  await client.ask(Q('DISCARD ALL'));
+  await client.ask(Q(`SET client_encoding = 'SJIS'`));
+  await until(() => proxy.app.snapshot().pools[0]!.pinned === 1, 'the pin');
+  t.same([lane(proxy, 'health').permits, lane(proxy, 'normal').permits], [0, 1]);
+  await client.ask(Q('CREATE TEMP TABLE copied (a int)'));
+  client.write(Q('COPY copied FROM STDIN'));
+  await client.until('G');
+  client.write(Buffer.concat([send.copyData('1\n2\n'), send.copyDone()]));
+  t.equal(types(await client.until('Z')), 'CZ');
+  t.same(await client.rows('SELECT count(*) FROM copied'), [['2']]);
+  t.equal(types(await client.ask([Q('RESET work_mem'), Q('SELECT 7')], 2)), 'CZTDCZ');
+  client.end();
+  await until(() => permits(proxy) === 0, 'its permit to be back');
+});
+
 t.test('a table and a shape decide the class, of prepared statements and of old ones, too', async (t) => {
   await admin.rows('CREATE TABLE IF NOT EXISTS weir_triggers (a int)');
   const some: object[] = [];
