@@ -17,7 +17,7 @@ import type { Status } from '../src/ops/status.ts';
 import { AppPool, calibrate } from './clients.ts';
 import { type Contender, direct, findPgbouncer, pgbouncer, pgweir } from './contenders.ts';
 import { EARN, type Fault, Meter, VCPU, VCPUS } from './metered.ts';
-import { quantile } from './stats.ts';
+import { percent, quantile } from './stats.ts';
 
 export interface IncidentOptions {
   /** How many times faster than life. */
@@ -346,7 +346,6 @@ function watch(opsPort: number): () => Promise<Polled[]> {
   };
 }
 
-const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
 const HEAD = `| variant | contender | least balance | hours at 0 | critical in time | in its worst tenth | backlog done, of possible | error p95 | fits at the start |
 |---|---|---|---|---|---|---|---|---|`;
 

@@ -11,19 +11,16 @@
  */
 
 import { once } from 'node:events';
-import { existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import type { EmbeddedPostgres } from '../src/embedded.ts';
+import { ControlGroup } from './cgroup.ts';
 
 /** How much of a processor of this machine is a vCPU of the instance. */
 export const VCPU = 0.4;
 export const VCPUS = 2;
 /** vCPU that is earned: a fifth of each. */
 export const EARN = 0.4;
-const PERIOD_US = 20_000;
 const TICK_MS = 100;
 
 export interface MeterOptions {
@@ -40,8 +37,7 @@ export type Fault = 'none' | 'dies' | 'zero' | 'freezes';
 
 export class Meter {
   readonly #options: MeterOptions;
-  readonly #cpu = '/sys/fs/cgroup/cpu/pgweir-metered';
-  readonly #account = '/sys/fs/cgroup/cpuacct/pgweir-metered';
+  readonly #group: ControlGroup;
   readonly #server: http.Server;
   readonly #timer: NodeJS.Timeout;
   readonly #began = performance.now();
@@ -55,14 +51,8 @@ export class Meter {
   constructor(postgres: EmbeddedPostgres, options: MeterOptions) {
     this.#options = options;
     this.balance = options.start;
-    if (!existsSync('/sys/fs/cgroup/cpu')) throw new Error('this needs control groups v1 (cpu, cpuacct), as root');
-    for (const group of [this.#cpu, this.#account]) {
-      if (!existsSync(group)) mkdirSync(group);
-      for (const pid of [postgres.pid, ...childrenOf(postgres.pid)])
-        if (existsSync(`/proc/${pid}`)) writeFileSync(join(group, 'cgroup.procs'), String(pid));
-    }
-    writeFileSync(join(this.#cpu, 'cpu.cfs_period_us'), String(PERIOD_US));
-    this.#usedNs = this.#read();
+    this.#group = new ControlGroup(postgres);
+    this.#usedNs = this.#group.usedNs;
     let before = performance.now();
     this.#timer = setInterval(() => {
       const now = performance.now();
@@ -90,20 +80,15 @@ export class Meter {
     return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
   }
 
-  #read(): number {
-    return Number(readFileSync(join(this.#account, 'cpuacct.usage'), 'utf8'));
-  }
-
   #setQuota(isFull: boolean): void {
     if (this.#isFull === isFull) return;
     this.#isFull = isFull;
-    const vcpus = isFull ? VCPUS : EARN;
-    writeFileSync(join(this.#cpu, 'cpu.cfs_quota_us'), String(Math.round(PERIOD_US * vcpus * VCPU)));
+    this.#group.setQuota((isFull ? VCPUS : EARN) * VCPU);
   }
 
   /** Earns and spends; at zero it falls off the cliff. */
   #step(seconds: number): void {
-    const usedNs = this.#read();
+    const { usedNs } = this.#group;
     const vcpuSeconds = (usedNs - this.#usedNs) / 1e9 / VCPU;
     this.#usedNs = usedNs;
     this.balance = Math.min(this.#options.capacity, Math.max(0, this.balance + (EARN * seconds - vcpuSeconds) / 60));
@@ -154,19 +139,6 @@ export class Meter {
     clearInterval(this.#timer);
     this.#server.closeAllConnections();
     this.#server.close();
-    for (const group of [this.#cpu, this.#account]) {
-      for (let tries = 0; existsSync(group); tries++) {
-        try {
-          rmdirSync(group);
-        } catch (thrown) {
-          if (tries > 100) throw thrown; // Somebody is still in it.
-          await sleep(100);
-        }
-      }
-    }
+    await this.#group.close();
   }
-}
-
-function childrenOf(pid: number): number[] {
-  return readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').split(' ').filter(Boolean).map(Number);
 }

@@ -13,14 +13,15 @@
  * The database is kept to its share by a control group (cpu); generator and proxy must stay below 60 % of a core each, or
  * the run is void.
  */
-import { existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type EmbeddedPostgres, startEmbeddedPostgres } from '../src/embedded.ts';
+import { startEmbeddedPostgres } from '../src/embedded.ts';
 import type { Status } from '../src/ops/status.ts';
+import { ControlGroup } from './cgroup.ts';
 import { AppPool, calibrate, TIMEOUT_MS } from './clients.ts';
 import { type Contender, cpuUs, direct, findPgbouncer, pgbouncer, pgweir } from './contenders.ts';
-import { quantile } from './stats.ts';
+import { percent, quantile } from './stats.ts';
 
 interface Kind {
   name: string;
@@ -42,10 +43,6 @@ const MEAN_COST = kinds.reduce((sum, { share, cost }) => sum + share * cost, 0);
 const floors: Record<string, string> = { critical: '50%', normal: '25%', batch: '5%', deferrable: '2%' };
 /** What the database may use of a processor. */
 const QUOTA = 0.5;
-const PERIOD_US = 20_000;
-const GROUP = '/sys/fs/cgroup/cpu/pgweir-bench';
-/** What it has used is counted in another. */
-const ACCOUNT = '/sys/fs/cgroup/cpuacct/pgweir-bench';
 const RETRIES = 3;
 const WARM_S = 4;
 const BUSY_MAX = 0.6;
@@ -71,6 +68,12 @@ interface Outcome {
   lateMs: number;
 }
 
+/** The database: how much work a ms of a whole processor is, and what keeps it to its share. */
+interface Rig {
+  rowsPerMs: number;
+  group: ControlGroup;
+}
+
 export interface OverloadOptions {
   seconds: number;
   loads: number[];
@@ -88,7 +91,9 @@ export async function overload(options: OverloadOptions) {
   if (path === null) console.error('*** SKIPPED: there is no PgBouncer on PATH (--pgbouncer PATH) ***');
   const postgres = await startEmbeddedPostgres({ dataDir: null, settings: { fsync: 'off', max_connections: '400' } });
   const rows = await calibrate(postgres);
-  const release = confine(postgres);
+  const group = new ControlGroup(postgres);
+  group.setQuota(QUOTA);
+  const rig = { rowsPerMs: rows, group };
   const classes = kinds.map(({ name, slo }) => ({
     name,
     priority: name,
@@ -118,22 +123,22 @@ export async function overload(options: OverloadOptions) {
   if (options.isSpike) {
     const lines = [spikeHead];
     for (const contender of contenders) {
-      lines.push(await spike(contender, rows));
+      lines.push(await spike(contender, rig));
       console.log(lines.at(-1));
     }
     writeFileSync(join(options.out, 'spike.md'), `${lines.join('\n')}\n`);
     console.log(`\n${lines.join('\n')}`);
-  } else await sweep(contenders, options, rows);
+  } else await sweep(contenders, options, rig);
   for (const contender of all) await contender.stop();
   await postgres.stop();
-  release();
+  await group.close();
 }
 
-async function sweep(contenders: Contender[], { loads, seconds, out }: OverloadOptions, rows: number): Promise<void> {
+async function sweep(contenders: Contender[], { loads, seconds, out }: OverloadOptions, rig: Rig): Promise<void> {
   const outcomes: Outcome[] = [];
   for (const load of loads) {
     for (const contender of contenders) {
-      outcomes.push(await run(contender, load, seconds, rows));
+      outcomes.push(await run(contender, load, seconds, rig));
       console.log(line(outcomes.at(-1)!), await shedBy(contender));
     }
   }
@@ -151,28 +156,6 @@ async function shedBy({ opsPort }: Contender): Promise<string> {
     Object.entries(shed).flatMap(([reason, count]) => (count > 0 ? [`${name} ${reason} ${count}`] : [])),
   );
   return `refused: ${found.join(', ') || 'nothing'}`;
-}
-
-/** Gives the database its share of a processor; the returned function takes the group away. */
-function confine(postgres: EmbeddedPostgres): () => void {
-  if (!existsSync('/sys/fs/cgroup/cpu'))
-    throw new Error('this needs the cpu controller of control groups (v1), as root');
-  for (const each of [GROUP, ACCOUNT]) if (!existsSync(each)) mkdirSync(each);
-  writeFileSync(join(GROUP, 'cpu.cfs_period_us'), String(PERIOD_US));
-  writeFileSync(join(GROUP, 'cpu.cfs_quota_us'), String(PERIOD_US * QUOTA));
-  // What the postmaster starts from here on is in its group; what it has started is moved.
-  for (const pid of [postgres.pid, ...childrenOf(postgres.pid)]) {
-    if (!existsSync(`/proc/${pid}`)) continue;
-    for (const each of [GROUP, ACCOUNT]) writeFileSync(join(each, 'cgroup.procs'), String(pid));
-  }
-  return () => {
-    for (const each of [GROUP, ACCOUNT]) rmdirSync(each);
-  };
-}
-
-function childrenOf(pid: number): number[] {
-  const text = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8');
-  return text.split(' ').filter(Boolean).map(Number);
 }
 
 // --- One run ----------------------------------------------------------------------------------------------------
@@ -204,7 +187,7 @@ async function drive(
   loadAt: (ms: number) => number,
   ms: number,
   from: number,
-  rowsPerMs: number,
+  { rowsPerMs, group }: Rig,
 ): Promise<Driven> {
   const pools = new Map(kinds.map(({ name }) => [name, new AppPool(contender.port, name)]));
   const asked: Asked[] = [];
@@ -230,7 +213,7 @@ async function drive(
   const cpu = () => ({
     proxy: contender.pid === null ? 0 : cpuUs(contender.pid),
     self: process.cpuUsage(),
-    databaseNs: Number(readFileSync(join(ACCOUNT, 'cpuacct.usage'), 'utf8')),
+    databaseNs: group.usedNs,
   });
   let before = cpu();
   let isWarm = false;
@@ -263,9 +246,9 @@ async function drive(
 }
 
 /** One load for some seconds. */
-async function run(contender: Contender, load: number, seconds: number, rowsPerMs: number): Promise<Outcome> {
+async function run(contender: Contender, load: number, seconds: number, rig: Rig): Promise<Outcome> {
   const from = WARM_S * 1000;
-  const { asked, ...busy } = await drive(contender, () => load, from + seconds * 1000, from, rowsPerMs);
+  const { asked, ...busy } = await drive(contender, () => load, from + seconds * 1000, from, rig);
   const measured = asked.filter(({ at }) => at >= from);
   const useful = measured.filter(({ isUseful }) => isUseful);
   const critical = measured.filter(({ kind }) => kind === kinds[0]).map(({ tookMs }) => tookMs);
@@ -298,11 +281,11 @@ const WINDOWS = [
 ] as const;
 
 /** Ten times the capacity for half a minute amid a calm load: which share of the work is in time, before, in it and after. */
-async function spike(contender: Contender, rowsPerMs: number): Promise<string> {
+async function spike(contender: Contender, rig: Rig): Promise<string> {
   const { calmS, spikeS, afterS, calm, spike: high } = SPIKE;
   const end = (calmS + spikeS) * 1000;
   const loadAt = (ms: number) => (ms >= calmS * 1000 && ms < end ? high : calm);
-  const { asked } = await drive(contender, loadAt, end + afterS * 1000, 0, rowsPerMs);
+  const { asked } = await drive(contender, loadAt, end + afterS * 1000, 0, rig);
   const cells = WINDOWS.map(([from, to]) => {
     const here = asked.filter(({ at }) => at >= end + from * 1000 && at < end + to * 1000);
     return percent(workOf(here.filter(({ isUseful }) => isUseful)) / Math.max(1e-9, workOf(here)));
@@ -325,8 +308,6 @@ function pick(dice: number): Kind {
 }
 
 // --- Telling ----------------------------------------------------------------------------------------------------
-
-const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
 
 function line({
   contender,

@@ -20,3 +20,6 @@ export function quantile(values: readonly number[], q: number): number {
   const low = sorted[Math.floor(at)]!;
   return low + (sorted[Math.ceil(at)]! - low) * (at - Math.floor(at));
 }
+
+/** A share as text. */
+export const percent = (share: number) => `${(100 * share).toFixed(1)} %`;

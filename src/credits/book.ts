@@ -134,8 +134,8 @@ export class CreditBook {
   }
 
   /** What is learned, by address and ledger. */
-  save(): Record<string, Record<string, Learned>> {
-    const saved: Record<string, Record<string, Learned>> = { ...this.#learned } as never;
+  save(): Record<string, Readonly<Record<string, Learned>>> {
+    const saved = { ...this.#learned };
     for (const [address, host] of this.#hosts)
       saved[address] = Object.fromEntries(host.ledgers.map(({ config, learned }) => [config.name, learned]));
     return saved;
