@@ -44,6 +44,8 @@ export interface AppOptions {
   file: string | null;
   log: Logger;
   clock?: Clock;
+  /** How many times faster than the clock the time of ledgers runs; 1 but for rehearsals. */
+  pace?: number;
 }
 
 const TICK_MS = 200;
@@ -105,7 +107,11 @@ export class App {
           const config = this.#databaseOf(database)!;
           return this.#query(config, config.dbname ?? database, sql);
         },
-        demandOf: (address) => ({ backlogMs: admission.gateOf(address).backlogMs }),
+        demandOf: (address) => {
+          const gate = admission.gateOf(address);
+          return { backlogMs: gate.backlogMs, costOf: (name) => gate.costOf(name) };
+        },
+        pace: options.pace ?? 1,
         onProblem: (source, problem) => this.log.warn({ source, problem }, 'a metric cannot be read'),
       },
       this.#memory.learned,

@@ -13,6 +13,15 @@ import { messageOf } from './util/errors.ts';
 
 const USAGE = 2;
 
+interface ServeFlags {
+  config?: string;
+  embedded?: boolean;
+  data?: string;
+  port: string;
+  opsPort: string;
+  pace: string;
+}
+
 const program = new Command('pgweir')
   .description('A proxy that speaks the Postgres wire protocol, stands in front of a database and keeps it alive.')
   .version(version)
@@ -27,9 +36,12 @@ program
   .option('--data <dir>', 'with --embedded: keep the data here')
   .option('--port <number>', 'with --embedded: the port to listen on', '6432')
   .option('--ops-port <number>', 'with --embedded: the HTTP port', '9432')
-  .action(async (options: { config?: string; embedded?: boolean; data?: string; port: string; opsPort: string }) => {
+  .option('--pace <number>', 'rehearse: the time of ledgers runs so many times faster', '1')
+  .action(async (options: ServeFlags) => {
+    const pace = Number(options.pace);
+    if (!(pace >= 1)) program.error('pgweir: --pace wants a number of at least 1');
     if (options.embedded) await serveEmbedded(options.data ?? null, Number(options.port), Number(options.opsPort));
-    else if (options.config !== undefined) await serve(options.config);
+    else if (options.config !== undefined) await serve(options.config, pace);
     else {
       console.error(
         'pgweir: no configuration.\n' +
@@ -144,10 +156,10 @@ async function ask(flags: RemoteFlags, question: (to: Remote) => Promise<string>
   }
 }
 
-async function serve(file: string): Promise<void> {
+async function serve(file: string, pace: number): Promise<void> {
   const path = resolve(file);
   const reload = () => loadConfig(path, process.env);
-  await run(orExit(reload()), reload, path);
+  await run(orExit(reload()), reload, path, { pace });
 }
 
 async function serveEmbedded(dataDir: string | null, port: number, opsPort: number): Promise<void> {
@@ -166,7 +178,7 @@ async function serveEmbedded(dataDir: string | null, port: number, opsPort: numb
     databases: { '*': { hosts: [`127.0.0.1:${postgres.port}`], tls: { mode: 'disable' } } },
   });
   const reload = () => parseConfig(text, 'embedded', {});
-  const listening = await run(orExit(reload()), reload, null, () => postgres.stop());
+  const listening = await run(orExit(reload()), reload, null, { after: () => postgres.stop() });
   console.log(
     `\nReady. In another terminal:\n\n  psql "host=127.0.0.1 port=${listening.port} user=postgres dbname=postgres"\n`,
   );
@@ -186,7 +198,7 @@ async function run(
   config: ReturnType<typeof orExit>,
   reload: () => Loaded,
   file: string | null,
-  after = async () => {},
+  { after = async () => {}, pace = 1 }: { after?: () => Promise<void>; pace?: number },
 ) {
   const log = makeLogger(config.log);
   const end = async (work: () => Promise<void>) => {
@@ -197,7 +209,7 @@ async function run(
   let app: App;
   let listening: { port: number; opsPort: number };
   try {
-    app = new App({ config, reload, file, log });
+    app = new App({ config, reload, file, log, pace });
     listening = await app.start();
   } catch (thrown) {
     console.error(`pgweir: ${explain(thrown)}`);

@@ -389,6 +389,13 @@ const ledger = z
     load: reading
       .optional()
       .describe('Where the utilisation is read, in percent of all vcpus: what is spent is then known sooner.'),
+    backlog: z
+      .strictObject({
+        class: z.string().describe('The class that they will be in: what one of them costs is measured there.'),
+        metric: reading.describe('Where their number is read.'),
+      })
+      .optional()
+      .describe('Jobs that wait outside the proxy, in a queue or a table: whether they fit into the reserve is told.'),
     unit: z
       .enum(['cpu-credits', 'io-credits', 'percent'])
       .describe('A CPU credit is one vCPU for a minute; percent is of a bucket of unknown size.'),
@@ -482,7 +489,7 @@ export const configSchema = z
       .record(z.string(), database)
       .refine((all) => Object.keys(all).length > 0, 'at least one database is needed'),
   })
-  .superRefine(({ databases, ledgers, admission }, context) => {
+  .superRefine(({ databases, ledgers, admission, classes }, context) => {
     const complain = (path: PropertyKey[], message: string) => context.addIssue({ code: 'custom', path, message });
     for (const [name, { ledgers: own, hosts }] of Object.entries(databases)) {
       for (const each of own)
@@ -493,12 +500,17 @@ export const configSchema = z
             complain(['databases', name, 'hosts', index], `there is no ledger "${each}"`);
       });
     }
-    for (const [name, { mode, metric, load }] of Object.entries(ledgers)) {
+    for (const [name, { mode, metric, load, backlog }] of Object.entries(ledgers)) {
       if (mode === 'enforce' && admission.mode !== 'enforce')
         complain(['ledgers', name, 'mode'], 'enforce needs admission.mode enforce: it is there that requests wait');
-      for (const [key, source] of Object.entries({ metric, load })) {
+      if (backlog !== undefined && !['normal', ...classes.map(({ name }) => name)].includes(backlog.class))
+        complain(['ledgers', name, 'backlog', 'class'], `there is no class "${backlog.class}"`);
+      for (const [key, source] of Object.entries({ metric, load, 'backlog.metric': backlog?.metric })) {
         if (source?.source === 'sql' && databases[source.database]?.control === undefined)
-          complain(['ledgers', name, key, 'database'], `"${source.database}" is no database with a control user`);
+          complain(
+            ['ledgers', name, ...key.split('.'), 'database'],
+            `"${source.database}" is no database with a control user`,
+          );
       }
     }
   })

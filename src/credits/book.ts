@@ -22,6 +22,8 @@ export interface BookHouse {
   /** What waits for the host at an address. */
   demandOf: (address: string) => Demand;
   onProblem: (source: string, problem: string) => void;
+  /** How many times faster than the clock the time of ledgers runs: for rehearsals. */
+  pace: number;
 }
 
 /** Which of a config's hosts live on which ledgers: pairs of address and names. */
@@ -66,7 +68,12 @@ export class CreditBook {
       }
       const demand = () => this.#house.demandOf(address);
       const learned = this.#learned[address] ?? {};
-      const host = new HostCredits(configs, demand, { learned, instances: config.instances, key: own });
+      const host = new HostCredits(configs, demand, {
+        learned,
+        instances: config.instances,
+        key: own,
+        pace: this.#house.pace,
+      });
       host.tick(this.#house.clock.now()); // From the first moment on it allows no more than it should.
       this.#hosts.set(address, host);
     }
@@ -74,19 +81,26 @@ export class CreditBook {
   }
 
   #addSources(config: Config, residents: Residents): void {
-    const { clock } = this.#house;
+    const { clock, pace } = this.#house;
     const regions = new Map<string, CloudWatch>();
     const monotonic = ({ observedAt }: Reading, lag: number) => clock.now() - (clock.wall() - observedAt) - lag;
     for (const [name, keys] of Object.entries(config.ledgers)) {
       const hosts = residents.filter(([, names]) => names.includes(name)).map(([address]) => this.#hosts.get(address)!);
       if (hosts.length === 0) continue;
-      const { metric, load } = keys;
+      const metric = hastened(keys.metric, pace);
       this.#poller.add(`${name}.metric`, this.#sourceOf(metric, regions), everyOf(metric), (reading) => {
         const sample = { value: reading.value, observedAt: monotonic(reading, lagOf(metric)) };
         for (const host of hosts) host.observe(name, sample, clock.now());
       });
-      if (load === undefined) continue;
-      const span = load.source === 'cloudwatch' ? load.period : load.every;
+      if (keys.backlog !== undefined) {
+        const jobs = hastened(keys.backlog.metric, pace);
+        this.#poller.add(`${name}.backlog`, this.#sourceOf(jobs, regions), everyOf(jobs), ({ value }) => {
+          for (const host of hosts) host.observeBacklog(name, value, clock.now());
+        });
+      }
+      if (keys.load === undefined) continue;
+      const load = hastened(keys.load, pace);
+      const span = periodOf(load);
       this.#poller.add(`${name}.load`, this.#sourceOf(load, regions), everyOf(load), (reading) => {
         const to = monotonic(reading, lagOf(load));
         // Percent of all vCPUs, as credits per second: a credit is a minute of one.
@@ -146,9 +160,19 @@ export class CreditBook {
   }
 }
 
+/** A reading in which everything happens `pace` times as fast. */
+function hastened<T extends ReadingConfig>(reading: T, pace: number): T {
+  if (reading.source === 'cloudwatch') return { ...reading, period: reading.period / pace };
+  return { ...reading, every: reading.every / pace, lag: reading.lag / pace };
+}
+
 function everyOf(reading: ReadingConfig): number {
   // CloudWatch has a new point once a period: it is asked more often, because that comes at an unknown time.
   return reading.source === 'cloudwatch' ? reading.period / 4 : reading.every;
+}
+
+function periodOf(reading: ReadingConfig): number {
+  return reading.source === 'cloudwatch' ? reading.period : reading.every;
 }
 
 function lagOf(reading: ReadingConfig): number {
@@ -173,6 +197,7 @@ function ledgerOf(name: string, keys: LedgerKeys): LedgerConfig {
     mode: keys.mode,
     onMissing: keys.onMissing,
     effect: keys.effect,
-    period: metric.source === 'cloudwatch' ? metric.period : metric.every,
+    period: periodOf(metric),
+    backlog: keys.backlog === undefined ? null : { class: keys.backlog.class, period: periodOf(keys.backlog.metric) },
   };
 }

@@ -23,12 +23,16 @@ export interface LedgerConfig extends LedgerSpec {
   effect: 'throttle' | 'bill';
   /** How often a sample is due, in ms. */
   period: number;
+  /** The class of the jobs that wait outside the proxy, and how often their number is read, in ms; null: it is not. */
+  backlog: { class: string; period: number } | null;
 }
 
-/** What is waiting or coming, as guard/gate knows it: ms of servers' work, and servers at work. */
+/** What is waiting, as guard/gate knows it: in ms of servers' work. */
 export interface Demand {
-  /** Waiting, of what is not critical. */
+  /** Waiting for a permit, of what is not critical. */
   backlogMs: number;
+  /** What one request of a class costs. */
+  costOf: (className: string) => number;
 }
 
 export interface LedgerView {
@@ -38,6 +42,8 @@ export interface LedgerView {
   /** Units per second that may be spent; servers at work that are not critical. */
   spend: number;
   work: number;
+  /** Units that it would take to do all that waits, here and outside. */
+  backlog: number;
   zone: Zone;
   forecast: Forecast;
   verdict: Verdict;
@@ -54,8 +60,8 @@ const BURST_MS = 250;
 const STALE_PERIODS = 6;
 /** The most that can be owed, in ms of a server: what was spent beyond is in the balance. */
 const DEBT_MS = 10_000;
-/** What critical work is averaged over, in s. */
-const CRITICAL_S = 10;
+/** What work is averaged over, in s. A surge that this is blind to costs two credits at most. */
+const AVERAGE_S = 60;
 const DEFERRABLE = 3;
 /** Recovery is when half of the capacity is there. */
 const HALF = 0.5;
@@ -68,6 +74,9 @@ class Account {
   readonly keeper = new ZoneKeeper();
   /** Monotonic ms of the newest sample's arrival; null: there was none. */
   receivedAt: number | null = null;
+  /** Jobs that wait outside, and when that was read (monotonic ms). */
+  #jobs = 0;
+  #jobsAt = Number.NEGATIVE_INFINITY;
   readonly received = { accepted: 0, repeated: 0, quarantined: 0, moved: 0 };
   readonly #instances: number;
   view: LedgerView;
@@ -83,6 +92,7 @@ class Account {
       learned: this.ledger.learned,
       spend: 0,
       work: 0,
+      backlog: 0,
       zone: 'GREEN',
       forecast: { burnFast: 0, burnSlow: 0, exhaustion: Number.POSITIVE_INFINITY, recovery: 0 },
       verdict: { fits: true },
@@ -92,7 +102,7 @@ class Account {
     };
   }
 
-  tick(now: number, critical: number, other: number, { backlogMs }: Demand): void {
+  tick(now: number, critical: number, other: number, demand: Demand): void {
     const { config, ledger } = this;
     const { kappa, background } = ledger;
     const estimate = ledger.estimate(now);
@@ -108,6 +118,7 @@ class Account {
     const live = kappa * critical + background;
     const drain = live + kappa * other - earn;
     const known = estimate ?? { balance: 0, lower: 0, sigma: 0 };
+    const backlog = (kappa * (demand.backlogMs + this.#outsideMs(now, demand))) / 1000;
     const forecast = this.forecaster.tick(now, drain, known, config.reserve, HALF * config.capacity);
     this.view = {
       config,
@@ -115,6 +126,7 @@ class Account {
       learned: ledger.learned,
       spend: budget.spend,
       work: budget.work,
+      backlog,
       forecast,
       // What is not known does not get better.
       zone: isKnown
@@ -129,7 +141,7 @@ class Account {
             spendable: Math.max(0, known.lower - config.reserve),
             earn,
             live,
-            backlog: (kappa * backlogMs) / 1000,
+            backlog,
             backlogRate: kappa * Math.max(other, 1),
           })
         : { fits: true },
@@ -137,6 +149,19 @@ class Account {
       sampleAgeMs: ledger.anchoredAt === null ? null : now - ledger.anchoredAt,
       received: this.received,
     };
+  }
+
+  /** So many jobs wait outside the proxy. */
+  observeBacklog(jobs: number, now: number): void {
+    this.#jobs = Math.max(0, jobs);
+    this.#jobsAt = now;
+  }
+
+  /** What they will cost, in ms; 0 when nothing has been heard of them for long. */
+  #outsideMs(now: number, { costOf }: Demand): number {
+    const { backlog } = this.config;
+    if (backlog === null || now - this.#jobsAt > STALE_PERIODS * backlog.period) return 0;
+    return this.#jobs * costOf(backlog.class);
   }
 
   #missing(now: number): LedgerView['missing'] {
@@ -176,6 +201,8 @@ export class HostCredits {
   readonly #work = new WorkLog();
   readonly #accounts: readonly Account[];
   readonly #demand: () => Demand;
+  /** How many times faster than life time runs for it. */
+  readonly #pace: number;
   /** Work since the start, in s: critical, and all other. */
   #criticalSum = 0;
   #otherSum = 0;
@@ -191,7 +218,8 @@ export class HostCredits {
 
   /**
    * `learned` before a restart, by ledger. `instances`: so many proxies stand before the host; each has its share of the
-   * budget, and takes what the others spend for background.
+   * budget, and takes what the others spend for background. `pace`: its time runs so many times faster than the clock, for
+   * rehearsals; arguments are by the clock, and everything else here and in the views is in its own time.
    */
   constructor(
     configs: readonly LedgerConfig[],
@@ -200,9 +228,11 @@ export class HostCredits {
       learned = {},
       instances = 1,
       key = '',
-    }: { learned?: Readonly<Record<string, Learned>>; instances?: number; key?: string } = {},
+      pace = 1,
+    }: { learned?: Readonly<Record<string, Learned>>; instances?: number; key?: string; pace?: number } = {},
   ) {
     this.key = key;
+    this.#pace = pace;
     this.#accounts = configs.map((config) => new Account(config, this.#work, learned[config.name] ?? null, instances));
     this.#demand = demand;
   }
@@ -218,7 +248,8 @@ export class HostCredits {
   }
 
   /** Work of this rank, in ms of one server at what it takes in calm; negative: less than was thought. */
-  charge(rank: number, ms: number): void {
+  charge(rank: number, msByTheClock: number): void {
+    const ms = this.#pace * msByTheClock;
     if (rank === 0) this.#criticalSum += ms / 1000;
     else {
       this.#otherSum += ms / 1000;
@@ -231,17 +262,24 @@ export class HostCredits {
   observe(name: string, sample: Sample, now: number): void {
     const account = this.#accounts.find(({ config }) => config.name === name);
     if (account === undefined) return;
-    account.receivedAt = now;
-    account.received[account.ledger.observe(sample)]++;
+    account.receivedAt = this.#pace * now;
+    account.received[account.ledger.observe({ ...sample, observedAt: this.#pace * sample.observedAt })]++;
   }
 
   /** A sample of its spend rate, in units per second, between two times. */
   observeSpend(name: string, from: number, to: number, rate: number): void {
-    this.#accounts.find(({ config }) => config.name === name)?.ledger.observeSpend(from, to, rate);
+    const account = this.#accounts.find(({ config }) => config.name === name);
+    account?.ledger.observeSpend(this.#pace * from, this.#pace * to, rate);
+  }
+
+  /** So many jobs of its class wait outside the proxy, by the reading of this ledger. */
+  observeBacklog(name: string, jobs: number, now: number): void {
+    this.#accounts.find(({ config }) => config.name === name)?.observeBacklog(jobs, this.#pace * now);
   }
 
   /** Everything that time brings. Called often; most of it is done once a second. */
-  tick(now: number): void {
+  tick(nowByTheClock: number): void {
+    const now = this.#pace * nowByTheClock;
     if (now - this.#tickedAt >= TICK_MS || this.#tickedAt < 0) this.#tickSecond(now);
     const elapsed = this.#refilledAt < 0 ? 0 : now - this.#refilledAt;
     this.#refilledAt = now;
@@ -252,14 +290,15 @@ export class HostCredits {
   #tickSecond(now: number): void {
     const seconds = this.#tickedAt < 0 ? 0 : (now - this.#tickedAt) / 1000;
     if (seconds > 0) {
-      const share = 1 - Math.exp(-seconds / CRITICAL_S);
+      const share = 1 - Math.exp(-seconds / AVERAGE_S);
       this.#critical += ((this.#criticalSum - this.#atLast.critical) / seconds - this.#critical) * share;
       this.#other += ((this.#otherSum - this.#atLast.other) / seconds - this.#other) * share;
     }
     this.#tickedAt = now;
     this.#atLast = { critical: this.#criticalSum, other: this.#otherSum };
     this.#work.add(now, this.#criticalSum + this.#otherSum);
-    const demand = this.#demand();
+    const { backlogMs, costOf } = this.#demand();
+    const demand = { backlogMs: this.#pace * backlogMs, costOf: (name: string) => this.#pace * costOf(name) };
     const found = { enforce: new Bucket(), warn: new Bucket() };
     for (const account of this.#accounts) {
       account.tick(now, Math.max(0, this.#critical), Math.max(0, this.#other), demand);

@@ -18,7 +18,7 @@
 import { type Budget, unlimited } from './budget.ts';
 import type { Class } from './classes.ts';
 import { FixedLimit, type Limit } from './limit.ts';
-import { Lane, Permit, type PermitHost } from './permit.ts';
+import { Lane, Permit, type PermitHost, UNKNOWN_MS } from './permit.ts';
 import { type Request, type Shed, type ShedReason, Ticket } from './queue.ts';
 import type { Attempt } from './retries.ts';
 import type { Valve } from './switches.ts';
@@ -263,6 +263,11 @@ export class Gate implements PermitHost {
 
   charge(rank: number, ms: number): void {
     this.#budget.charge(rank, ms);
+  }
+
+  /** What one request of this class costs of late, in ms. */
+  costOf(className: string): number {
+    return this.#lanes.find(({ class: { name } }) => name === className)?.costMs || UNKNOWN_MS;
   }
 
   /** Ms of work that waits and is not critical. */

@@ -27,7 +27,7 @@ export interface ClassCounts {
 /** How many samples the mean remembers. */
 const MEAN_SAMPLES = 32;
 /** What is paid in advance for what nothing is known of. */
-const UNKNOWN_MS = 20;
+export const UNKNOWN_MS = 20;
 /** What `of late` is: the weight of what was falls to 1/e in it. */
 const RECENT_MS = 2_000;
 
@@ -47,6 +47,8 @@ export class Lane {
   #recentSince = 0;
   /** Recent mean of the time that a server works for one permit, in ms. */
   meanMs = 0;
+  /** Recent mean of what one permit costs: what its statements take in calm, in ms; 0: not known. */
+  costMs = 0;
   #samples = 0;
   /** How long its requests have waited to be admitted, in seconds. */
   readonly waits = new Histogram();
@@ -119,10 +121,11 @@ export class Lane {
     return true;
   }
 
-  /** A permit has had its server at work for `ms` in all. */
-  learn(ms: number): void {
+  /** A permit has had its server at work for `ms` in all, at a cost of `costMs`. */
+  learn(ms: number, costMs: number): void {
     this.#samples = Math.min(this.#samples + 1, MEAN_SAMPLES);
     this.meanMs += (ms - this.meanMs) / this.#samples;
+    this.costMs += (costMs - this.costMs) / this.#samples;
   }
 }
 
@@ -143,8 +146,9 @@ export class Permit {
   /** What the lane has been charged with in advance, and how long the server has worked. */
   #charged: number;
   #workedMs = 0;
-  /** What has been paid for in advance and not been used yet, in ms. */
+  /** What has been paid for in advance and not been used yet, and what has been used, in ms. */
   #prepaid: number;
+  #costMs = 0;
   /** Of what it has worked, that of statements which are done. */
   #sampledMs = 0;
 
@@ -178,6 +182,7 @@ export class Permit {
   #pay(rank: number, cost: number): void {
     const paid = rank === this.lane.rank ? Math.min(this.#prepaid, cost) : 0;
     this.#prepaid -= paid;
+    this.#costMs += cost;
     this.#host.charge(rank, cost - paid);
   }
 
@@ -199,7 +204,7 @@ export class Permit {
     this.#pay(this.lane.rank, Math.max(0, this.#workedMs - this.#sampledMs));
     this.#host.charge(this.lane.rank, -this.#prepaid);
     this.#prepaid = 0;
-    this.lane.learn(this.#workedMs);
+    this.lane.learn(this.#workedMs, this.#costMs);
     this.#host.onRoom(now);
   }
 

@@ -34,6 +34,11 @@ export const creditMetrics: readonly Metric[] = [
   perLedger('pgweir_credit_capacity', 'The most that can be saved up.', ({ config }) => config.capacity),
   perLedger('pgweir_credit_spend_limit', 'What may be spent per second.', ({ spend }) => spend),
   perLedger('pgweir_credit_work_limit', 'Servers that may be at work for what is not critical.', ({ work }) => work),
+  perLedger(
+    'pgweir_credit_backlog',
+    'What it would take to do all that waits, here and outside, without what is critical.',
+    ({ backlog }) => backlog,
+  ),
   perLedger('pgweir_credit_kappa', 'What one second of work spends, as learned.', ({ learned }) => learned.kappa),
   perLedger(
     'pgweir_credit_background',
@@ -106,7 +111,7 @@ export const creditMetrics: readonly Metric[] = [
 
 /** Columns of SHOW LEDGERS. */
 export const LEDGER_COLUMNS = `host, ledger, mode, zone, balance n, lower n, reserve n, capacity n, spend_limit n, work_limit n,
-  kappa n, background n, exhaustion_s n, recovery_s n, fits, scale_up_s n, sample_age_s n, missing, rejected i`;
+  backlog n, kappa n, background n, exhaustion_s n, recovery_s n, fits, scale_up_s n, sample_age_s n, missing, rejected i`;
 
 /** A row for each ledger of each host; null: not known, or never. */
 export function ledgerRows(snapshot: Snapshot): (string | number | null)[][] {
@@ -123,6 +128,7 @@ export function ledgerRows(snapshot: Snapshot): (string | number | null)[][] {
       rounded(config.capacity),
       rounded(view.spend),
       rounded(view.work),
+      rounded(view.backlog),
       rounded(learned.kappa),
       rounded(learned.background),
       rounded(forecast.exhaustion),

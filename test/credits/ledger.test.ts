@@ -20,7 +20,9 @@ const config: LedgerConfig = {
   onMissing: 'baseline',
   effect: 'throttle',
   period: 5 * MINUTE,
+  backlog: null,
 };
+const nothing = () => ({ backlogMs: 0, costOf: () => 20 });
 
 /** A ledger under a steady load of `servers` at work, each second of which costs `kappa` credits, beside `bypass` per second. */
 function run(minutes: number, { servers = 0.5, kappa = 1 / 60, bypass = 0, start = 300, lag = 2.5 * MINUTE } = {}) {
@@ -128,7 +130,7 @@ t.test('zones get worse at once, and better after a while with something to spar
 });
 
 function host(more: Partial<LedgerConfig>, sample: number | null) {
-  const credits = new HostCredits([{ ...config, ...more }], () => ({ backlogMs: 0 }));
+  const credits = new HostCredits([{ ...config, ...more }], nothing);
   let now = 0;
   const pass = (ms: number) => {
     for (const end = now + ms; now < end; now += 20) credits.tick(now);
@@ -194,7 +196,7 @@ t.test('observing holds nothing back, warning says so, and what is billed holds 
 });
 
 t.test('of several ledgers the tightest rules', async (t) => {
-  const two = new HostCredits([config, { ...config, name: 'ebs' }], () => ({ backlogMs: 0 }));
+  const two = new HostCredits([config, { ...config, name: 'ebs' }], nothing);
   two.tick(0);
   two.observe('cpu', { value: 500, observedAt: 0 }, 0);
   two.observe('ebs', { value: 31, observedAt: 0 }, 0);
@@ -224,4 +226,53 @@ t.test('a metric of five minutes that is read every half is learned from when it
     received[found] = (received[found] ?? 0) + 1;
   }
   t.same(received, { accepted: 13, repeated: 108 });
+});
+
+t.test('jobs that wait outside count in the verdict, as long as somebody says how many', async (t) => {
+  const credits = new HostCredits([{ ...config, backlog: { class: 'jobs', period: MINUTE } }], nothing);
+  let now = 0;
+  const pass = (minutes: number) => {
+    for (const end = now + minutes * MINUTE; now < end; now += 1000) {
+      credits.charge(2, 500);
+      credits.tick(now);
+      if (now % MINUTE === 0) credits.observe('cpu', { value: 330, observedAt: now }, now);
+    }
+  };
+  pass(2);
+  t.same(credits.ledgers[0]!.verdict, { fits: true });
+  credits.observeBacklog('cpu', 600_000, now); // 12,000 s of work: 200 credits.
+  pass(1);
+  const view = credits.ledgers[0]!;
+  t.ok(Math.abs(view.backlog - 200) < 60, `${view.backlog}`);
+  t.same(view.verdict, { fits: true });
+  credits.observeBacklog('cpu', 6_000_000, now);
+  pass(1);
+  t.notOk(credits.ledgers[0]!.verdict.fits);
+  pass(7);
+  t.equal(credits.ledgers[0]!.backlog, 0, 'nobody has said anything for long');
+});
+
+t.test('a rehearsal: what takes hours takes minutes, and is told in hours', async (t) => {
+  const life = new HostCredits([config], nothing);
+  const fast = new HostCredits([config], nothing, { pace: 20 });
+  for (let step = 0; step < 4 * 3600; step++) {
+    for (const [credits, now] of [
+      [life, step * 1000],
+      [fast, step * 50],
+    ] as const) {
+      credits.charge(0, credits === life ? 300 : 15);
+      credits.charge(2, credits === life ? 900 : 45);
+      credits.tick(now);
+      const value = 500 - Math.floor(step / 300) * 4;
+      if (step % 300 === 0) credits.observe('cpu', { value, observedAt: now }, now);
+    }
+  }
+  const [of, like] = [life.ledgers[0]!, fast.ledgers[0]!];
+  for (const [a, b] of [
+    [like.estimate!.lower, of.estimate!.lower],
+    [like.forecast.exhaustion, of.forecast.exhaustion],
+    [like.learned.kappa, of.learned.kappa],
+    [fast.rate, life.rate],
+  ] as const)
+    t.ok(Math.abs(a - b) < 0.01 * b, `${a} and ${b}`);
 });

@@ -84,8 +84,9 @@ function run(of: World): Outcome {
     onMissing: 'baseline',
     effect: 'throttle',
     period: of.period * 1000,
+    backlog: null,
   };
-  const credits = new HostCredits([config], () => ({ backlogMs: 1e6 }));
+  const credits = new HostCredits([config], () => ({ backlogMs: 1e6, costOf: () => 0 }));
   let balance = of.start * CAPACITY;
   const end = of.hours * 3600;
   const history: { at: number; balance: number; used: number }[] = [];
