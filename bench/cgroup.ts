@@ -1,52 +1,102 @@
-/** A control group (v1: cpu, cpuacct; as root) that a Postgres is put into, to limit its processor and to count what it uses. */
-import { existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+/** Control groups that a Postgres is put into, to limit its processor and to count what it uses. Chosen by bench/quota. */
+import { accessSync, constants, existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { EmbeddedPostgres } from '../src/embedded.ts';
+import type { Quota } from './quota.ts';
 
 const PERIOD_US = 20_000;
 const ROOT = '/sys/fs/cgroup';
 
-export class ControlGroup {
-  readonly #cpu = join(ROOT, 'cpu', 'pgweir-bench');
-  readonly #account = join(ROOT, 'cpuacct', 'pgweir-bench');
+/** Version 1: cpu and cpuacct are hierarchies of their own. */
+export class ControlGroupV1 implements Quota {
+  readonly how = 'control group (v1)';
+  readonly #cpu: string;
+  readonly #account: string;
 
-  /** What the postmaster starts from here on is in its group; what it has started is moved. */
   constructor({ pid }: EmbeddedPostgres) {
-    if (!existsSync(join(ROOT, 'cpu'))) throw new Error('this needs control groups v1 (cpu, cpuacct), as root');
-    for (const group of [this.#cpu, this.#account]) {
-      if (!existsSync(group)) mkdirSync(group);
-      for (const each of [pid, ...childrenOf(pid)])
-        if (existsSync(`/proc/${each}`)) writeFileSync(join(group, 'cgroup.procs'), String(each));
-    }
+    this.#cpu = join(ROOT, 'cpu', `pgweir-bench-${pid}`);
+    this.#account = join(ROOT, 'cpuacct', `pgweir-bench-${pid}`);
+    for (const group of [this.#cpu, this.#account]) fill(group, pid);
     writeFileSync(join(this.#cpu, 'cpu.cfs_period_us'), String(PERIOD_US));
   }
 
-  /** What it may use of a processor. */
-  setQuota(processors: number): void {
+  static isPossible(): boolean {
+    return ['cpu', 'cpuacct'].every((each) => isWritable(join(ROOT, each)));
+  }
+
+  set(processors: number): void {
     writeFileSync(join(this.#cpu, 'cpu.cfs_quota_us'), String(Math.round(PERIOD_US * processors)));
   }
 
-  /** Processor time that it has used, in ns. */
   get usedNs(): number {
     return Number(readFileSync(join(this.#account, 'cpuacct.usage'), 'utf8'));
   }
 
-  /** Postgres must have ended; its last processes may still be about to. */
   async close(): Promise<void> {
-    for (const group of [this.#cpu, this.#account]) {
-      for (let tries = 0; existsSync(group); tries++) {
-        try {
-          rmdirSync(group);
-        } catch (thrown) {
-          if (tries > 100) throw thrown; // Somebody is still in it.
-          await sleep(100);
-        }
-      }
+    for (const group of [this.#cpu, this.#account]) await remove(group);
+  }
+}
+
+/** Version 2: one hierarchy; the cpu controller must not be bound to version 1. */
+export class ControlGroupV2 implements Quota {
+  readonly how = 'control group (v2)';
+  readonly #group: string;
+
+  constructor({ pid }: EmbeddedPostgres, root = ROOT) {
+    writeFileSync(join(root, 'cgroup.subtree_control'), '+cpu');
+    this.#group = join(root, `pgweir-bench-${pid}`);
+    fill(this.#group, pid);
+  }
+
+  static isPossible(): boolean {
+    const controllers = join(ROOT, 'cgroup.controllers');
+    return (
+      existsSync(controllers) && readFileSync(controllers, 'utf8').split(/\s+/).includes('cpu') && isWritable(ROOT)
+    );
+  }
+
+  set(processors: number): void {
+    writeFileSync(join(this.#group, 'cpu.max'), `${Math.round(PERIOD_US * processors)} ${PERIOD_US}`);
+  }
+
+  get usedNs(): number {
+    const [, us] = /^usage_usec (\d+)$/m.exec(readFileSync(join(this.#group, 'cpu.stat'), 'utf8'))!;
+    return 1000 * Number(us);
+  }
+
+  close(): Promise<void> {
+    return remove(this.#group);
+  }
+}
+
+function isWritable(folder: string): boolean {
+  try {
+    accessSync(folder, constants.W_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** What `pid` has started is moved, and what it starts from here on is in the group. */
+function fill(group: string, pid: number): void {
+  if (!existsSync(group)) mkdirSync(group);
+  for (const each of [pid, ...childrenOf(pid)])
+    if (existsSync(`/proc/${each}`)) writeFileSync(join(group, 'cgroup.procs'), String(each));
+}
+
+async function remove(group: string): Promise<void> {
+  for (let tries = 0; existsSync(group); tries++) {
+    try {
+      rmdirSync(group);
+    } catch (thrown) {
+      if (tries > 100) throw thrown; // Somebody is still in it.
+      await sleep(100);
     }
   }
 }
 
-function childrenOf(pid: number): number[] {
+export function childrenOf(pid: number): number[] {
   return readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').split(' ').filter(Boolean).map(Number);
 }

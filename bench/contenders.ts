@@ -32,12 +32,23 @@ export function direct(postgres: EmbeddedPostgres): Contender {
   return { name: 'direct', port: postgres.port, pid: null, stop: async () => {} };
 }
 
-/** The built pgweir; `pool` are keys of databases.*.pool, `database` others of the database. `isScram`: clients log in with SCRAM instead of trust. */
+/**
+ * The built pgweir; `pool` are keys of databases.*.pool, `database` others of the database. `isScram`: clients log in with SCRAM
+ * instead of trust. `flags` are of `pgweir serve`.
+ */
 export async function pgweir(
   name: string,
   postgres: EmbeddedPostgres,
   pool: Json,
-  { isScram = false, listen = {} as Json, top = {} as Json, database = {} as Json, cli = 'dist/cli.js' } = {},
+  {
+    isScram = false,
+    listen = {} as Json,
+    top = {} as Json,
+    database = {} as Json,
+    cli = 'dist/cli.js',
+    flags: own = [] as string[],
+    env = {} as Record<string, string>,
+  } = {},
 ): Promise<Contender> {
   const folder = mkdtempSync(join(tmpdir(), 'pgweir-bench-'));
   const [port, opsPort] = [await freePort(), await freePort()];
@@ -57,8 +68,9 @@ export async function pgweir(
   );
   // As `pgweir`, `npm start` and the image run it.
   const flags = [`--max-semi-space-size=${process.env.SEMI_SPACE ?? 8}`, ...(process.env.NODE_FLAGS?.split(' ') ?? [])];
-  const child = spawn(process.execPath, [...flags, cli, 'serve', '-c', config], {
+  const child = spawn(process.execPath, [...flags, cli, 'serve', '-c', config, ...own], {
     stdio: ['ignore', 'ignore', 'inherit'],
+    env: { ...process.env, ...env },
   });
   await untilListening(port, child);
   return { name, port, opsPort, pid: child.pid!, stop: () => end(child, folder) };

@@ -1,282 +1,391 @@
 /**
- * `npm run bench -- incident-b`: a backlog is drained at a rate that looks normal, on a database that lives on burst credits
- * (bench/metered). Who runs it dry, and who does not.
+ * `npm run bench -- incident-b`: a backlog is drained at a rate that looks normal, on databases that live on burst credits
+ * (bench/metered). Which of them run dry, and which do not.
  *
- *     npm run bench -- incident-b [--compress N] [--hours N] [--variants base,lag,dead,cost,bypass] [--only REGEXP] [--out FOLDER]
+ *     npm run bench -- incident-b [--compress N] [--hours N] [--variants base,lag,dead,cost,bypass,day] [--only REGEXP]
+ *                                 [--fall cliff|taper] [--out FOLDER]
  *
- * Critical work (15 % of the machine, open loop, SLO 100 ms) goes on all the time. At the start a backlog of three times what can be
- * spent of the balance is there, and workers take from it so that the machine is at 70 %, which no alarm of utilisation minds.
- * Time is compressed by making the bucket, the periods and the lag smaller; rates are those of the real machine.
+ * All contenders of a variant run at the same time, each before a Postgres of its own. Critical work (15 % of the machine, open
+ * loop, SLO 100 ms) goes on all the time; a backlog of three times what can be spent is there from the start, and workers take from
+ * it so that the machine is at 70 %, which no alarm of utilisation minds. In `day` there is no backlog, but a day of 70 % of
+ * what is earned, in bursts. Times are of life; it runs `compress` times faster here, for pgweir too (`serve --pace`).
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import pg from 'pg';
-import { startEmbeddedPostgres } from '../src/embedded.ts';
+import { type EmbeddedPostgres, startEmbeddedPostgres } from '../src/embedded.ts';
 import type { Status } from '../src/ops/status.ts';
 import { AppPool, calibrate } from './clients.ts';
 import { type Contender, direct, findPgbouncer, pgbouncer, pgweir } from './contenders.ts';
+import { type Outcome, report } from './incident-report.ts';
 import { EARN, type Fault, Meter, VCPU, VCPUS } from './metered.ts';
-import { percent, quantile } from './stats.ts';
+import { quantile } from './stats.ts';
 
 export interface IncidentOptions {
   /** How many times faster than life. */
   compress: number;
-  /** Of the life that is shown. */
+  /** Of the life that is shown; a `day` has 24. */
   hours: number;
   variants: string[];
   only: RegExp;
+  fall: 'cliff' | 'taper';
   out: string;
   pgbouncer: string | null;
 }
 
 interface Variant {
-  /** In s of life. */
+  /** In s. */
   lag: number;
+  source: 'prometheus' | 'cloudwatch';
+  /** From a quarter of the time on. */
   fault: Fault;
   /** By how much statements cost more from a third of the time on. */
   cost: number;
   /** vCPU that bypass the proxy, from a third of the time on. */
   bypass: number;
+  isDay: boolean;
 }
 
-const base: Variant = { lag: 150, fault: 'none', cost: 1, bypass: 0 };
+const base: Variant = { lag: 150, source: 'prometheus', fault: 'none', cost: 1, bypass: 0, isDay: false };
 const variants: Record<string, Variant> = {
   base,
-  lag: { ...base, lag: 600 },
+  lag: { ...base, lag: 600, source: 'cloudwatch' },
   dead: { ...base, fault: 'dies' },
   cost: { ...base, cost: 2 },
   bypass: { ...base, bypass: 0.2 },
+  day: { ...base, isDay: true },
 };
 
 const CAPACITY = 576;
 const START = 0.4 * CAPACITY;
-const RESERVE = 0.05;
+const RESERVE = 0.05 * CAPACITY;
 const PERIOD_S = 300;
-/** Share of the machine. */
+/** Of the machine: critical work, and what looks normal. */
 const LIVE = 0.15;
 const LOOKS_NORMAL = 0.7;
-const CRITICAL = { ms: 2, slo: 100 };
-const BATCH_MS = 20;
+const SLO_MS = 100;
 const WORKERS = 12;
-/** vCPU-seconds of the instance for a ms of a whole processor here. */
-const VCPU_PER_MS = 1 / 1000 / VCPU;
+/** Processor time of this machine that a critical statement and a job of the backlog take, more or less, in ms. */
+const CRITICAL_MS = 2;
+const JOB_MS = 20;
+/** A day: vCPU of critical work, and of jobs in the first tenth of each hour and in the rest of it. 70 % of what is earned. */
+const DAY = { critical: 0.1, burst: 1.2, calm: 0.067 };
+/** The ablation switches batch work off below the first, and on above the second. */
+const THRESHOLDS = [0.1 * CAPACITY, 0.2 * CAPACITY] as const;
 
-interface Point {
-  /** Hours of life. */
-  at: number;
-  /** Credits of life. */
-  balance: number;
-  estimate: number | null;
-  lower: number | null;
-  exhaustion: number | null;
-}
-
-interface Outcome {
-  variant: string;
-  contender: string;
-  least: number;
-  /** Hours of life at zero. */
-  atZero: number;
-  /** Of all critical requests, and of the worst tenth of the time. */
-  inTime: number;
-  worst: number;
-  /** Credits of backlog done, and what the law of conservation allows above the reserve. */
-  done: number;
-  possible: number;
-  /** 95th percentile of |estimate − balance| as a share of the capacity; null: no estimate. */
-  error: number | null;
-  fitsAtStart: string | null;
-  points: Point[];
+/** Who takes part. Direct and PgBouncer do not see the metric: what happens to it makes no difference to them. */
+function contendersOf({ fault, isDay, lag }: Variant, hasBouncer: boolean): string[] {
+  if (isDay) return ['observe', 'enforce'];
+  const others = ['observe', 'threshold', 'enforce'];
+  if (fault !== 'none' || lag !== base.lag) return others;
+  return ['direct', ...(hasBouncer ? ['pgbouncer'] : []), ...others];
 }
 
 export async function incidentB(options: IncidentOptions): Promise<void> {
   const path = findPgbouncer(options.pgbouncer);
-  const outcomes: Outcome[] = [];
-  const names = ['direct', ...(path === null ? [] : ['pgbouncer']), 'observe', 'threshold', 'enforce'];
-  for (const variant of options.variants) {
-    for (const name of names.filter((each) => options.only.test(each))) {
-      outcomes.push(await run(variant, name, path, options));
-      console.log(line(outcomes.at(-1)!));
-    }
-  }
+  if (path === null) console.error('*** SKIPPED: there is no PgBouncer on PATH (--pgbouncer PATH) ***');
   mkdirSync(options.out, { recursive: true });
-  writeFileSync(join(options.out, 'incident-b.json'), `${JSON.stringify(outcomes)}\n`);
-  const text = `${[HEAD, ...outcomes.map(line)].join('\n')}\n`;
-  writeFileSync(join(options.out, 'incident-b.md'), text);
-  for (const variant of options.variants)
-    writeFileSync(join(options.out, `incident-b-${variant}.svg`), plot(variant, outcomes));
-  console.log(`\n${text}`);
+  const outcomes: Outcome[] = [];
+  for (const name of options.variants) {
+    const names = contendersOf(variants[name]!, path !== null).filter((each) => options.only.test(each));
+    const stages: Stage[] = [];
+    // One after another, so that each is alone when it is measured what its statements cost.
+    for (const each of names) stages.push(await Stage.open(name, each, path, options));
+    outcomes.push(...(await Promise.all(stages.map((stage) => stage.play()))));
+    // After each variant: what there is is not lost.
+    const { table, chart } = report(outcomes, RESERVE, START);
+    writeFileSync(join(options.out, 'incident-b.json'), `${JSON.stringify(outcomes)}\n`);
+    writeFileSync(join(options.out, 'incident-b.md'), table);
+    writeFileSync(join(options.out, 'incident-b.svg'), chart);
+    console.log(`\n${stages[0]?.meter.how ?? ''}\n${table}`);
+  }
 }
 
-async function run(
-  variantName: string,
-  name: string,
-  bouncer: string | null,
-  options: IncidentOptions,
-): Promise<Outcome> {
-  const variant = variants[variantName]!;
-  const { compress } = options;
-  const seconds = (options.hours * 3600) / compress;
-  const postgres = await startEmbeddedPostgres({ dataDir: null, settings: { fsync: 'off', max_connections: '200' } });
-  const rowsPerMs = await calibrate(postgres);
-  const meter = new Meter(postgres, {
-    capacity: CAPACITY / compress,
-    start: START / compress,
-    period: PERIOD_S / compress,
-    lag: variant.lag / compress,
-  });
-  await meter.publish();
-  const contender = await contenderOf(name, bouncer, postgres, meter, compress);
-  const stopPolling = name === 'direct' || name === 'pgbouncer' ? null : watch(contender.opsPort!);
-  const began = performance.now();
-  const elapsed = () => (performance.now() - began) / 1000;
-  const isLate = () => elapsed() > seconds / 3;
-  const sqlOf = (ms: number, cost: number) =>
-    `SELECT count(*) FROM generate_series(1, ${Math.round(ms * cost * rowsPerMs)})`;
-  let isOver = false;
+/** A contender before its own database, and its clients. */
+class Stage {
+  readonly meter: Meter;
+  readonly #variantName: string;
+  readonly #variant: Variant;
+  readonly #name: string;
+  readonly #options: IncidentOptions;
+  readonly #hours: number;
+  readonly #postgres: EmbeddedPostgres;
+  readonly #contender: Contender;
+  readonly #rowsPerMs: number;
+  /** vCPU-seconds that a critical statement and a job cost, as measured. */
+  #cost = { critical: 0, job: 0 };
+  #isOver = false;
+  readonly #critical: { at: number; isGood: boolean }[] = [];
+  #doneCredits = 0;
+  #refused = 0;
+  /** By how much arrivals were late, in ms. */
+  readonly #late: number[] = [];
 
-  // Critical work, open loop.
-  const pool = new AppPool(contender.port, 'critical');
-  const critical: { at: number; isGood: boolean }[] = [];
-  const criticalRate = (LIVE * VCPUS) / (CRITICAL.ms * VCPU_PER_MS);
-  const live = (async () => {
-    for (let due = 0; !isOver; ) {
-      due += -Math.log(1 - Math.random()) / criticalRate;
-      const wait = 1000 * (due - elapsed());
+  private constructor(
+    variantName: string,
+    name: string,
+    options: IncidentOptions,
+    {
+      postgres,
+      meter,
+      contender,
+      rowsPerMs,
+    }: { postgres: EmbeddedPostgres; meter: Meter; contender: Contender; rowsPerMs: number },
+  ) {
+    this.#variantName = variantName;
+    this.#variant = variants[variantName]!;
+    this.#name = name;
+    this.#options = options;
+    this.#hours = this.#variant.isDay ? 24 : options.hours;
+    this.#postgres = postgres;
+    this.meter = meter;
+    this.#contender = contender;
+    this.#rowsPerMs = rowsPerMs;
+  }
+
+  static async open(variantName: string, name: string, bouncer: string | null, options: IncidentOptions) {
+    const { lag, source } = variants[variantName]!;
+    const { compress: pace, fall } = options;
+    const postgres = await startEmbeddedPostgres({ dataDir: null, settings: { fsync: 'off', max_connections: '200' } });
+    const rowsPerMs = await calibrate(postgres);
+    const meter = new Meter(postgres, { pace, capacity: CAPACITY, start: START, period: PERIOD_S, lag, fall });
+    await meter.listen();
+    const contender = await contenderOf(name, bouncer, postgres, meter, { pace, source });
+    const stage = new Stage(variantName, name, options, { postgres, meter, contender, rowsPerMs });
+    await stage.#measure();
+    return stage;
+  }
+
+  /** On a vCPU that is slower than a processor of this machine a statement takes as much longer. */
+  #sql(ms: number): string {
+    const rows = Math.round(ms * this.#rowsPerMs);
+    return `SELECT count(*), pg_sleep(${((ms / 1000) * (1 / VCPU - 1)).toFixed(5)}) FROM generate_series(1, ${rows})`;
+  }
+
+  /** What statements cost with all that comes with them. */
+  async #measure(): Promise<void> {
+    const client = new pg.Client({ ...LOGIN, port: this.#postgres.port });
+    await client.connect();
+    const costOf = async (ms: number, times: number) => {
+      const before = this.meter.usedMs;
+      for (let n = 0; n < times; n++) await client.query(this.#sql(ms));
+      return (this.meter.usedMs - before) / 1000 / VCPU / times;
+    };
+    this.#cost = { critical: await costOf(CRITICAL_MS, 100), job: await costOf(JOB_MS, 20) };
+    await client.end();
+  }
+
+  async play(): Promise<Outcome> {
+    const { meter } = this;
+    const end = 3600 * this.#hours;
+    const pool = new AppPool(this.#contender.port, 'critical');
+    // Its connections are there when it begins.
+    await Promise.all(Array.from({ length: 20 }, () => pool.attempt(this.#sql(CRITICAL_MS))));
+    meter.start();
+    const asked = this.#contender.opsPort === undefined ? null : watch(this.#contender.opsPort, meter);
+    const work = [
+      this.#arrive(
+        () => (this.#variant.isDay ? DAY.critical : LIVE * VCPUS) / this.#cost.critical,
+        (at) => {
+          const since = performance.now();
+          return pool.attempt(this.#sql(CRITICAL_MS)).then((isAnswered) => {
+            this.#critical.push({ at, isGood: isAnswered && performance.now() - since <= SLO_MS });
+          });
+        },
+      ),
+      ...(this.#variant.isDay ? [this.#workInBursts()] : this.#drain(end)),
+      this.#bypass(end),
+    ];
+    let isOff = false;
+    while (meter.now < end) {
+      await sleep(200);
+      if (meter.now > end / 4) meter.fault = this.#variant.fault;
+      if (this.#name !== 'threshold') continue;
+      const balance = meter.published?.balance ?? START;
+      const isToBeOff: boolean = balance < THRESHOLDS[isOff ? 1 : 0];
+      if (isToBeOff !== isOff) await setSwitch(this.#contender.opsPort!, isToBeOff ? 'off' : 'on');
+      isOff = isToBeOff;
+    }
+    this.#isOver = true;
+    const views = (await asked?.()) ?? [];
+    const outcome = this.#outcome(end, views);
+    await Promise.race([Promise.all(work), sleep(5_000)]);
+    pool.close();
+    await this.#contender.stop();
+    await this.#postgres.stop('immediate');
+    await meter.close();
+    return outcome;
+  }
+
+  /** Open loop: so many arrivals per second, whatever becomes of them. */
+  async #arrive(rate: () => number, attempt: (at: number) => Promise<void>): Promise<void> {
+    for (let due = performance.now(); !this.#isOver; ) {
+      due += (-Math.log(1 - Math.random()) / rate()) * 1000;
+      const wait = due - performance.now();
       if (wait > 0) await sleep(wait);
-      const intended = due;
-      void pool.attempt(sqlOf(CRITICAL.ms, 1)).then((isAnswered) => {
-        critical.push({ at: intended, isGood: isAnswered && 1000 * (elapsed() - intended) <= CRITICAL.slo });
-      });
+      this.#late.push(performance.now() - due);
+      void attempt(this.meter.now);
     }
-  })();
+  }
 
-  // The backlog: as many jobs as three times what can be spent; workers keep the machine at 70 %, and are polite.
-  const jobCredits = (BATCH_MS * VCPU_PER_MS) / 60;
-  const backlog = (3 * (START - RESERVE * CAPACITY)) / compress / jobCredits;
-  const jobsPerSecond = ((LOOKS_NORMAL - LIVE) * VCPUS) / (BATCH_MS * VCPU_PER_MS);
-  let taken = 0;
-  let doneCredits = 0;
-  const worker = async () => {
-    const client = new pg.Client({
-      host: '127.0.0.1',
-      port: contender.port,
-      user: 'postgres',
-      database: 'postgres',
-      application_name: 'batch',
-    });
-    client.on('error', () => {});
-    await client.connect();
-    while (!isOver && taken < backlog) {
-      // Never more than the rate allows, and nothing is made up for.
-      if (taken > jobsPerSecond * elapsed()) {
-        await sleep(10);
-        continue;
+  /** Workers that take from a backlog, together no faster than looks normal, and are polite when they are refused. */
+  #drain(end: number): Promise<void>[] {
+    const { meter } = this;
+    const { job } = this.#cost;
+    let left = Math.round((3 * (START - RESERVE) * 60) / job);
+    const perSecond = ((LOOKS_NORMAL - LIVE) * VCPUS) / job;
+    let nextAt = performance.now();
+    meter.jobs = left;
+    const worker = async () => {
+      const client = new pg.Client({ ...LOGIN, port: this.#contender.port, application_name: 'batch' });
+      client.on('error', () => {});
+      await client.connect();
+      while (!this.#isOver && left > 0) {
+        const now = performance.now();
+        if (now < nextAt) {
+          await sleep(nextAt - now);
+          continue;
+        }
+        // Nothing is made up for.
+        nextAt = Math.max(nextAt, now - 1000 / perSecond) + 1000 / perSecond;
+        meter.jobs = --left;
+        const cost = meter.now > end / 3 ? this.#variant.cost : 1;
+        const isDone = await this.#do(client, cost);
+        if (!isDone) meter.jobs = ++left;
       }
-      taken++;
-      const cost = isLate() ? variant.cost : 1;
-      try {
-        await client.query(sqlOf(BATCH_MS, cost));
-        doneCredits += jobCredits * cost;
-      } catch (thrown) {
-        taken--;
-        const wait = Number(/retry after (\d+)/.exec((thrown as { hint?: string }).hint ?? '')?.[1] ?? 1000);
-        await sleep(wait);
-      }
+      await client.end().catch(() => {});
+    };
+    return Array.from({ length: WORKERS }, () => worker().catch(() => {}));
+  }
+
+  /** One job; a refusal says when to ask again. */
+  async #do(client: pg.Client, cost: number): Promise<boolean> {
+    try {
+      await client.query(this.#sql(JOB_MS * cost));
+      this.#doneCredits += (this.#cost.job * cost * this.#options.compress) / 60;
+      return true;
+    } catch (thrown) {
+      this.#refused++;
+      await sleep(Number(/retry after (\d+)/.exec((thrown as { hint?: string }).hint ?? '')?.[1] ?? 1000));
+      return false;
     }
-    await client.end().catch(() => {});
-  };
-  const workers = Array.from({ length: WORKERS }, () => worker().catch(() => {}));
-  const bypassing = (async () => {
-    if (variant.bypass === 0) return;
-    const client = new pg.Client({ host: '127.0.0.1', port: postgres.port, user: 'postgres', database: 'postgres' });
+  }
+
+  /** A day: jobs come as they come, more in the first tenth of each hour. */
+  async #workInBursts(): Promise<void> {
+    const clients = Array.from(
+      { length: WORKERS },
+      () => new pg.Client({ ...LOGIN, port: this.#contender.port, application_name: 'batch' }),
+    );
+    for (const client of clients) {
+      client.on('error', () => {});
+      await client.connect();
+    }
+    const free = [...clients];
+    let waiting = 0;
+    const take = async (): Promise<void> => {
+      const client = free.pop();
+      if (client === undefined) return;
+      waiting--;
+      await this.#do(client, 1);
+      free.push(client);
+      if (waiting > 0) return take();
+    };
+    const isBurst = () => this.meter.now % 3600 < 360;
+    await this.#arrive(
+      () => (isBurst() ? DAY.burst : DAY.calm) / this.#cost.job,
+      () => {
+        waiting++;
+        return take();
+      },
+    );
+    for (const client of clients) void client.end().catch(() => {});
+  }
+
+  /** Somebody works on the database and not by the proxy. */
+  async #bypass(end: number): Promise<void> {
+    if (this.#variant.bypass === 0) return;
+    const client = new pg.Client({ ...LOGIN, port: this.#postgres.port });
     client.on('error', () => {});
     await client.connect();
-    const every = (BATCH_MS * VCPU_PER_MS) / variant.bypass;
-    while (!isOver) {
-      const since = elapsed();
-      if (isLate()) await client.query(sqlOf(BATCH_MS, 1)).catch(() => {});
-      await sleep(Math.max(1, 1000 * (every - (elapsed() - since))));
+    const every = (1000 * this.#cost.job) / this.#variant.bypass;
+    while (!this.#isOver) {
+      const since = performance.now();
+      if (this.meter.now > end / 3) await client.query(this.#sql(JOB_MS)).catch(() => {});
+      await sleep(Math.max(1, every - (performance.now() - since)));
     }
     await client.end();
-  })();
-
-  while (elapsed() < seconds) {
-    await sleep(200);
-    if (variant.fault !== 'none' && elapsed() > seconds / 4) meter.fault = variant.fault;
-    if (name === 'threshold') await threshold(contender.opsPort!, meter.published?.value ?? null, CAPACITY / compress);
   }
-  isOver = true;
-  const polled = (await stopPolling?.()) ?? [];
-  const points = meter.log.map(({ at, balance }): Point => {
-    const near = polled.find((each) => Math.abs(each.at - at - meter.beganAt) < 0.15);
+
+  #outcome(end: number, views: View[]): Outcome {
+    const { log, spent } = this.meter;
+    const known = views.filter(({ isKnown }) => isKnown);
+    const at = (time: number) => log.find((point) => point.at >= time)?.balance ?? log.at(-1)!.balance;
+    const errors = known.map((view) => Math.abs(view.balance - at(view.at)));
+    const tenths = Array.from({ length: 10 }, (_, index) =>
+      this.#critical.filter((each) => Math.floor((10 * each.at) / end) === index),
+    ).filter((all) => all.length > 0);
+    const inTime = (all: { isGood: boolean }[]) => all.filter(({ isGood }) => isGood).length / Math.max(1, all.length);
+    // What is left above the reserve after all that was not the backlog: more of it could not be done.
+    const others = spent - this.#doneCredits;
+    const possible = START - RESERVE + EARN * 60 * this.#hours - others;
+    const backlog = this.#variant.isDay ? this.#doneCredits : 3 * (START - RESERVE);
+    const reached = log.find(({ balance }) => balance <= RESERVE)?.at ?? null;
+    const hourBefore = reached === null ? undefined : known.find((view) => view.at >= reached - 3600);
     return {
-      at: (at * compress) / 3600,
-      balance: balance * compress,
-      estimate: near === undefined ? null : near.balance,
-      lower: near === undefined ? null : near.lower,
-      exhaustion: near === undefined ? null : near.exhaustion,
+      variant: this.#variantName,
+      contender: this.#name,
+      how: this.meter.how,
+      isUnderReserveAllowed: this.#variant.bypass > 0 || this.#variant.fault !== 'none',
+      least: Math.min(...log.map(({ balance }) => balance)),
+      atZeroHours: (log.filter(({ balance }) => balance < 0.5).length / log.length) * this.#hours,
+      inTime: inTime(this.#critical),
+      worst: Math.min(...tenths.map(inTime)),
+      refused: this.#refused,
+      done: this.#doneCredits,
+      possible: Math.min(backlog, possible),
+      error: errors.length === 0 ? null : quantile(errors, 0.95) / CAPACITY,
+      forecast: hourBefore?.exhaustion == null ? null : hourBefore.exhaustion / Math.max(1, reached! - hourBefore.at),
+      verdict: known[0] === undefined ? null : known[0].fits,
+      rightVerdict: this.#variant.isDay,
+      lateMs: quantile(this.#late, 0.99),
+      points: log.filter((_, index) => index % 10 === 0).map((point) => ({ ...point, at: point.at / 3600 })),
+      views,
     };
-  });
-  await Promise.race([Promise.all([live, ...workers, bypassing]), sleep(5_000)]);
-  pool.close();
-  await contender.stop();
-  await postgres.stop('immediate');
-  await meter.close();
-  const errors = points
-    .filter(({ estimate }) => estimate !== null)
-    .map((each) => Math.abs(each.estimate! * compress - each.balance));
-  const windows = Array.from({ length: 10 }, (_, at) =>
-    critical.filter((each) => Math.floor((10 * each.at) / seconds) === at),
-  ).filter((all) => all.length > 0);
-  const share = (all: { isGood: boolean }[]) => all.filter(({ isGood }) => isGood).length / Math.max(1, all.length);
-  const spent = (LIVE * VCPUS * options.hours + (variant.bypass * options.hours * 2) / 3) * 60;
-  return {
-    variant: variantName,
-    contender: name,
-    least: Math.min(...points.map(({ balance }) => balance)),
-    atZero: (points.filter(({ balance }) => balance < 0.5).length / points.length) * options.hours,
-    inTime: share(critical),
-    worst: Math.min(...windows.map(share)),
-    done: doneCredits * compress,
-    possible: Math.min(backlog * jobCredits * compress, START - RESERVE * CAPACITY + EARN * 60 * options.hours - spent),
-    error: errors.length === 0 ? null : (quantile(errors, 0.95) ?? 0) / CAPACITY,
-    fitsAtStart: polled.find(({ fits }) => fits !== '')?.fits ?? null,
-    points,
-  };
+  }
 }
+
+const LOGIN = { host: '127.0.0.1', user: 'postgres', database: 'postgres' };
 
 async function contenderOf(
   name: string,
   bouncer: string | null,
-  postgres: Awaited<ReturnType<typeof startEmbeddedPostgres>>,
+  postgres: EmbeddedPostgres,
   meter: Meter,
-  compress: number,
+  { pace, source }: { pace: number; source: Variant['source'] },
 ): Promise<Contender> {
   if (name === 'direct') return direct(postgres);
   if (name === 'pgbouncer') return pgbouncer(bouncer!, postgres, 20);
-  const every = `${Math.max(100, Math.round((1000 * PERIOD_S) / compress / 5))}ms`;
+  const metric = (awsName: string, query: string) =>
+    source === 'cloudwatch'
+      ? { source, region: 'eu-west-1', name: awsName, dimensions: { DBInstanceIdentifier: 'db-1' }, period: '5m' }
+      : { source, url: meter.url, query: `${query}{dbinstance_identifier="db-1"}`, every: '60s' };
   const ledger = {
-    metric: {
-      source: 'prometheus',
-      url: meter.url,
-      query: 'aws_rds_cpucredit_balance_average{dbinstance_identifier="db-1"}',
-      every,
-    },
+    metric: metric('CPUCreditBalance', 'aws_rds_cpucredit_balance_average'),
     load: {
-      source: 'http',
-      url: `${meter.url}/load.json`,
-      value: '/load',
-      time: '/at',
-      every: `${Math.round((1000 * PERIOD_S) / compress)}ms`,
+      ...metric('CPUUtilization', 'aws_rds_cpuutilization_average'),
+      ...(source === 'prometheus' && { every: '5m' }),
+    },
+    backlog: {
+      class: 'batch',
+      metric: { source: 'http', url: `${meter.url}/backlog.json`, value: '/jobs', every: '60s' },
     },
     unit: 'cpu-credits',
-    capacity: CAPACITY / compress,
+    capacity: CAPACITY,
     earnPerHour: EARN * 60,
     vcpus: VCPUS,
     reserve: '5%',
-    horizon: `${Math.round(3600 / compress)}s`,
     mode: name === 'enforce' ? 'enforce' : 'observe',
   };
   return pgweir(
@@ -284,6 +393,8 @@ async function contenderOf(
     postgres,
     { size: 30 },
     {
+      flags: ['--pace', String(pace)],
+      env: { AWS_ENDPOINT_URL_CLOUDWATCH: meter.url, AWS_ACCESS_KEY_ID: 'test', AWS_SECRET_ACCESS_KEY: 'test' },
       top: {
         admission: { mode: name === 'observe' ? 'observe' : 'enforce' },
         ledgers: { cpu: ledger },
@@ -297,44 +408,50 @@ async function contenderOf(
   );
 }
 
-/** The ablation: what everybody does first. Below a fifth of the raw metric batch work is switched off, above it is on. */
-async function threshold(opsPort: number, value: number | null, capacity: number): Promise<void> {
-  if (value === null) return;
+/** The ablation: what everybody does first, with the raw metric. */
+async function setSwitch(opsPort: number, state: 'on' | 'off'): Promise<void> {
   await fetch(`http://127.0.0.1:${opsPort}/switches/batch`, {
     method: 'POST',
     headers: {
       'content-type': 'application/json',
       authorization: `Basic ${Buffer.from('postgres:').toString('base64')}`,
     },
-    body: JSON.stringify({ state: value < 0.2 * capacity ? 'off' : 'on' }),
+    body: JSON.stringify({ state }),
   });
 }
 
-interface Polled {
-  /** performance.now(), in s. */
+/** How the proxy sees its ledger. */
+export interface View {
+  /** s of life. */
   at: number;
+  isKnown: boolean;
   balance: number;
   lower: number;
+  /** s of life; null: never. */
   exhaustion: number | null;
-  fits: string;
+  zone: string;
+  fits: boolean;
+  backlog: number;
 }
 
-/** Asks the proxy how it sees its ledger, twice a second. */
-function watch(opsPort: number): () => Promise<Polled[]> {
-  const polled: Polled[] = [];
+/** Asks the proxy twice a second; gives a function that ends it. */
+function watch(opsPort: number, meter: Meter): () => Promise<View[]> {
+  const views: View[] = [];
   let isOver = false;
   const asking = (async () => {
     while (!isOver) {
-      const at = performance.now() / 1000;
       const status = (await (await fetch(`http://127.0.0.1:${opsPort}/status.json`)).json()) as Status;
       const [ledger] = status.ledgers;
-      if (ledger !== undefined && ledger.balance !== null)
-        polled.push({
-          at,
+      if (ledger !== undefined)
+        views.push({
+          at: meter.now,
+          isKnown: ledger.missing === '' && ledger.balance !== null,
           balance: Number(ledger.balance),
           lower: Number(ledger.lower),
           exhaustion: ledger.exhaustion_s === null ? null : Number(ledger.exhaustion_s),
-          fits: ledger.missing === '' ? String(ledger.fits) : '',
+          zone: String(ledger.zone),
+          fits: ledger.fits === 'yes',
+          backlog: Number(ledger.backlog),
         });
       await sleep(500);
     }
@@ -342,70 +459,6 @@ function watch(opsPort: number): () => Promise<Polled[]> {
   return async () => {
     isOver = true;
     await asking;
-    return polled;
+    return views;
   };
-}
-
-const HEAD = `| variant | contender | least balance | hours at 0 | critical in time | in its worst tenth | backlog done, of possible | error p95 | fits at the start |
-|---|---|---|---|---|---|---|---|---|`;
-
-function line({
-  variant,
-  contender,
-  least,
-  atZero,
-  inTime,
-  worst,
-  done,
-  possible,
-  error,
-  fitsAtStart,
-}: Outcome): string {
-  const cells = [
-    variant,
-    contender,
-    `${least.toFixed(1)} (reserve ${(RESERVE * CAPACITY).toFixed(1)})`,
-    atZero.toFixed(2),
-    percent(inTime),
-    percent(worst),
-    `${done.toFixed(0)} of ${possible.toFixed(0)} (${percent(done / possible)})`,
-    error === null ? '' : percent(error),
-    fitsAtStart ?? '',
-  ];
-  return `| ${cells.join(' | ')} |`;
-}
-
-const COLORS: Record<string, string> = {
-  direct: '#8a8f93',
-  pgbouncer: '#c79a3b',
-  observe: '#7b68a6',
-  threshold: '#a3552f',
-  enforce: '#2a7f9e',
-};
-
-/** The balance of all contenders of one variant over time. */
-function plot(variant: string, outcomes: readonly Outcome[]): string {
-  const own = outcomes.filter((each) => each.variant === variant);
-  const [width, height, left, bottom] = [640, 320, 60, 40];
-  const last = Math.max(...own.flatMap(({ points }) => points.map(({ at }) => at)), 1);
-  const most = 1.1 * START;
-  const x = (at: number) => left + (at / last) * (width - left - 130);
-  const y = (balance: number) => height - bottom - (balance / most) * (height - bottom - 40);
-  const lines = own.map(({ contender, points }, index) => {
-    const some = points.filter((_, at) => at % 20 === 0);
-    const path = some.map(({ at, balance }) => `${x(at).toFixed(1)},${y(balance).toFixed(1)}`).join(' ');
-    return `<polyline fill="none" stroke="${COLORS[contender]}" stroke-width="2" points="${path}"/>
-<text x="${width - 120}" y="${60 + 20 * index}" fill="${COLORS[contender]}">${contender}</text>`;
-  });
-  return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" font-family="sans-serif" font-size="13">
-<title>Balance of burst credits over time, by contender</title>
-<text x="8" y="20" font-size="15">Credits left over hours, while a backlog is drained (${variant})</text>
-<line x1="${left}" y1="${y(RESERVE * CAPACITY)}" x2="${width - 130}" y2="${y(RESERVE * CAPACITY)}" stroke="#c66" stroke-dasharray="4"/>
-<text x="${left - 8}" y="${y(RESERVE * CAPACITY) + 4}" text-anchor="end">reserve</text>
-<line x1="${left}" y1="${y(0)}" x2="${width - 130}" y2="${y(0)}" stroke="#888"/>
-<text x="${left - 8}" y="${y(0) + 4}" text-anchor="end">0</text>
-<text x="${x(last)}" y="${height - 15}" text-anchor="end">${last.toFixed(1)} h</text>
-${lines.join('\n')}
-</svg>
-`;
 }

@@ -18,9 +18,10 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { startEmbeddedPostgres } from '../src/embedded.ts';
 import type { Status } from '../src/ops/status.ts';
-import { ControlGroup } from './cgroup.ts';
 import { AppPool, calibrate, TIMEOUT_MS } from './clients.ts';
 import { type Contender, cpuUs, direct, findPgbouncer, pgbouncer, pgweir } from './contenders.ts';
+import { svg } from './plot.ts';
+import { type Quota, quotaOf } from './quota.ts';
 import { percent, quantile } from './stats.ts';
 
 interface Kind {
@@ -71,7 +72,7 @@ interface Outcome {
 /** The database: how much work a ms of a whole processor is, and what keeps it to its share. */
 interface Rig {
   rowsPerMs: number;
-  group: ControlGroup;
+  quota: Quota;
 }
 
 export interface OverloadOptions {
@@ -91,9 +92,9 @@ export async function overload(options: OverloadOptions) {
   if (path === null) console.error('*** SKIPPED: there is no PgBouncer on PATH (--pgbouncer PATH) ***');
   const postgres = await startEmbeddedPostgres({ dataDir: null, settings: { fsync: 'off', max_connections: '400' } });
   const rows = await calibrate(postgres);
-  const group = new ControlGroup(postgres);
-  group.setQuota(QUOTA);
-  const rig = { rowsPerMs: rows, group };
+  const quota = quotaOf(postgres);
+  quota.set(QUOTA);
+  const rig = { rowsPerMs: rows, quota };
   const classes = kinds.map(({ name, slo }) => ({
     name,
     priority: name,
@@ -131,7 +132,7 @@ export async function overload(options: OverloadOptions) {
   } else await sweep(contenders, options, rig);
   for (const contender of all) await contender.stop();
   await postgres.stop();
-  await group.close();
+  await quota.close();
 }
 
 async function sweep(contenders: Contender[], { loads, seconds, out }: OverloadOptions, rig: Rig): Promise<void> {
@@ -187,7 +188,7 @@ async function drive(
   loadAt: (ms: number) => number,
   ms: number,
   from: number,
-  { rowsPerMs, group }: Rig,
+  { rowsPerMs, quota }: Rig,
 ): Promise<Driven> {
   const pools = new Map(kinds.map(({ name }) => [name, new AppPool(contender.port, name)]));
   const asked: Asked[] = [];
@@ -213,7 +214,7 @@ async function drive(
   const cpu = () => ({
     proxy: contender.pid === null ? 0 : cpuUs(contender.pid),
     self: process.cpuUsage(),
-    databaseNs: group.usedNs,
+    databaseNs: quota.usedNs,
   });
   let before = cpu();
   let isWarm = false;
@@ -344,36 +345,23 @@ ${rows.join('\n')}
 `;
 }
 
-const COLORS: Record<string, string> = {
-  direct: '#8a8f93',
-  pgbouncer: '#c79a3b',
-  'pgbouncer tuned': '#a3552f',
-  pgweir: '#2a7f9e',
-};
-
 /** Goodput over load, one line for each contender. */
 function plot(outcomes: readonly Outcome[]): string {
   const loads = [...new Set(outcomes.map(({ load }) => load))];
-  const [width, height, left, bottom] = [640, 320, 60, 40];
-  const x = (load: number) => left + (loads.indexOf(load) * (width - left - 150)) / Math.max(1, loads.length - 1);
-  const y = (goodput: number) => height - bottom - (goodput / QUOTA) * (height - bottom - 40);
   const names = [...new Set(outcomes.map(({ contender }) => contender))];
-  const lines = names.map((name, index) => {
-    const own = outcomes.filter(({ contender }) => contender === name);
-    const points = own.map(({ load, goodput }) => `${x(load).toFixed(1)},${y(goodput).toFixed(1)}`);
-    return `<polyline fill="none" stroke="${COLORS[name]}" stroke-width="2.5" points="${points.join(' ')}"/>
-<text x="${width - 140}" y="${60 + 20 * index}" fill="${COLORS[name]}">${name}</text>`;
-  });
-  const marks = loads.map((load) => `<text x="${x(load)}" y="${height - 15}" text-anchor="middle">${load}×</text>`);
-  return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" font-family="sans-serif" font-size="13">
-<title>Goodput over load, by contender</title>
-<text x="8" y="20" font-size="15">Useful work (CPU seconds per second) over offered load; the database has ${QUOTA}</text>
-<line x1="${left}" y1="${y(QUOTA)}" x2="${width - 150}" y2="${y(QUOTA)}" stroke="#ccc"/>
-<line x1="${left}" y1="${y(0)}" x2="${width - 150}" y2="${y(0)}" stroke="#888"/>
-<text x="${left - 8}" y="${y(QUOTA) + 4}" text-anchor="end">${QUOTA}</text>
-<text x="${left - 8}" y="${y(0) + 4}" text-anchor="end">0</text>
-${lines.join('\n')}
-${marks.join('\n')}
-</svg>
-`;
+  return svg('Goodput over load, by contender', [
+    {
+      title: `Useful work (CPU seconds per second) over offered load; the database has ${QUOTA}`,
+      series: names.map((name) => ({
+        name,
+        points: outcomes
+          .filter(({ contender }) => contender === name)
+          .map(({ load, goodput }) => [loads.indexOf(load), goodput] as const),
+      })),
+      right: Math.max(1, loads.length - 1),
+      top: QUOTA,
+      rules: [QUOTA, 0].map((value) => ({ y: value, text: String(value) })),
+      marks: loads.map((load, index) => ({ x: index, text: `${load}×` })),
+    },
+  ]);
 }

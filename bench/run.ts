@@ -4,7 +4,7 @@
  *     npm run bench -- [--quick] [--check] [--only REGEXP] [--rounds N] [--seconds N] [--pgbouncer PATH] [--out FOLDER]
  *
  *     npm run bench -- overload [--seconds N] [--loads 0.5,1,2,4,10] [--spike] [--only REGEXP]     (bench/overload)
- *     npm run bench -- incident-b [--compress N] [--hours N] [--variants …] [--only REGEXP]       (bench/incident-b)
+ *     npm run bench -- incident-b [--compress N] [--hours N] [--variants …] [--fall cliff|taper] [--only REGEXP]   (bench/incident-b)
  *
  * The one idea: only ratios mean anything on a small, noisy machine. Contenders take turns (A B C A B C …), ratios are
  * taken within a round, and what is told is their median and spread. `--check` holds the ratios against
@@ -34,8 +34,9 @@ const { values: options, positionals } = parseArgs({
     loads: { type: 'string', default: '0.5,1,2,4,10' },
     spike: { type: 'boolean', default: false },
     compress: { type: 'string', default: '20' },
-    hours: { type: 'string', default: '3' },
-    variants: { type: 'string', default: 'base,lag,dead,cost,bypass' },
+    hours: { type: 'string', default: '5' },
+    variants: { type: 'string', default: 'base,lag,dead,cost,bypass,day' },
+    fall: { type: 'string', default: 'cliff' },
     out: { type: 'string', default: 'bench/results' },
   },
 });
@@ -45,6 +46,7 @@ if (positionals[0] === 'incident-b') {
     hours: Number(options.hours),
     variants: options.variants.split(','),
     only: new RegExp(options.only ?? ''),
+    fall: options.fall === 'taper' ? 'taper' : 'cliff',
     out: options.out,
     pgbouncer: options.pgbouncer ?? null,
   });
