@@ -93,7 +93,13 @@ t.test('the example holds every key, and loads', async (t) => {
 });
 
 t.test('links in the documentation lead somewhere', async (t) => {
-  for (const page of ['README.md', 'CONTRIBUTING.md', 'docs/architecture.md', 'docs/credits.md']) {
+  for (const page of [
+    'README.md',
+    'CONTRIBUTING.md',
+    'docs/architecture.md',
+    'docs/credits.md',
+    'docs/operations.md',
+  ]) {
     for (const [, target] of read(page).matchAll(/\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)/g)) {
       t.doesNotThrow(() => readFileSync(join(root, dirname(page), target!)), `${page}: ${target}`);
     }
