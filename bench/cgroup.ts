@@ -26,7 +26,8 @@ export class ControlGroupV1 implements Quota {
   }
 
   set(processors: number): void {
-    writeFileSync(join(this.#cpu, 'cpu.cfs_quota_us'), String(Math.round(PERIOD_US * processors)));
+    const us = Number.isFinite(processors) ? Math.round(PERIOD_US * processors) : -1;
+    writeFileSync(join(this.#cpu, 'cpu.cfs_quota_us'), String(us));
   }
 
   get usedNs(): number {
@@ -57,7 +58,10 @@ export class ControlGroupV2 implements Quota {
   }
 
   set(processors: number): void {
-    writeFileSync(join(this.#group, 'cpu.max'), `${Math.round(PERIOD_US * processors)} ${PERIOD_US}`);
+    writeFileSync(
+      join(this.#group, 'cpu.max'),
+      `${Number.isFinite(processors) ? Math.round(PERIOD_US * processors) : 'max'} ${PERIOD_US}`,
+    );
   }
 
   get usedNs(): number {

@@ -20,7 +20,7 @@ import { AppPool, calibrate } from './clients.ts';
 import { type Contender, direct, findPgbouncer, pgbouncer, pgweir } from './contenders.ts';
 import { type Outcome, report } from './incident-report.ts';
 import { EARN, type Fault, Meter, VCPU, VCPUS } from './metered.ts';
-import { quantile } from './stats.ts';
+import { median, quantile } from './stats.ts';
 
 export interface IncidentOptions {
   /** How many times faster than life. */
@@ -108,7 +108,6 @@ class Stage {
   readonly #variantName: string;
   readonly #variant: Variant;
   readonly #name: string;
-  readonly #options: IncidentOptions;
   readonly #hours: number;
   readonly #postgres: EmbeddedPostgres;
   readonly #contender: Contender;
@@ -117,7 +116,9 @@ class Stage {
   #cost = { critical: 0, job: 0 };
   #isOver = false;
   readonly #critical: { at: number; isGood: boolean }[] = [];
-  #doneCredits = 0;
+  /** vCPU-seconds of jobs that were done, and of all that was asked for, by what it should cost. */
+  #doneCost = 0;
+  #allCost = 0;
   #refused = 0;
   /** By how much arrivals were late, in ms. */
   readonly #late: number[] = [];
@@ -136,7 +137,6 @@ class Stage {
     this.#variantName = variantName;
     this.#variant = variants[variantName]!;
     this.#name = name;
-    this.#options = options;
     this.#hours = this.#variant.isDay ? 24 : options.hours;
     this.#postgres = postgres;
     this.meter = meter;
@@ -172,7 +172,10 @@ class Stage {
       for (let n = 0; n < times; n++) await client.query(this.#sql(ms));
       return (this.meter.usedMs - before) / 1000 / VCPU / times;
     };
-    this.#cost = { critical: await costOf(CRITICAL_MS, 100), job: await costOf(JOB_MS, 20) };
+    const laps: { critical: number; job: number }[] = [];
+    for (let lap = 0; lap < 5; lap++)
+      laps.push({ critical: await costOf(CRITICAL_MS, 30), job: await costOf(JOB_MS, 8) });
+    this.#cost = { critical: median(laps.map((lap) => lap.critical)), job: median(laps.map((lap) => lap.job)) };
     await client.end();
   }
 
@@ -190,6 +193,7 @@ class Stage {
         (at) => {
           const since = performance.now();
           return pool.attempt(this.#sql(CRITICAL_MS)).then((isAnswered) => {
+            if (isAnswered) this.#allCost += this.#cost.critical;
             this.#critical.push({ at, isGood: isAnswered && performance.now() - since <= SLO_MS });
           });
         },
@@ -210,6 +214,7 @@ class Stage {
     this.#isOver = true;
     const views = (await asked?.()) ?? [];
     const outcome = this.#outcome(end, views);
+    meter.stop();
     await Promise.race([Promise.all(work), sleep(5_000)]);
     pool.close();
     await this.#contender.stop();
@@ -234,8 +239,17 @@ class Stage {
     const { meter } = this;
     const { job } = this.#cost;
     let left = Math.round((3 * (START - RESERVE) * 60) / job);
-    const perSecond = ((LOOKS_NORMAL - LIVE) * VCPUS) / job;
+    const normal = ((LOOKS_NORMAL - LIVE) * VCPUS) / job;
+    let perSecond = normal;
     let nextAt = performance.now();
+    const steer = setInterval(() => {
+      // What statements cost is not known to the percent: the machine is at 70 %, if nothing else holds it back.
+      const recent = meter.log.slice(-50);
+      const used = recent.reduce((sum, point) => sum + point.used, 0) / Math.max(1, recent.length);
+      perSecond += (0.1 * (LOOKS_NORMAL * VCPUS - used)) / job;
+      perSecond = Math.min(1.5 * normal, Math.max(0.5 * normal, perSecond));
+      if (this.#isOver) clearInterval(steer);
+    }, 1000);
     meter.jobs = left;
     const worker = async () => {
       const client = new pg.Client({ ...LOGIN, port: this.#contender.port, application_name: 'batch' });
@@ -263,7 +277,8 @@ class Stage {
   async #do(client: pg.Client, cost: number): Promise<boolean> {
     try {
       await client.query(this.#sql(JOB_MS * cost));
-      this.#doneCredits += (this.#cost.job * cost * this.#options.compress) / 60;
+      this.#allCost += this.#cost.job * cost;
+      this.#doneCost += this.#cost.job * cost;
       return true;
     } catch (thrown) {
       this.#refused++;
@@ -312,7 +327,10 @@ class Stage {
     const every = (1000 * this.#cost.job) / this.#variant.bypass;
     while (!this.#isOver) {
       const since = performance.now();
-      if (this.meter.now > end / 3) await client.query(this.#sql(JOB_MS)).catch(() => {});
+      if (this.meter.now > end / 3) {
+        this.#allCost += this.#cost.job;
+        await client.query(this.#sql(JOB_MS)).catch(() => {});
+      }
       await sleep(Math.max(1, every - (performance.now() - since)));
     }
     await client.end();
@@ -328,9 +346,10 @@ class Stage {
     ).filter((all) => all.length > 0);
     const inTime = (all: { isGood: boolean }[]) => all.filter(({ isGood }) => isGood).length / Math.max(1, all.length);
     // What is left above the reserve after all that was not the backlog: more of it could not be done.
-    const others = spent - this.#doneCredits;
+    const done = (spent * this.#doneCost) / this.#allCost;
+    const others = spent - done;
     const possible = START - RESERVE + EARN * 60 * this.#hours - others;
-    const backlog = this.#variant.isDay ? this.#doneCredits : 3 * (START - RESERVE);
+    const backlog = this.#variant.isDay ? done : 3 * (START - RESERVE);
     const reached = log.find(({ balance }) => balance <= RESERVE)?.at ?? null;
     const hourBefore = reached === null ? undefined : known.find((view) => view.at >= reached - 3600);
     return {
@@ -343,7 +362,7 @@ class Stage {
       inTime: inTime(this.#critical),
       worst: Math.min(...tenths.map(inTime)),
       refused: this.#refused,
-      done: this.#doneCredits,
+      done,
       possible: Math.min(backlog, possible),
       error: errors.length === 0 ? null : quantile(errors, 0.95) / CAPACITY,
       forecast: hourBefore?.exhaustion == null ? null : hourBefore.exhaustion / Math.max(1, reached! - hourBefore.at),

@@ -213,9 +213,15 @@ export class Meter {
     response.end(JSON.stringify({ MetricDataResults }));
   }
 
+  /** It is over: nothing limits Postgres any more, so that it can end. */
+  stop(): void {
+    if (this.#timer !== null) clearInterval(this.#timer);
+    this.#quota.set(Number.POSITIVE_INFINITY);
+  }
+
   /** Postgres must have ended; its last processes may still be about to. */
   async close(): Promise<void> {
-    if (this.#timer !== null) clearInterval(this.#timer);
+    this.stop();
     this.#server.closeAllConnections();
     this.#server.close();
     await this.#quota.close();

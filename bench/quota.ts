@@ -14,7 +14,7 @@ export interface Quota {
   readonly how: string;
   /** Processor time that it has used, in ns. */
   readonly usedNs: number;
-  /** What it may use of a processor. */
+  /** What it may use of a processor; infinite: all. */
   set(processors: number): void;
   /** Postgres must have ended; its last processes may still be about to. */
   close(): Promise<void>;

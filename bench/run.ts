@@ -34,7 +34,7 @@ const { values: options, positionals } = parseArgs({
     loads: { type: 'string', default: '0.5,1,2,4,10' },
     spike: { type: 'boolean', default: false },
     compress: { type: 'string', default: '20' },
-    hours: { type: 'string', default: '5' },
+    hours: { type: 'string', default: '6' },
     variants: { type: 'string', default: 'base,lag,dead,cost,bypass,day' },
     fall: { type: 'string', default: 'cliff' },
     out: { type: 'string', default: 'bench/results' },
