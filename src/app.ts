@@ -14,7 +14,7 @@ import pg from 'pg';
 import { Listener, type ListenerContext } from './client/listener.ts';
 import { Users } from './client/users.ts';
 import type { Loaded } from './config/load.ts';
-import type { Config, DatabaseConfig } from './config/schema.ts';
+import type { Config, DatabaseConfig, HostConfig } from './config/schema.ts';
 import { CreditBook, type Residents } from './credits/book.ts';
 import { Admission } from './guard/admission.ts';
 import { Console } from './ops/console.ts';
@@ -27,9 +27,11 @@ import type { Snapshot } from './ops/snapshot.ts';
 import { StateDir } from './ops/state.ts';
 import { statusOf } from './ops/status.ts';
 import { Switchboard } from './ops/switchboard.ts';
+import { Cluster } from './server/cluster.ts';
 import { addressOf, Hosts } from './server/hosts.ts';
 import { type Secret, ServerLoginError, type ServerTarget } from './server/login.ts';
 import { ServerPool } from './server/pool.ts';
+import type { ControlConnection } from './server/probe.ts';
 import { Catalog } from './sql/catalog.ts';
 import { Parser } from './sql/parser.ts';
 import { Judge } from './sql/verdict.ts';
@@ -61,6 +63,8 @@ export class App {
   readonly #options: AppOptions;
   readonly #clock: Clock;
   readonly #hosts = new Hosts();
+  /** By what they are made from. */
+  readonly #clusters = new Map<string, Cluster>();
   readonly #pools = new Map<string, ServerPool>();
   readonly #catalogs = new Map<string, Catalog>();
   readonly #parser: Parser;
@@ -147,6 +151,8 @@ export class App {
   /** Listens for clients and on the HTTP port; gives the ports. */
   async start(): Promise<{ port: number; opsPort: number }> {
     this.#setCaps();
+    // Who is the primary is found out before anybody asks.
+    for (const [name, config] of Object.entries(this.config.databases)) this.#clusterOf(config, name);
     const opsPort = await this.#ops.start();
     const port = await this.#listener.start().catch(async (thrown: unknown) => {
       await this.#ops.close();
@@ -175,6 +181,8 @@ export class App {
   }
 
   #tick(): void {
+    const now = this.#clock.now();
+    for (const cluster of this.#clusters.values()) cluster.tick(now);
     for (const pool of this.#retired) {
       pool.tick();
       if (pool.clients > 0) continue;
@@ -237,14 +245,17 @@ export class App {
   }
 
   #makePool(database: string, user: string, config: DatabaseConfig): ServerPool {
-    const host = this.#hosts.get(config.hosts[0]!, config.serversMax);
+    const cluster = this.#clusterOf(config, database);
+    const host = this.#hosts.get(cluster.primary, config.serversMax);
     this.#admission.gateOf(host.address); // From here on it is to be seen.
     return new ServerPool({
       database,
       user,
-      target: this.#targetOf(database, user, config),
+      target: this.#targetOf(database, user, config, cluster),
       config: config.pool,
       host,
+      hostOf: (each) => this.#hosts.get(each, (this.#databaseOf(database) ?? config).serversMax),
+      cluster,
       clock: this.#clock,
       catalog: this.#catalogOf(database, config),
       secret: () => this.#secretOf(this.#databaseOf(database) ?? config, user),
@@ -252,13 +263,37 @@ export class App {
     });
   }
 
-  #targetOf(database: string, user: string, config: DatabaseConfig): ServerTarget {
+  /** The cluster that a database lives on; databases with the same hosts share it. */
+  #clusterOf(config: DatabaseConfig, database: string): Cluster {
+    const addresses = config.hosts.map(addressOf).join();
+    const key = JSON.stringify([addresses, config.control, config.tls]);
+    let cluster = this.#clusters.get(key);
+    if (cluster === undefined) {
+      const isControlled = config.control !== undefined;
+      cluster = new Cluster({
+        hosts: config.hosts,
+        hold: config.hold,
+        clock: this.#clock,
+        openControl: isControlled
+          ? (host) => this.#openControl(config, config.dbname ?? (database === '*' ? 'postgres' : database), host)
+          : null,
+        lineage: this.#memory.lineages[addresses] ?? null,
+        onLineage: (lineage) => this.#memory.saveLineage(addresses, lineage),
+        onEvent: (event, fields, isAlarm) => (isAlarm ? this.log.warn(fields, event) : this.log.info(fields, event)),
+      });
+      this.#clusters.set(key, cluster);
+    }
+    cluster.hold.config = config.hold;
+    return cluster;
+  }
+
+  #targetOf(database: string, user: string, config: DatabaseConfig, cluster: Cluster): ServerTarget {
     const { mode, ...files } = config.tls;
     const paths = Object.entries(files).flatMap(([name, file]) =>
       file === undefined ? [] : [[name, this.#path(file)]],
     );
     return {
-      host: config.hosts[0]!,
+      host: cluster.primary,
       tls: { mode, ...Object.fromEntries(paths) },
       database: config.dbname ?? database,
       user,
@@ -299,7 +334,17 @@ export class App {
 
   /** Runs SQL as the control user, on a connection of its own. */
   async #query(config: DatabaseConfig, database: string, sql: string): Promise<(string | null)[][]> {
-    const { host, port } = config.hosts[0]!;
+    const connection = await this.#openControl(config, database, this.#clusterOf(config, database).primary);
+    try {
+      return await connection.query(sql);
+    } finally {
+      connection.close();
+    }
+  }
+
+  /** A connection of the control user to one host. */
+  async #openControl(config: DatabaseConfig, database: string, at: HostConfig): Promise<ControlConnection> {
+    const { host, port } = at;
     const { user, passwordFile } = config.control!;
     const password = passwordFile === undefined ? undefined : await this.#readSecret(passwordFile);
     const client = new pg.Client({
@@ -313,13 +358,11 @@ export class App {
       application_name: 'pgweir control',
     });
     client.on('error', () => {});
-    try {
-      await client.connect();
-      const { rows } = await client.query<(string | null)[]>({ text: sql, rowMode: 'array' });
-      return rows;
-    } finally {
-      await client.end().catch(() => {});
-    }
+    await client.connect();
+    return {
+      query: async (sql) => (await client.query<(string | null)[]>({ text: sql, rowMode: 'array' })).rows,
+      close: () => void client.end().catch(() => {}),
+    };
   }
 
   // --- Configuration --------------------------------------------------------------------------------------------
@@ -397,6 +440,12 @@ export class App {
     this.#setCaps();
     this.#catalogs.clear();
     for (const [key, pool] of this.#pools) this.#reloadPool(key, pool, before);
+    const kept = new Set(Object.entries(config.databases).map(([name, each]) => this.#clusterOf(each, name)));
+    for (const [key, cluster] of this.#clusters) {
+      if (kept.has(cluster) || !cluster.isUnused) continue;
+      cluster.close();
+      this.#clusters.delete(key);
+    }
     return [];
   }
 
@@ -414,7 +463,9 @@ export class App {
     pool.config = now.pool;
     pool.catalog = this.#catalogOf(pool.database, now);
     if (old === undefined || identity(old) !== identity(now)) {
-      pool.retarget(this.#targetOf(pool.database, pool.user, now), this.#hosts.get(now.hosts[0]!, now.serversMax));
+      const cluster = this.#clusterOf(now, pool.database);
+      const host = this.#hosts.get(cluster.primary, now.serversMax);
+      pool.retarget(this.#targetOf(pool.database, pool.user, now, cluster), host, cluster);
     }
   }
 
@@ -465,6 +516,7 @@ export class App {
       sessions: this.#listener.sessions,
       pools: [...this.#pools.values(), ...this.#retired],
       hosts: [...this.#hosts],
+      clusters: [...this.#clusters.values()],
       parser: this.#parser.counts,
       gates: this.#admission.gates,
       tarpit: this.#admission.tarpit,
@@ -507,6 +559,8 @@ export class App {
     this.#listener.close();
     this.#console.close();
     for (const pool of this.#poolsOf(null)) pool.close('the proxy is shutting down');
+    for (const cluster of this.#clusters.values()) cluster.close();
+    for (const host of this.#hosts) host.connector.close();
     await this.#ops.close();
     await this.#parser.close();
     await this.#memory.save(this.#credits.save());

@@ -200,7 +200,7 @@ function untilReady(child: ChildProcess): Promise<void> {
     child.once('exit', (code) => fail(`exit code ${code}`));
     child.stderr!.on('data', (chunk: Buffer) => {
       if (text.length < 64 * 1024) text += chunk;
-      if (!text.includes('ready to accept connections')) return;
+      if (!/ready to accept (read-only )?connections/.test(text)) return;
       clearTimeout(timer);
       resolve();
     });

@@ -40,7 +40,7 @@ import { linger } from './linger.ts';
 import { overdue } from './overdue.ts';
 import type { Read } from './read.ts';
 import { clientWants, type RequestHost, Requests } from './request.ts';
-import { isBegin, partyOf, Turn, type TurnClient } from './turn.ts';
+import { isBegin, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
 
 export type SessionState =
   /** No server; nothing asked. */
@@ -99,6 +99,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   before: Waiter | null = null;
   behind: Waiter | null = null;
   waitingSince = 0;
+  heldBytes = 0;
 
   readonly id: number;
   readonly user: string;
@@ -402,11 +403,12 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
       if (this.#isEnding(message)) this.#turn.admitOutright(this.#house.clock.now());
       else if (!this.#askForTurn(message)) return;
     }
+    this.heldBytes = Math.min(message.size, INPUT_MAX);
     const leased = this.pool.lease(this);
     if (leased !== null && !('sqlstate' in leased) && this.#take(leased)) return this.#handle(message);
     this.#held = { ...message };
     if (leased === null) this.become('waiting');
-    else if ('sqlstate' in leased) this.#refuse(leased);
+    else if ('sqlstate' in leased) this.#refuseLate(leased);
   }
 
   /** It ends a transaction that no server knows of, in more messages than `#answerBlock` takes: never to be refused. */
@@ -463,6 +465,22 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     if (delayMs === 0) return this.#refuse(refusal);
     this.become('delayed');
     this.#leaveTarpit = this.#house.admission.tarpit.hold(delayMs, 'retries', () => this.onRefused(refusal));
+  }
+
+  /** The pool refuses the held message; while no primary can be reached everybody asks again, and nobody is to do so at once. */
+  #refuseLate(refusal: Refusal): void {
+    if (!this.pool.isUnreachable) return this.#refuse(refusal);
+    const { admission, clock } = this.#house;
+    const { tarpit } = admission;
+    this.#turn?.end(clock.now());
+    this.become('delayed');
+    this.#leaveTarpit = tarpit.hold(tarpit.delayOfOutage(), 'outage', () => this.onRefused(refusal));
+  }
+
+  /** ms after which its client does not want the answer of the held message any more; 0: not known. */
+  get deadline(): number {
+    const { isOn } = this.#house.admission;
+    return isOn && this.#turn !== null ? this.#turn.patienceMs : statementTimeoutOf(this.settings);
   }
 
   /** Begins or ends a transaction without a server, or refuses what comes in one that has failed without one. */

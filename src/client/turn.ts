@@ -98,6 +98,11 @@ export class Turn implements Request {
     return priorities.indexOf(this.class.priority);
   }
 
+  /** ms after which the answer to what was asked is not wanted any more; 0: not known. */
+  get patienceMs(): number {
+    return this.deadline || this.class.deadline;
+  }
+
   get isAdmitted(): boolean {
     return this.#permit !== null;
   }
@@ -135,7 +140,7 @@ export class Turn implements Request {
   /** Is it the turn of the request that begins with `message`, which was classified? */
   ask(message: Frame, now: number): Asked {
     if (this.#permit !== null) return ADMITTED;
-    const timeoutMs = millisOf(this.#client.settings.custom.get('statement_timeout'));
+    const timeoutMs = statementTimeoutOf(this.#client.settings);
     const limits = [timeoutMs, this.#taggedMs].filter((ms) => ms > 0);
     this.deadline = limits.length > 0 ? Math.min(...limits) : 0;
     this.bytes = Math.min(message.size, BYTES_MAX);
@@ -270,6 +275,11 @@ const whyShed: Record<ShedReason, string> = {
 /** It begins a transaction, alone or with more behind it. */
 export function isBegin(verdict: Verdict | null): boolean {
   return verdict?.control?.kind === 'begin' || verdict?.control?.kind === 'beginning';
+}
+
+/** What the client's session has for statement_timeout, in ms; 0: none. */
+export function statementTimeoutOf(settings: Settings): number {
+  return millisOf(settings.custom.get('statement_timeout'));
 }
 
 /** A duration as Postgres writes it in ms: a number, or with the unit ms, s, min, h or d; 0 when it is none. */

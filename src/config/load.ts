@@ -179,9 +179,7 @@ function findLater(value: Json): Path[] {
   const values = Object.entries(laterValues).flatMap(([pattern, later]) =>
     match(value, pattern.split('.')).filter((path) => later.includes(String(get(value, path)))),
   );
-  // Several hosts are part of the contract, but roles are not found yet: a replica would get writes.
-  const hosts = match(value, ['databases', '*', 'hosts', '*']).filter((path) => path.at(-1) === '1');
-  return [...keys, ...values, ...hosts];
+  return [...keys, ...values];
 }
 
 function match(value: Json | undefined, pattern: readonly string[], path: string[] = []): string[][] {

@@ -202,20 +202,40 @@ const control = z.strictObject({
   passwordFile: z.string().optional().describe('File with its password.'),
 });
 
+const hold = z.strictObject({
+  for: duration()
+    .prefault('20s')
+    .describe('How long requests wait from the start of an outage; then they are refused (53000). 0s: not at all.'),
+  requestsMax: count().prefault(1000).describe('Most requests that are held.'),
+  bytesMax: size().prefault('16MiB').describe('Most bytes of them.'),
+});
+
 const database = z
   .strictObject({
-    hosts: z.array(host).min(1).describe('Where the database lives.'),
+    hosts: z
+      .array(host)
+      .min(1)
+      .describe(
+        'Where the database lives: a primary and its standbys. Which is which is found out, by the control user.',
+      ),
     control: control
       .optional()
-      .describe('Login for reading the catalogue: with it, user functions are judged instead of pinned.'),
+      .describe(
+        'Login for looking at the hosts and reading the catalogue: with it roles are known, and user functions are judged instead of pinned.',
+      ),
     dbname: z.string().optional().describe('Name of the database on the server; default: the name asked for.'),
     user: z.string().optional().describe('User to log in as; default: the client’s own, with SCRAM pass-through.'),
     passwordFile: z.string().optional().describe('File with that user’s password; read again once when a login fails.'),
     tls: serverTls.prefault({}).describe('TLS towards the server.'),
     pool: pool.prefault({}).describe('Server connections of one user.'),
     serversMax: count(1).prefault(100).describe('Server connections per host, over all users and databases on it.'),
+    hold: hold.prefault({}).describe('While no primary can be reached.'),
     ledgers: z.array(z.string()).prefault([]).describe('Reserves of its hosts.'),
   })
+  .refine(
+    (value) => value.hosts.length === 1 || value.control !== undefined,
+    'several hosts need control: it is the control user who finds out which of them is the primary',
+  )
   .refine((value) => value.passwordFile === undefined || value.user !== undefined, 'passwordFile needs user')
   .describe('One database, by the name that clients ask for; "*" stands for every other name.');
 
@@ -544,7 +564,6 @@ export const laterKeys: readonly string[] = [
   'auth.query',
   'databases.*.reads',
   'databases.*.lagMax',
-  'databases.*.hold',
   'databases.*.cache',
 ];
 

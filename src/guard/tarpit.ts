@@ -46,9 +46,9 @@ export class Tarpit {
   #lateUntil = 0;
   #bounds: TarpitBounds = { least: 0, most: 0 };
   readonly #leavers = new LRUCache<string, { count: number; since: number }>({ max: PARTIES_MAX });
-  /** Clients held now, and since the start: for a retry, and for coming back. */
+  /** Clients held now, and since the start: for a retry, for coming back, and because there is no database. */
   held = 0;
-  readonly counts = { retries: 0, reconnects: 0 };
+  readonly counts = { retries: 0, reconnects: 0, outage: 0 };
 
   /** `random`: from 0 to 1. */
   constructor(random: () => number = Math.random) {
@@ -76,6 +76,11 @@ export class Tarpit {
   #delay(times: number): number {
     const { least, most } = this.#bounds;
     return least + this.#random() * Math.max(0, Math.min(most, least * 2 ** (times + 1)) - least);
+  }
+
+  /** Ms to hold a refusal while there is no database: everybody asks again, and for nothing. */
+  delayOfOutage(): number {
+    return this.#bounds.most * (0.5 + this.#random() / 2);
   }
 
   /** A client of this kind has left right after a refusal. */

@@ -11,6 +11,7 @@ import type { StateDir } from './state.ts';
 
 const FILE = 'baselines.json';
 const LEDGERS = 'ledgers.json';
+const LINEAGES = 'lineages.json';
 const savedSchema = z.record(z.string(), z.array(z.tuple([z.number(), z.number(), z.number()])));
 const learnedSchema = z.record(
   z.string(),
@@ -24,6 +25,13 @@ const learnedSchema = z.record(
     }),
   ),
 );
+/** Who was the primary, by the addresses of all its hosts. */
+const lineagesSchema = z.record(
+  z.string(),
+  z.object({ systemId: z.string(), timeline: z.number().int().positive(), address: z.string() }),
+);
+type Lineages = z.output<typeof lineagesSchema>;
+
 /** By the address of a host and the name of its ledger. */
 type LearnedByHost = z.output<typeof learnedSchema>;
 
@@ -34,6 +42,7 @@ export class Memory {
   #saving: Promise<void> = Promise.resolve();
   /** What was known of ledgers. */
   readonly learned: LearnedByHost;
+  readonly lineages: Lineages;
 
   /** Remembers at once. */
   constructor(admission: Admission, state: StateDir, onProblem: (message: string) => void) {
@@ -43,6 +52,18 @@ export class Memory {
     const saved = state.load(FILE, savedSchema);
     if (saved !== null) admission.restoreBaselines(saved);
     this.learned = state.load(LEDGERS, learnedSchema) ?? {};
+    this.lineages = state.load(LINEAGES, lineagesSchema) ?? {};
+  }
+
+  /** A primary was found. That is written down before anything is sent to it, or at least tried: who is killed must know. */
+  saveLineage(key: string, lineage: Lineages[string]): void {
+    this.lineages[key] = lineage;
+    if (!this.#state.isKept) return;
+    try {
+      this.#state.save(LINEAGES, this.lineages);
+    } catch (thrown) {
+      this.#onProblem(`who is the primary could not be saved: ${messageOf(thrown)}`);
+    }
   }
 
   /** Writes down what is known by now. Never throws. */

@@ -380,12 +380,13 @@ export const metrics: readonly Metric[] = [
   },
   {
     name: 'pgweir_tarpit_total',
-    help: 'Answers that were kept for a moment: refusals of instant retries, and welcomes after leaving on a refusal.',
+    help: 'Answers that were kept for a moment: refusals of instant retries, welcomes after leaving on a refusal, and refusals while there is no database.',
     type: 'counter',
     labels: ['why'],
     read: ({ tarpit }) => [
       [{ why: 'retry' }, tarpit.counts.retries],
       [{ why: 'reconnect' }, tarpit.counts.reconnects],
+      [{ why: 'outage' }, tarpit.counts.outage],
     ],
   },
   {

@@ -7,6 +7,7 @@ import type { HostCredits } from '../credits/host.ts';
 import type { PollCounts } from '../credits/poller.ts';
 import type { Gate } from '../guard/gate.ts';
 import type { Tarpit } from '../guard/tarpit.ts';
+import type { Cluster } from '../server/cluster.ts';
 import type { Host } from '../server/hosts.ts';
 import type { ServerPool } from '../server/pool.ts';
 
@@ -30,6 +31,7 @@ export interface Snapshot {
   sessions: ReadonlySet<Session>;
   pools: readonly ServerPool[];
   hosts: readonly Host[];
+  clusters: readonly Cluster[];
   parser: { parsed: number; refused: number; killed: number };
   /** By the address of their host. */
   gates: ReadonlyMap<string, Gate>;

@@ -6,6 +6,7 @@
  * stands in a queue, and a pool that holds more servers than the first there gives one up when it becomes free.
  */
 import type { HostConfig } from '../config/schema.ts';
+import { Connector } from './connector.ts';
 
 /** What a host needs to know of a pool. */
 export interface Tenant {
@@ -25,6 +26,8 @@ export class Host {
   count = 0;
   /** Idle servers closed to make room for another pool. */
   evictions = 0;
+  /** Opens its connections. */
+  readonly connector = new Connector();
   readonly #tenants = new Set<Tenant>();
   /** Pools that want a connection and found no room, oldest first. */
   readonly #queue = new Set<Tenant>();

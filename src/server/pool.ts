@@ -11,7 +11,7 @@
  * Invariants: open + connecting ≤ size (and, over all pools, ≤ serversMax of the host); at most two connects at a
  * time; only a free server (server/connection) changes its holder, unless through a Cleanup.
  */
-import type { PoolConfig } from '../config/schema.ts';
+import type { HostConfig, PoolConfig } from '../config/schema.ts';
 import { terminate } from '../protocol/encode.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { Catalog } from '../sql/catalog.ts';
@@ -21,6 +21,7 @@ import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
 import { Histogram } from '../util/histogram.ts';
 import { Cleanup } from './cleanup.ts';
+import type { Cluster, ClusterTenant } from './cluster.ts';
 import { ServerConnection, type TrafficCounts } from './connection.ts';
 import type { Host, Tenant } from './hosts.ts';
 import { Line, type Wish } from './line.ts';
@@ -36,6 +37,9 @@ export interface Waiter extends Link<Waiter> {
   readonly settings: Settings;
   /** The read that it waits with, if that may ride on a server with others. */
   readonly wish: Wish | null;
+  /** Bytes that are kept of it; ms after which nobody wants the answer any more, 0: not known. */
+  readonly heldBytes: number;
+  readonly deadline: number;
   onLease(server: ServerConnection): void;
   /** Its read is to ride. */
   onBoard(line: Line): void;
@@ -72,7 +76,8 @@ export type RefusalReason =
   | 'overload'
   | 'throttle'
   | 'credits'
-  | 'switch';
+  | 'switch'
+  | 'hold';
 
 export interface PoolOptions {
   database: string;
@@ -80,6 +85,9 @@ export interface PoolOptions {
   target: ServerTarget;
   config: PoolConfig;
   host: Host;
+  /** The host at an address of the cluster. */
+  hostOf: (host: HostConfig) => Host;
+  cluster: Cluster;
   clock: Clock;
   catalog: Catalog | null;
   /** What to log in with; asked again, with `isAgain`, after a wrong password. */
@@ -114,6 +122,7 @@ export const refusalReasons: readonly RefusalReason[] = [
   'throttle',
   'credits',
   'switch',
+  'hold',
 ];
 export const pinReasons: readonly PinReason[] = [
   'session',
@@ -136,7 +145,7 @@ export const pinReasons: readonly PinReason[] = [
 let nextServerId = 1;
 let nextRefusalId = 1;
 
-export class ServerPool implements Tenant {
+export class ServerPool implements Tenant, ClusterTenant {
   readonly database: string;
   readonly user: string;
   readonly book = new SettingsBook();
@@ -182,6 +191,10 @@ export class ServerPool implements Tenant {
 
   #target: ServerTarget;
   #host: Host;
+  #cluster: Cluster;
+  readonly #hostOf: (host: HostConfig) => Host;
+  /** Bytes of the requests that wait. */
+  #waitingBytes = 0;
   readonly #clock: Clock;
   readonly #secret: PoolOptions['secret'];
   readonly #onEvent: PoolOptions['onEvent'];
@@ -190,6 +203,8 @@ export class ServerPool implements Tenant {
   #failures = 0;
   #failure: ServerLoginError | null = null;
   #failedAt = 0;
+  /** Since when waiting counts: before, requests were held. */
+  #servedFrom = Number.NEGATIVE_INFINITY;
   #cancelRetry: (() => void) | null = null;
   #isClosed = false;
   #onDrained: (() => void)[] = [];
@@ -201,10 +216,13 @@ export class ServerPool implements Tenant {
     this.catalog = options.catalog;
     this.#target = options.target;
     this.#host = options.host;
+    this.#hostOf = options.hostOf;
+    this.#cluster = options.cluster;
     this.#clock = options.clock;
     this.#secret = options.secret;
     this.#onEvent = options.onEvent;
     this.#host.join(this);
+    this.#cluster.join(this);
   }
 
   /** The address of the host that its servers are on. */
@@ -222,6 +240,31 @@ export class ServerPool implements Tenant {
 
   get idleCount(): number {
     return this.idle.size;
+  }
+
+  get openCount(): number {
+    return this.serverCount - this.connecting;
+  }
+
+  get atWork(): number {
+    return this.active.size;
+  }
+
+  get waiting(): number {
+    return this.waiters.size;
+  }
+
+  get waitingBytes(): number {
+    return this.#waitingBytes;
+  }
+
+  get size(): number {
+    return this.config.size;
+  }
+
+  /** No primary can be reached, for longer than requests are held. */
+  get isUnreachable(): boolean {
+    return this.#cluster.hold.state === 'refusing';
   }
 
   /** Why the last connection attempt failed; '' when it did not. */
@@ -247,14 +290,15 @@ export class ServerPool implements Tenant {
   /** Gives a free server, or a refusal, at once; null: `waiter` will be called. */
   lease(waiter: Waiter): ServerConnection | Refusal | null {
     waiter.waitingSince = this.#clock.now();
-    const server = this.isPaused || this.waiters.size > 0 ? null : this.#takeIdle(waiter.settings);
+    const server = this.#mayServe && this.waiters.size === 0 ? this.#takeIdle(waiter.settings) : null;
     if (server !== null) {
       this.#grant(server, 0);
       return server;
     }
-    const refusal = this.#refuseAtOnce();
+    const refusal = this.#refuseAtOnce(waiter);
     if (refusal !== null) return refusal;
     this.waiters.push(waiter);
+    this.#waitingBytes += waiter.heldBytes;
     this.#grow();
     return null;
   }
@@ -265,7 +309,7 @@ export class ServerPool implements Tenant {
    * put to work.
    */
   share({ settings }: Waiter, wish: Wish, mayOpen: boolean): Line | null {
-    if (this.isPaused || this.waiters.size > 0 || this.#host.owes(this)) return null;
+    if (!this.#mayServe || this.waiters.size > 0 || this.#host.owes(this)) return null;
     const server = this.idle.last;
     const isFit = server !== null && server.settings === settings && has(server, wish.statement);
     let best: Line | null = null;
@@ -297,9 +341,9 @@ export class ServerPool implements Tenant {
   #boardWaiters(line: Line): void {
     for (let waiter = this.waiters.first; waiter !== null; waiter = this.waiters.first) {
       const { wish } = waiter;
-      const mayBoard = wish !== null && !this.isPaused && !this.#isOld(line.server) && !this.#host.owes(this);
+      const mayBoard = wish !== null && this.#mayServe && !this.#isOld(line.server) && !this.#host.owes(this);
       if (!mayBoard || !line.suits(waiter.settings, wish)) return;
-      this.waiters.remove(waiter);
+      this.#unqueue(waiter);
       this.#countWait(this.#clock.now() - waiter.waitingSince);
       waiter.onBoard(line);
     }
@@ -314,7 +358,7 @@ export class ServerPool implements Tenant {
       this.lines.delete(line); // It does not suit after all.
       this.active.remove(server);
     }
-    this.waiters.remove(waiter);
+    this.#unqueue(waiter);
     this.#grant(server, this.#clock.now() - waiter.waitingSince);
     waiter.onLease(server);
   }
@@ -323,7 +367,19 @@ export class ServerPool implements Tenant {
     return server.lifetimeMs > 0 && this.#clock.now() - server.openedAt > server.lifetimeMs;
   }
 
-  #refuseAtOnce(): Refusal | null {
+  /** Nothing keeps servers that are free from those who wait. */
+  get #mayServe(): boolean {
+    return !this.isPaused && this.#cluster.mayWork;
+  }
+
+  #unqueue(waiter: Waiter): void {
+    this.waiters.remove(waiter);
+    this.#waitingBytes -= waiter.heldBytes;
+  }
+
+  #refuseAtOnce(waiter: Waiter): Refusal | null {
+    const whyNotHeld = this.isPaused ? '' : this.#cluster.whyNotHeld(waiter.heldBytes);
+    if (whyNotHeld !== '') return this.#refuseHeld(whyNotHeld);
     if (this.#failure?.isPermanent && this.#clock.now() - this.#failedAt < PERMANENT_MS && this.serverCount === 0) {
       return this.#refuseConnect(this.#failure);
     }
@@ -335,7 +391,7 @@ export class ServerPool implements Tenant {
 
   /** A waiter has gone away. */
   leave(waiter: Waiter): void {
-    if (waiter.chain === this.waiters) this.waiters.remove(waiter);
+    if (waiter.chain === this.waiters) this.#unqueue(waiter);
     if (this.waiters.size === 0) this.#host.leaveQueue(this);
   }
 
@@ -350,7 +406,7 @@ export class ServerPool implements Tenant {
       this.#checkDrained();
       return;
     }
-    const waiter = this.isPaused ? null : this.waiters.first;
+    const waiter = this.#mayServe ? this.waiters.first : null;
     if (waiter !== null) return this.#serve(server, waiter);
     this.idle.push(server);
     if (this.#host.hasQueue(this)) this.evictIdle();
@@ -402,6 +458,7 @@ export class ServerPool implements Tenant {
    */
   learn(done: (failure: Refusal | ServerLoginError | null) => void): void {
     if (this.baseline !== null) return done(null);
+    if (this.isUnreachable) return done(new ServerLoginError(this.#cluster.hold.why));
     this.#learners.push(done);
     this.#grow();
   }
@@ -423,15 +480,7 @@ export class ServerPool implements Tenant {
   /** Everything that time brings: refusals, idle and old servers, reads and cleanups that take too long, minimum size. */
   tick(): void {
     const now = this.#clock.now();
-    for (let waiter = this.waiters.first; waiter !== null; waiter = this.waiters.first) {
-      if (this.isPaused || now - waiter.waitingSince < this.config.waitMax) break;
-      this.waiters.remove(waiter);
-      waiter.onRefused(
-        this.#failure !== null && this.serverCount === 0
-          ? this.#refuseConnect(this.#failure)
-          : this.refuse('wait', `no server became free within ${this.config.waitMax} ms (pool.waitMax)`),
-      );
-    }
+    this.#expire(now);
     for (const server of this.idle) {
       const isIdle = this.config.idleMax > 0 && now - server.changedAt > this.config.idleMax;
       if (server.isDoomed || this.#isOld(server) || (isIdle && this.serverCount > this.config.sizeMin)) {
@@ -442,6 +491,65 @@ export class ServerPool implements Tenant {
     for (const cleanup of this.#cleanups) cleanup.tick(now);
     for (const line of this.lines) line.tick(now, this.config.queryMax);
     this.#grow();
+  }
+
+  /** Refuses who has waited for too long. While requests are held only their own deadlines and that of the hold count. */
+  #expire(now: number): void {
+    if (this.isPaused) return;
+    const { hold } = this.#cluster;
+    if (hold.state === 'open') {
+      for (let waiter = this.waiters.first; waiter !== null; waiter = this.waiters.first) {
+        if (now - Math.max(waiter.waitingSince, this.#servedFrom) < this.config.waitMax) return;
+        this.#unqueue(waiter);
+        waiter.onRefused(
+          this.#failure !== null && this.serverCount === 0
+            ? this.#refuseConnect(this.#failure)
+            : this.refuse('wait', `no server became free within ${this.config.waitMax} ms (pool.waitMax)`),
+        );
+      }
+      return;
+    }
+    this.#servedFrom = now;
+    for (const waiter of this.waiters) {
+      const isOver = hold.state === 'refusing';
+      if (!isOver && (waiter.deadline === 0 || now - waiter.waitingSince < waiter.deadline)) continue;
+      this.#unqueue(waiter);
+      waiter.onRefused(
+        isOver
+          ? this.#refuseHeld(`no primary can be reached: ${hold.why}`)
+          : this.refuse(
+              'deadline',
+              `its deadline has passed while it was held: ${hold.why || 'the primary is coming back'}`,
+            ),
+      );
+    }
+  }
+
+  #refuseHeld(why: string): Refusal {
+    this.#cluster.hold.counts.refused++;
+    return this.refuse('hold', why);
+  }
+
+  /** What the hold says has changed. */
+  onHold(): void {
+    const { state } = this.#cluster.hold;
+    if (state === 'releasing' || state === 'open') {
+      this.#host.connector.reset();
+      this.#failures = 0;
+      this.#cancelRetry?.();
+      this.#cancelRetry = null;
+      this.#dispatch();
+    } else if (state === 'refusing') {
+      this.#expire(this.#clock.now());
+      for (const done of this.#learners.splice(0)) done(new ServerLoginError(this.#cluster.hold.why));
+    }
+  }
+
+  /** The primary is another host: nothing may reach the one that was it. */
+  onPrimary(host: HostConfig): void {
+    this.retarget({ ...this.#target, host }, this.#hostOf(host), this.#cluster);
+    for (const chain of [this.active, this.cleaning])
+      for (const server of chain) server.close('its host is the primary no longer');
   }
 
   /** No more leases until `resume`; `done` is called when no server is in use. */
@@ -467,9 +575,14 @@ export class ServerPool implements Tenant {
     this.#dispatch();
   }
 
-  /** From here on servers are those at `target`. */
-  retarget(target: ServerTarget, host: Host): void {
+  /** From here on servers are those at `target`, a host of `cluster`. */
+  retarget(target: ServerTarget, host: Host, cluster: Cluster): void {
     this.#target = target;
+    if (cluster !== this.#cluster) {
+      this.#cluster.part(this);
+      this.#cluster = cluster;
+      cluster.join(this);
+    }
     if (host !== this.#host) {
       this.#host.part(this);
       this.#host = host;
@@ -484,10 +597,11 @@ export class ServerPool implements Tenant {
     this.#isClosed = true;
     this.#cancelRetry?.();
     this.#host.part(this);
+    this.#cluster.part(this);
     for (const chain of [this.idle, this.active, this.cleaning]) for (const server of chain) server.close(reason);
     const refusal = fatal(SqlState.AdminShutdown, `terminating connection: ${reason}`);
     for (const waiter of this.waiters) {
-      this.waiters.remove(waiter);
+      this.#unqueue(waiter);
       waiter.onRefused(refusal);
     }
     for (const done of this.#learners.splice(0)) done(refusal);
@@ -522,7 +636,7 @@ export class ServerPool implements Tenant {
 
   /** Gives idle servers to waiters. */
   #dispatch(): void {
-    while (!this.isPaused && this.waiters.size > 0 && this.idle.size > 0) {
+    while (this.waiters.size > 0 && this.idle.size > 0 && this.#mayServe) {
       const waiter = this.waiters.first!;
       this.#serve(this.#takeIdle(waiter.settings)!, waiter);
     }
@@ -532,7 +646,12 @@ export class ServerPool implements Tenant {
   /** Connects as many servers as are wanted and allowed. */
   #grow(): void {
     while (!this.#isClosed && this.#cancelRetry === null && this.connecting < CONNECTS_MAX) {
+      const { hold, isProbed } = this.#cluster;
+      // While nobody waits somebody must find out when it is over; probes do, where there are any.
+      const isLookout = hold.isClosed && !isProbed && this.serverCount === 0 && this.baseline !== null;
+      if (hold.isClosed && isProbed) return;
       const isWanted =
+        isLookout ||
         (this.waiters.size > this.connecting && !this.isPaused) ||
         (this.#learners.length > 0 && this.serverCount === 0) ||
         (this.serverCount < this.config.sizeMin && this.baseline !== null);
@@ -548,7 +667,7 @@ export class ServerPool implements Tenant {
     const host = this.#host;
     const target = this.#target;
     try {
-      const loggedIn = await this.#open(target);
+      const loggedIn = await this.#open(target, host);
       this.connecting--;
       if (target !== this.#target || this.#isClosed) {
         loggedIn.socket.on('error', () => {}).end(terminate);
@@ -573,13 +692,15 @@ export class ServerPool implements Tenant {
     }
   }
 
-  async #open(target: ServerTarget) {
+  async #open(target: ServerTarget, host: Host) {
     try {
-      return await openServer(target, await this.#secret(false), this.config.connectMax);
+      const secret = await this.#secret(false);
+      return await host.connector.open(() => openServer(target, secret, this.config.connectMax));
     } catch (thrown) {
       // The password may have been changed: read it again, once.
       if (!(thrown instanceof ServerLoginError) || thrown.sqlstate !== SqlState.InvalidPassword) throw thrown;
-      return openServer(target, await this.#secret(true), this.config.connectMax);
+      const secret = await this.#secret(true);
+      return host.connector.open(() => openServer(target, secret, this.config.connectMax));
     }
   }
 
@@ -588,6 +709,7 @@ export class ServerPool implements Tenant {
     this.#failure = null;
     this.baseline = server.login;
     for (const done of this.#learners.splice(0)) done(null);
+    this.#cluster.onConnected();
     this.giveBack(server);
     this.#grow();
   }
@@ -596,12 +718,13 @@ export class ServerPool implements Tenant {
     this.counts.connectFailures++;
     this.#failure = failure;
     this.#failedAt = this.#clock.now();
+    this.#cluster.onConnectFailed(failure);
     this.#onEvent('connect failed', { sqlstate: failure.sqlstate, reason: failure.message });
     if (failure.isPermanent) {
       for (const done of this.#learners.splice(0)) done(failure);
       if (this.serverCount === 0) {
         for (const waiter of this.waiters) {
-          this.waiters.remove(waiter);
+          this.#unqueue(waiter);
           waiter.onRefused(this.#refuseConnect(failure));
         }
       }

@@ -67,7 +67,7 @@ t.test('what a later version will understand is refused by name', async (t) => {
     'f.yaml:7:5: databases.app.reads: not supported yet by this version',
   ]);
   t.match(problems(base.replace('trust', 'hba')), [/auth\.method: not supported yet/]);
-  t.match(problems(base.replace('[db]', '[a, b]')), [/databases\.app\.hosts\.1: not supported yet/]);
+  t.match(problems(base.replace('[db]', '[a, b]')), [/databases\.app: several hosts need control/]);
 });
 
 t.test('values come from the environment, and keys can be overridden', async (t) => {

@@ -310,13 +310,13 @@ t.test('Postgres may be stopped and started again: clients wait, and nobody rest
 });
 
 t.test(
-  'without any server a login says 57P03, and a request of a client who is in is refused after waitMax',
+  'without any server a login says 57P03, and a request of a client who is in is refused when it has been held',
   async (t) => {
     const port = await freePort();
     const never = await startPool(t, {}, { top: { listen: { loginTimeout: '400ms' } } }, port);
     await t.rejects(RawClient.open(never.port), /57P03/);
     const own = await withPostgres();
-    const proxy = await startPool(t, { waitMax: '600ms' }, {}, own.port);
+    const proxy = await startPool(t, {}, { database: { hold: { for: '600ms' } } }, own.port);
     const a = await open(t, proxy.port);
     await a.rows('SELECT 1');
     await own.stop();
@@ -325,7 +325,7 @@ t.test(
       const messages = await client.ask(send.query('SELECT 1'));
       t.equal(types(messages), 'EZ');
       t.match(failed(messages)[0], /^53000/);
-      t.match(messages[0]!.body.toString(), 'reason=connect');
+      t.match(messages[0]!.body.toString(), 'reason=hold');
     }
   },
 );

@@ -1,0 +1,252 @@
+/**
+ * The hosts of a database as one thing: which of them is the primary, and what happens while none is. One for each set of
+ * hosts; made by app, asked and told by server/pool.
+ *
+ *     probes ──▶ lineage ──▶ primary moved ──▶ pools go there
+ *                   └──▶ none, or one again ──▶ hold
+ *     pools: connects that fail or succeed ──▶ (without probes) hold
+ *
+ * Without a control user there are no probes: then the only host is the primary, and it cannot be reached when no server is
+ * open and a connection attempt has failed.
+ */
+import { lookup } from 'node:dns/promises';
+import net from 'node:net';
+import type { HostConfig } from '../config/schema.ts';
+import type { Clock } from '../util/clock.ts';
+import { isOfHost } from './connector.ts';
+import { Hold, type HoldConfig } from './hold.ts';
+import { addressOf } from './hosts.ts';
+import { type HostRole, type Lineage, LineageBook } from './lineage.ts';
+import type { ServerLoginError } from './login.ts';
+import { type ControlConnection, Probe } from './probe.ts';
+
+/** A pool, as its cluster sees it. */
+export interface ClusterTenant {
+  /** Servers open; of these at work; and requests that wait, with their bytes. */
+  readonly openCount: number;
+  readonly atWork: number;
+  readonly waiting: number;
+  readonly waitingBytes: number;
+  readonly size: number;
+  /** The primary is another host from here on. */
+  onPrimary(host: HostConfig): void;
+  /** What the hold says has changed. */
+  onHold(): void;
+  /** Its host has other addresses than before: connect anew. */
+  reconnect(): void;
+}
+
+export interface ClusterOptions {
+  hosts: readonly HostConfig[];
+  hold: HoldConfig;
+  clock: Clock;
+  /** Opens a control connection to a host; null: there is no control user. */
+  openControl: ((host: HostConfig) => Promise<ControlConnection>) | null;
+  /** What is remembered of the last primary. */
+  lineage: Lineage | null;
+  onLineage: (lineage: Lineage) => void;
+  onEvent: (event: string, fields: Record<string, unknown>, isAlarm: boolean) => void;
+}
+
+const LOOKUP_MS = 15_000;
+
+export class Cluster {
+  readonly hold: Hold;
+  readonly hosts: readonly HostConfig[];
+  /** Times that the primary has moved. */
+  moves = 0;
+  readonly #options: ClusterOptions;
+  readonly #book: LineageBook;
+  readonly #probes = new Map<string, Probe>();
+  readonly #tenants = new Set<ClusterTenant>();
+  #primary: HostConfig;
+  #lookedUpAt: number;
+  /** By name: what it was looked up as. */
+  readonly #names = new Map<string, string>();
+
+  constructor(options: ClusterOptions) {
+    const { hosts, lineage, openControl, clock } = options;
+    this.#options = options;
+    this.hosts = hosts;
+    this.hold = new Hold(options.hold);
+    this.#book = new LineageBook(hosts.map(addressOf), lineage);
+    this.#primary = hosts.find((host) => addressOf(host) === lineage?.address) ?? hosts[0]!;
+    this.#lookedUpAt = clock.now();
+    if (openControl === null) return;
+    for (const host of hosts) {
+      const address = addressOf(host);
+      const probe = new Probe(() => openControl(host), {
+        onFound: (finding) => this.#look(() => this.#book.found(address, finding)),
+        onLost: (why) => this.#look(() => this.#book.lost(address, why)),
+      });
+      this.#probes.set(address, probe);
+    }
+    // Of several hosts it is not known yet which one to ask.
+    if (hosts.length > 1) this.hold.begin(clock.now());
+  }
+
+  /** The host that servers are to be on. */
+  get primary(): HostConfig {
+    return this.#primary;
+  }
+
+  /** By address. Without probes nothing is known. */
+  get roles(): ReadonlyMap<string, HostRole> {
+    return this.#book.roles;
+  }
+
+  /** No pool is there. */
+  get isUnused(): boolean {
+    return this.#tenants.size === 0;
+  }
+
+  get isProbed(): boolean {
+    return this.#probes.size > 0;
+  }
+
+  join(tenant: ClusterTenant): void {
+    this.#tenants.add(tenant);
+  }
+
+  part(tenant: ClusterTenant): void {
+    this.#tenants.delete(tenant);
+  }
+
+  /** May one more server be put to work? */
+  get mayWork(): boolean {
+    return this.hold.allowance === Number.POSITIVE_INFINITY || this.#sum((each) => each.atWork) < this.hold.allowance;
+  }
+
+  /** Why a request may not even wait; '': it may. `bytes`: its own. */
+  whyNotHeld(bytes: number): string {
+    const { state, config, why } = this.hold;
+    if (state === 'refusing') return `no primary can be reached: ${why}`;
+    if (state !== 'holding') return '';
+    if (this.#sum((each) => each.waiting) >= config.requestsMax)
+      return `no primary can be reached, and as many requests wait for one as may (hold.requestsMax): ${why}`;
+    if (this.#sum((each) => each.waitingBytes) + bytes > config.bytesMax)
+      return `no primary can be reached, and as much waits for one as may (hold.bytesMax): ${why}`;
+    return '';
+  }
+
+  #sum(of: (tenant: ClusterTenant) => number): number {
+    let sum = 0;
+    for (const tenant of this.#tenants) sum += of(tenant);
+    return sum;
+  }
+
+  /** A pool could not connect. */
+  onConnectFailed(failure: ServerLoginError): void {
+    if (!isOfHost(failure)) return;
+    const now = this.#options.clock.now();
+    this.hold.stumble(now);
+    // The name may lead elsewhere by now.
+    this.#lookedUpAt = Number.NEGATIVE_INFINITY;
+    if (this.isProbed) for (const probe of this.#probes.values()) probe.hurry();
+    else if (this.#sum((each) => each.openCount) === 0) this.#fail(failure.message);
+  }
+
+  onConnected(): void {
+    // Where there are probes, they know better who that is.
+    if (!this.isProbed) this.#reach();
+  }
+
+  #look(learn: () => void): void {
+    const before = new Map([...this.roles].map(([address, { role }]) => [address, role]));
+    const { lineage } = this.#book;
+    learn();
+    for (const [address, { role, why }] of this.roles) {
+      if (role === before.get(address)) continue;
+      this.#options.onEvent(
+        'role changed',
+        { host: address, role, before: before.get(address), why },
+        role === 'refused',
+      );
+    }
+    if (this.#book.lineage !== null && JSON.stringify(this.#book.lineage) !== JSON.stringify(lineage))
+      this.#options.onLineage(this.#book.lineage);
+    this.#follow();
+  }
+
+  /** Goes where the primary is. The only host there is counts as one, standby or not, unless it must not be written to. */
+  #follow(): void {
+    const only = this.hosts.length === 1 ? addressOf(this.hosts[0]!) : null;
+    const isOnlyUp = only !== null && this.roles.get(only)!.role === 'standby';
+    const primary = isOnlyUp ? only : this.#book.primary;
+    if (primary === null) {
+      const isKnown = [...this.roles.values()].every(({ role }) => role !== 'unknown');
+      const said = [...this.roles].map(
+        ([address, { role, why }]) => `${address} is ${role}${why === '' ? '' : `: ${why}`}`,
+      );
+      // Until all were asked, only who was the primary can be missed.
+      if (isKnown || this.roles.get(addressOf(this.#primary))!.role !== 'unknown') this.#fail(said.join('; '));
+      return;
+    }
+    if (primary !== addressOf(this.#primary)) {
+      this.#primary = this.hosts.find((host) => addressOf(host) === primary)!;
+      this.moves++;
+      this.#options.onEvent('primary moved', { host: primary, timeline: this.#book.lineage?.timeline }, true);
+      for (const tenant of this.#tenants) tenant.onPrimary(this.#primary);
+    }
+    this.#reach();
+  }
+
+  #fail(why: string): void {
+    if (!this.hold.fail(this.#options.clock.now(), why)) return;
+    this.#options.onEvent('no primary', { state: this.hold.state, why }, true);
+    this.#tell();
+  }
+
+  #reach(): void {
+    const now = this.#options.clock.now();
+    const outageMs = this.hold.outageMs(now);
+    if (!this.hold.reach(now)) return;
+    this.#options.onEvent('primary reached', { host: addressOf(this.#primary), outageMs: Math.round(outageMs) }, false);
+    this.#tell();
+  }
+
+  #tell(): void {
+    for (const tenant of this.#tenants) tenant.onHold();
+  }
+
+  /** Called every fraction of a second. */
+  tick(now: number): void {
+    const isUrgent = this.hold.state !== 'open';
+    for (const probe of this.#probes.values()) probe.tick(now, isUrgent);
+    if (
+      this.hold.tick(
+        now,
+        Math.max(
+          1,
+          this.#sum((each) => each.size),
+        ),
+      )
+    )
+      this.#tell();
+    if (now - this.#lookedUpAt < LOOKUP_MS) return;
+    this.#lookedUpAt = now;
+    void this.#lookUp(this.#primary.host);
+  }
+
+  /** Servers stay where a name has led to; when it leads elsewhere, they are replaced as they become free. */
+  async #lookUp(name: string): Promise<void> {
+    if (net.isIP(name) !== 0 || name.startsWith('/')) return;
+    try {
+      const found = (await lookup(name, { all: true }))
+        .map(({ address }) => address)
+        .sort()
+        .join();
+      const before = this.#names.get(name);
+      this.#names.set(name, found);
+      if (before === undefined || before === found) return;
+      this.#options.onEvent('name leads elsewhere', { name, found, before }, false);
+      for (const tenant of this.#tenants) tenant.reconnect();
+    } catch {
+      // What is open stays open; what is opened anew will say what is wrong.
+    }
+  }
+
+  close(): void {
+    for (const probe of this.#probes.values()) probe.close();
+  }
+}

@@ -1,0 +1,91 @@
+/**
+ * Asks one host, again and again, what it is: primary or standby, of which cluster, on which timeline. Owned and ticked by
+ * server/cluster; its connection is one of its own, so that pools that are full do not blind it.
+ *
+ * The one idea: a host is lost when it could not be asked twice in a row, on two connections; a single slow answer is none.
+ */
+import { messageOf } from '../util/errors.ts';
+import type { Finding } from './lineage.ts';
+
+/** A connection of the control user; values are as node-postgres reads them. */
+export interface ControlConnection {
+  query(sql: string): Promise<(string | null)[][]>;
+  close(): void;
+}
+
+export interface ProbeEvents {
+  onFound(finding: Finding): void;
+  onLost(why: string): void;
+}
+
+const EVERY_MS = 1_000;
+/** While something is wrong. */
+const URGENT_MS = 250;
+const FAILURES = 2;
+
+/** The timeline of a primary is in the names of its WAL files: that of the last checkpoint would be late after a promotion. */
+const SQL = `SELECT pg_is_in_recovery()::int, (SELECT system_identifier FROM pg_control_system()),
+  CASE WHEN pg_is_in_recovery() THEN 0
+    ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
+  CASE WHEN NOT pg_is_in_recovery() THEN NULL
+    WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
+    ELSE 1000 * extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END`;
+
+export class Probe {
+  readonly #open: () => Promise<ControlConnection>;
+  readonly #events: ProbeEvents;
+  #connection: ControlConnection | null = null;
+  #isRunning = false;
+  #isClosed = false;
+  #dueAt = Number.NEGATIVE_INFINITY;
+  #failures = 0;
+
+  constructor(open: () => Promise<ControlConnection>, events: ProbeEvents) {
+    this.#open = open;
+    this.#events = events;
+  }
+
+  /** `isUrgent`: something is wrong, with this host or with another. */
+  tick(now: number, isUrgent: boolean): void {
+    if (this.#isRunning || this.#isClosed || now < this.#dueAt) return;
+    // Not all of many proxies at the same time.
+    const every = isUrgent || this.#failures > 0 ? URGENT_MS : EVERY_MS;
+    this.#dueAt = now + every * (0.8 + 0.4 * Math.random());
+    this.#isRunning = true;
+    void this.#ask();
+  }
+
+  /** Somebody has seen it fail: it is asked at the next tick. */
+  hurry(): void {
+    this.#dueAt = Number.NEGATIVE_INFINITY;
+  }
+
+  async #ask(): Promise<void> {
+    try {
+      this.#connection ??= await this.#open();
+      const [row] = await this.#connection.query(SQL);
+      const [recovery, systemId, timeline, lag] = row!;
+      this.#failures = 0;
+      if (this.#isClosed) return;
+      this.#events.onFound({
+        isInRecovery: Number(recovery) === 1,
+        systemId: String(systemId),
+        timeline: Number(timeline),
+        lagMs: lag == null ? null : Math.max(0, Number(lag)),
+      });
+    } catch (thrown) {
+      this.#connection?.close();
+      this.#connection = null;
+      if (++this.#failures >= FAILURES && !this.#isClosed) this.#events.onLost(messageOf(thrown));
+      else this.hurry();
+    } finally {
+      this.#isRunning = false;
+      if (this.#isClosed) this.#connection?.close();
+    }
+  }
+
+  close(): void {
+    this.#isClosed = true;
+    if (!this.#isRunning) this.#connection?.close();
+  }
+}

@@ -1,0 +1,220 @@
+/**
+ * A primary and two standbys, with real replication: the primary dies, freezes, is replaced, comes back. Nothing that was
+ * acknowledged may be missing, nothing may be there twice, and only what was in flight may notice.
+ */
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type pg from 'pg';
+import t, { type Test } from 'tap';
+import { open, send, sqlstates, types } from '../fixtures/raw.ts';
+import { type Member, type Replicas, startReplicas } from '../fixtures/replicas.ts';
+import { connect, type Proxy as Pgweir, startProxy, until } from '../fixtures/stack.ts';
+
+type Json = { [key: string]: unknown };
+const SQL = 'CREATE TABLE log (id bigint, client int)';
+
+async function startAll(t: Test, database: Json = {}, top: Json = {}) {
+  const replicas = await startReplicas(['a', 'b', 'c'], { sql: SQL });
+  t.after(() => replicas.stop());
+  const proxy = await startBefore(t, replicas, database, top);
+  return { replicas, proxy, members: replicas.members as [Member, Member, Member] };
+}
+
+async function startBefore(t: Test, { members }: Replicas, database: Json = {}, top: Json = {}): Promise<Pgweir> {
+  const proxy = await startProxy(0, {
+    pool: { size: 8 },
+    database: { hosts: members.map(({ port }) => `127.0.0.1:${port}`), control: { user: 'postgres' }, ...database },
+    top,
+  });
+  t.after(() => proxy.stop());
+  return proxy;
+}
+
+const clusterOf = ({ app }: Pgweir) => app.snapshot().clusters[0]!;
+const rolesOf = (proxy: Pgweir) => [...clusterOf(proxy).roles.values()].map(({ role }) => role);
+const whyOf = (proxy: Pgweir, { port }: Member) => clusterOf(proxy).roles.get(`127.0.0.1:${port}`)!.why;
+const primaryIs = (proxy: Pgweir, { port }: Member) =>
+  until(
+    () => clusterOf(proxy).primary.port === port && clusterOf(proxy).hold.state === 'open',
+    `${port} to be the primary`,
+  );
+
+/** Clients that write numbered rows, one at a time each, and know what was acknowledged. They do not try again. */
+function write(port: number, count: number) {
+  const acknowledged: number[] = [];
+  const errors: { code: string; message: string }[] = [];
+  let next = 0;
+  let isOver = false;
+  let lastAt = 0;
+  const worker = async (index: number) => {
+    let client: pg.Client | null = null;
+    while (!isOver) {
+      const id = ++next;
+      try {
+        client ??= await connect(port);
+        await client.query('INSERT INTO log VALUES ($1, $2)', [id, index]);
+        acknowledged.push(id);
+        lastAt = performance.now();
+      } catch (thrown) {
+        errors.push(thrown as { code: string; message: string });
+        client?.end().catch(() => {});
+        client = null;
+      }
+    }
+    await client?.end();
+  };
+  const workers = Array.from({ length: count }, (_, index) => worker(index));
+  return {
+    acknowledged,
+    errors,
+    get lastAt() {
+      return lastAt;
+    },
+    async stop() {
+      isOver = true;
+      await Promise.all(workers);
+    },
+  };
+}
+
+/** Everything that was acknowledged is there, and nothing twice. */
+async function checkRows(t: Test, member: Member, acknowledged: readonly number[]): Promise<void> {
+  const { rows } = await member.query('SELECT id, count(*) FROM log GROUP BY id');
+  const there = new Set(rows.map(({ id }) => Number(id)));
+  t.same(
+    acknowledged.filter((id) => !there.has(id)),
+    [],
+    `none of ${acknowledged.length} acknowledged rows is missing`,
+  );
+  t.same(
+    rows.filter(({ count }) => count !== '1'),
+    [],
+    'none is there twice',
+  );
+}
+
+t.test('the primary is killed and a standby promoted: only what was in flight notices', async (t) => {
+  const { replicas, proxy, members } = await startAll(t);
+  const [a, b, c] = members;
+  const CLIENTS = 20;
+  await primaryIs(proxy, a);
+  const writers = write(proxy.port, CLIENTS);
+  await until(() => writers.acknowledged.length > 500, 'rows');
+  await a.kill();
+  await until(() => clusterOf(proxy).hold.state === 'holding', 'the hold');
+  const before = writers.errors.length;
+  t.ok(before <= CLIENTS, `${before} errors: those in flight`);
+  await replicas.promote(b);
+  const promotedAt = performance.now();
+  await replicas.follow(c, b);
+  await primaryIs(proxy, b);
+  const count = writers.acknowledged.length;
+  await until(() => writers.acknowledged.length > count + 500, 'rows');
+  t.comment(`again after ${(performance.now() - promotedAt).toFixed(0)} ms`);
+  await writers.stop();
+  t.equal(writers.errors.length, before, 'whatever else there was waited');
+  t.same(
+    writers.errors.filter(({ code }) => code !== '57P01').map(({ code, message }) => [code, message]),
+    [],
+  );
+  await checkRows(t, b, writers.acknowledged);
+  await until(() => rolesOf(proxy).join() === 'unreachable,primary,standby', 'all roles');
+  t.equal(proxy.bugs(), 0);
+});
+
+t.test('a primary that comes back and does not know is refused, even after a restart of the proxy', async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), 'pgweir-state-'));
+  t.after(() => rmSync(dir, { recursive: true, force: true }));
+  const { replicas, proxy, members } = await startAll(t, {}, { state: { dir } });
+  const [a, b] = members;
+  await primaryIs(proxy, a);
+  await a.kill();
+  await replicas.promote(b);
+  await primaryIs(proxy, b);
+  await a.restart();
+  await a.query('SET synchronous_commit = local; INSERT INTO log VALUES (-1, 0)');
+  await until(() => /its timeline 1 has ended/.test(whyOf(proxy, a)), 'the old primary to be refused');
+  const client = await open(t, proxy.port);
+  t.same(await client.rows('SELECT count(*) FROM log'), [['0']], 'that of the new one');
+  t.match(proxy.log.join(''), /role changed.*refused|refused.*role changed/);
+  const again = await startBefore(t, replicas, { hold: { for: '300ms' } }, { state: { dir } });
+  await primaryIs(again, b);
+  await b.kill();
+  await until(() => clusterOf(again).hold.state === 'refusing', 'that nobody is left');
+  t.equal(clusterOf(again).primary.port, b.port, 'the old one is not good enough');
+});
+
+t.test('two primaries at a time: all that is written goes to the newer timeline', async (t) => {
+  const { replicas, proxy, members } = await startAll(t);
+  const [a, b] = members;
+  await primaryIs(proxy, a);
+  const writers = write(proxy.port, 8);
+  await until(() => writers.acknowledged.length > 100, 'rows');
+  await replicas.promote(b); // The old one lives on.
+  await primaryIs(proxy, b);
+  const lastOnA = (await a.query('SELECT max(id) FROM log')).rows[0].max;
+  const count = writers.acknowledged.length;
+  await until(() => writers.acknowledged.length > count + 200, 'rows');
+  await writers.stop();
+  t.equal((await a.query('SELECT max(id) FROM log')).rows[0].max, lastOnA, 'nothing more is written there');
+  await until(() => rolesOf(proxy)[0] === 'refused', 'the older one to be refused');
+});
+
+t.test('a planned switchover with PAUSE: no error at all', async (t) => {
+  const { replicas, proxy, members } = await startAll(t);
+  const [a, b, c] = members;
+  await primaryIs(proxy, a);
+  const writers = write(proxy.port, 20);
+  await until(() => writers.acknowledged.length > 300, 'rows');
+  const console = await open(t, proxy.port, { database: 'pgweir' });
+  await console.ask(send.query('PAUSE'));
+  const { rows } = await a.query('SELECT pg_current_wal_lsn() AS lsn');
+  await until(
+    async () => (await b.query(`SELECT pg_last_wal_replay_lsn() >= '${rows[0].lsn}' AS is`)).rows[0].is,
+    'the standby to have all',
+  );
+  await a.postgres.stop();
+  await replicas.promote(b);
+  await replicas.follow(c, b);
+  await until(() => clusterOf(proxy).primary.port === b.port, 'the new primary');
+  await console.ask(send.query('RESUME'));
+  const count = writers.acknowledged.length;
+  await until(() => writers.acknowledged.length > count + 300, 'rows');
+  await writers.stop();
+  t.same(writers.errors, []);
+  await checkRows(t, b, writers.acknowledged);
+});
+
+t.test('beyond the hold requests are refused, slowly; when the primary is back all is well', async (t) => {
+  const { proxy, members } = await startAll(t, { hold: { for: '500ms' } });
+  const [a] = members;
+  await primaryIs(proxy, a);
+  const client = await open(t, proxy.port);
+  await client.rows('SELECT 1');
+  client.end();
+  await a.kill();
+  await until(() => clusterOf(proxy).hold.state === 'refusing', 'the end of the hold');
+  const other = await open(t, proxy.port);
+  const since = performance.now();
+  const refused = await other.ask(send.query('SELECT 1'));
+  t.ok(performance.now() - since > 500, 'it is kept for a while');
+  t.same([types(refused), sqlstates(refused)], ['EZ', ['53000']]);
+  t.match(refused[0]!.body.toString(), /no primary can be reached.*reason=hold/s);
+  await a.restart();
+  await primaryIs(proxy, a);
+  t.same(await other.rows('SELECT 7'), [['7']]);
+});
+
+t.test('of several hosts none is used before it is known which is the primary', async (t) => {
+  const replicas = await startReplicas(['a', 'b'], { sql: SQL, isSynchronous: false });
+  t.after(() => replicas.stop());
+  const [a, b] = replicas.members as [Member, Member];
+  const proxy = await startProxy(0, {
+    database: { hosts: [b, a].map(({ port }) => `127.0.0.1:${port}`), control: { user: 'postgres' } },
+  });
+  t.after(() => proxy.stop());
+  const client = await open(t, proxy.port);
+  t.same(await client.rows('SELECT pg_is_in_recovery()'), [['f']]);
+  t.same(rolesOf(proxy), ['standby', 'primary']);
+});
