@@ -17,6 +17,8 @@ import type { Loaded } from './config/load.ts';
 import type { Config, DatabaseConfig, HostConfig } from './config/schema.ts';
 import { CreditBook, type Residents } from './credits/book.ts';
 import { Admission } from './guard/admission.ts';
+import { Door } from './guard/door.ts';
+import { Health } from './guard/health.ts';
 import { Console } from './ops/console.ts';
 import { OpsServer } from './ops/http.ts';
 import type { Logger } from './ops/log.ts';
@@ -65,6 +67,8 @@ export class App {
   readonly #hosts = new Hosts();
   /** By what they are made from. */
   readonly #clusters = new Map<string, Cluster>();
+  /** By the address of their host. */
+  readonly #breakers = new Map<string, Health>();
   readonly #pools = new Map<string, ServerPool>();
   readonly #catalogs = new Map<string, Catalog>();
   readonly #parser: Parser;
@@ -196,6 +200,8 @@ export class App {
         this.#pools.delete(key);
       }
     }
+    this.#tickBreakers(now);
+    for (const host of this.#hosts) host.silence.tick(now);
   }
 
   /** A pool that has met its servers is kept: logins then need no live server. */
@@ -256,11 +262,36 @@ export class App {
       host,
       hostOf: (each) => this.#hosts.get(each, (this.#databaseOf(database) ?? config).serversMax),
       cluster,
+      breakerOf: (address) => this.#breakerAt(address),
       clock: this.#clock,
       catalog: this.#catalogOf(database, config),
       secret: () => this.#secretOf(this.#databaseOf(database) ?? config, user),
       onEvent: (event, fields) => this.log.info({ pool: database, user, ...fields }, event),
     });
+  }
+
+  #breakerAt(address: string): Health {
+    let breaker = this.#breakers.get(address);
+    if (breaker === undefined) {
+      breaker = new Health(this.config.breaker);
+      this.#breakers.set(address, breaker);
+    }
+    return breaker;
+  }
+
+  /** Without a primary, and when somebody wants plain pooling, nothing is to be learned from answers. */
+  #tickBreakers(now: number): void {
+    const down = new Set(
+      [...this.#clusters.values()].filter(({ hold }) => hold.isClosed).map(({ primary }) => addressOf(primary)),
+    );
+    for (const [address, breaker] of this.#breakers) {
+      if (this.#admission.isPassthrough || down.has(address)) breaker.reset();
+      else if (breaker.tick(now)) {
+        this.log.warn({ host: address, state: breaker.state, why: breaker.why }, 'breaker');
+        if (breaker.state !== 'open') continue;
+        for (const pool of this.#poolsOf(null)) if (pool.hostAddress === address) pool.onBreaker();
+      }
+    }
   }
 
   /** The cluster that a database lives on; databases with the same hosts share it. */
@@ -273,6 +304,7 @@ export class App {
       cluster = new Cluster({
         hosts: config.hosts,
         hold: config.hold,
+        door: new Door(this.#admission, config.hosts.map(addressOf)),
         clock: this.#clock,
         openControl: isControlled
           ? (host) => this.#openControl(config, config.dbname ?? (database === '*' ? 'postgres' : database), host)
@@ -399,6 +431,7 @@ export class App {
       shapes: isConfigured,
       natures: isConfigured && classes.hasNatures,
     });
+    for (const breaker of this.#breakers.values()) breaker.config = this.config.breaker;
     this.#hosts.setCaps(
       databases.flatMap((database) => database.hosts.map((host) => [host, database.serversMax] as const)),
       this.config.instances,
@@ -517,6 +550,7 @@ export class App {
       pools: [...this.#pools.values(), ...this.#retired],
       hosts: [...this.#hosts],
       clusters: [...this.#clusters.values()],
+      breakers: this.#breakers,
       parser: this.#parser.counts,
       gates: this.#admission.gates,
       tarpit: this.#admission.tarpit,

@@ -53,6 +53,8 @@ export interface ClientCounts {
   accepted: number;
   refused: number;
   loginFailures: number;
+  /** Of these, beyond listen.loginTimeout. */
+  loginTimeouts: number;
   bugs: number;
 }
 
@@ -71,7 +73,7 @@ export class Listener {
   readonly #replications = new Set<Replication>();
   /** Sockets that are logging in. */
   readonly #loggingIn = new Set<net.Socket>();
-  readonly counts: ClientCounts = { accepted: 0, refused: 0, loginFailures: 0, bugs: 0 };
+  readonly counts: ClientCounts = { accepted: 0, refused: 0, loginFailures: 0, loginTimeouts: 0, bugs: 0 };
   /** Sockets open. */
   open = 0;
   #servers: net.Server[] = [];
@@ -155,7 +157,10 @@ export class Listener {
   }
 
   async #logIn(socket: net.Socket, context: ListenerContext): Promise<void> {
-    const cancelTimer = context.clock.after(context.listen.loginTimeout, () => socket.destroy());
+    const cancelTimer = context.clock.after(context.listen.loginTimeout, () => {
+      this.counts.loginTimeouts++;
+      socket.destroy();
+    });
     const outcome = await logInClient(socket, {
       ...context,
       keys: this.keys,
@@ -214,6 +219,7 @@ export class Listener {
       finish(fatal(SqlState.AdminShutdown, 'gone'));
     };
     const cancelTimer = context.clock.after(context.listen.loginTimeout, () => {
+      this.counts.loginTimeouts++;
       pool.unlearn(finish);
       finish(
         fatal(SqlState.CannotConnectNow, 'no server of this database has answered yet', {

@@ -23,26 +23,44 @@ export interface Doing {
   changedAt: number;
   /** When the transaction that is open began. */
   beganAt: number;
+  /** Its statement_timeout in ms, 0: none; and for how long its server has owed something and said nothing. */
+  timeoutMs: number;
+  silentMs: number;
 }
 
-/** 'query': the statement is to be cancelled. A Refusal: the session ends with it. */
-export function overdue(limits: TimeLimits, doing: Doing, now: number): Refusal | 'query' | null {
+/** What is exceeded: of 'query' and 'deadline' the statement is to be cancelled, otherwise the session ends (`endOf`). */
+export type Overdue = 'query' | 'deadline' | keyof typeof ends;
+
+const ends = {
+  clientIdle: fatal(
+    SqlState.IdleSessionTimeout,
+    'terminating connection due to idle-session timeout (pool.clientIdleMax)',
+  ),
+  idleInTransaction: fatal(
+    SqlState.IdleInTransactionTimeout,
+    'terminating connection due to idle-in-transaction timeout (pool.idleInTransactionMax)',
+  ),
+  transaction: fatal(
+    SqlState.TransactionTimeout,
+    'terminating connection due to transaction timeout (pool.transactionMax)',
+  ),
+} as const;
+
+/** A server that has not kept a statement_timeout by then, in ms, will not. */
+const GRACE_MS = 1_000;
+
+/** The last word of a session that ends because of a limit; null: it does not. */
+export function endOf(limit: Overdue): Refusal | null {
+  return limit === 'query' || limit === 'deadline' ? null : ends[limit];
+}
+
+export function overdue(limits: TimeLimits, doing: Doing, now: number): Overdue | null {
   const isOver = (since: number, max: number) => max > 0 && now - since > max;
   if (doing.isIdle && !doing.isInTransaction)
-    return isOver(doing.changedAt, limits.clientIdleMax)
-      ? fatal(SqlState.IdleSessionTimeout, 'terminating connection due to idle-session timeout (pool.clientIdleMax)')
-      : null;
+    return isOver(doing.changedAt, limits.clientIdleMax) ? 'clientIdle' : null;
   if (doing.workingSince > 0 && isOver(doing.workingSince, limits.queryMax)) return 'query';
+  if (doing.timeoutMs > 0 && doing.silentMs > doing.timeoutMs + GRACE_MS) return 'deadline';
   if (!doing.isInTransaction) return null;
-  if (doing.workingSince === 0 && isOver(doing.changedAt, limits.idleInTransactionMax))
-    return fatal(
-      SqlState.IdleInTransactionTimeout,
-      'terminating connection due to idle-in-transaction timeout (pool.idleInTransactionMax)',
-    );
-  if (isOver(doing.beganAt, limits.transactionMax))
-    return fatal(
-      SqlState.TransactionTimeout,
-      'terminating connection due to transaction timeout (pool.transactionMax)',
-    );
-  return null;
+  if (doing.workingSince === 0 && isOver(doing.changedAt, limits.idleInTransactionMax)) return 'idleInTransaction';
+  return isOver(doing.beganAt, limits.transactionMax) ? 'transaction' : null;
 }

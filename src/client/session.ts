@@ -37,7 +37,7 @@ import { type Block, blockFailed, FAIL, moveOf, statusOf } from './block.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
 import { Lease, type Lessee } from './lease.ts';
 import { linger } from './linger.ts';
-import { overdue } from './overdue.ts';
+import { endOf, overdue } from './overdue.ts';
 import type { Read } from './read.ts';
 import { clientWants, type RequestHost, Requests } from './request.ts';
 import { isBegin, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
@@ -92,6 +92,9 @@ const OUTPUT_MAX = 256 * 1024;
 const OUTSTANDING_MAX = 4096;
 /** Bytes kept for a client that does not read while others wait behind it on the same server: more, and it is ended. */
 const RIDER_OUTPUT_MAX = 1024 * 1024;
+/** A server that has not kept a statement_timeout, and says nothing, is not waited for as long as one that works. */
+const SILENT_CANCEL_MS = 1_000;
+const limitNames = { query: 'pool.queryMax', deadline: 'its statement_timeout' };
 const frame = emptyFrame();
 
 export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, Cancelable {
@@ -881,19 +884,27 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
         workingSince: this.#workingSince,
         changedAt: this.changedAt,
         beganAt: this.#beganAt,
+        timeoutMs: server === null ? 0 : statementTimeoutOf(this.settings),
+        silentMs: server?.silentFor(now) ?? 0,
       },
       now,
     );
-    if (found === 'query') this.#stopQuery(server!, now);
-    else if (found !== null) this.#end(found);
+    if (found === null) return;
+    const end = endOf(found);
+    if (end === null) return this.#stopQuery(server!, found as 'query' | 'deadline', now);
+    this.pool.countTimeout(found);
+    this.#end(end);
   }
 
-  #stopQuery(server: ServerConnection, now: number): void {
+  #stopQuery(server: ServerConnection, limit: 'query' | 'deadline', now: number): void {
     if (this.#canceledAt === 0) {
       this.#canceledAt = now;
+      this.pool.countTimeout(limit);
       server.cancel(this);
-    } else if (now - this.#canceledAt > CANCEL_MS)
-      server.close('a statement beyond pool.queryMax did not react to its cancel request');
+    } else if (now - this.#canceledAt > (limit === 'query' ? CANCEL_MS : SILENT_CANCEL_MS)) {
+      this.pool.countTimeout('cancel');
+      server.close(`a statement beyond ${limitNames[limit]} did not react to its cancel request`);
+    }
   }
 
   /** Drain: a client without a transaction is told to go (57P01); one with a transaction may finish it. */

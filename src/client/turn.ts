@@ -113,11 +113,7 @@ export class Turn implements Request {
    */
   classify(message: Frame, isInBlock: boolean): void {
     if (this.isAdmitted) return;
-    const { hostAddress } = this.#client.pool;
-    if (hostAddress !== this.#address) {
-      this.#address = hostAddress;
-      this.#gate = this.#admission.gateOf(hostAddress);
-    }
+    this.#goToGate();
     const { classes } = this.#admission;
     const application = applicationOf(this.#client);
     if (this.#narrowed === null || this.#classes !== classes || this.application !== application) {
@@ -146,8 +142,13 @@ export class Turn implements Request {
     this.bytes = Math.min(message.size, BYTES_MAX);
     if (now - this.#shedAt >= this.#admission.tarpit.hasteMs) this.haste = 0;
     this.#asked = message;
-    const decision = this.#gate.decide(this, now);
+    const asked = this.#decide(now);
     this.#asked = null;
+    return asked;
+  }
+
+  #decide(now: number): Asked {
+    const decision = this.#gate.decide(this, now);
     switch (decision.kind) {
       case 'admit':
         this.#permit = decision.permit;
@@ -175,6 +176,22 @@ export class Turn implements Request {
     this.#ticket = null;
     this.#count(shed, now);
     this.#client.onShed(shed);
+  }
+
+  onMoved(now: number): void {
+    this.#ticket = null;
+    this.#goToGate();
+    const asked = this.#decide(now);
+    if (asked.kind === 'shed') this.#client.onShed(asked);
+    else if (asked.kind !== 'waiting') this.#client.onAdmitted();
+  }
+
+  /** The gate of the host that the client's servers are on by now. */
+  #goToGate(): void {
+    const { hostAddress } = this.#client.pool;
+    if (hostAddress === this.#address) return;
+    this.#address = hostAddress;
+    this.#gate = this.#admission.gateOf(hostAddress);
   }
 
   #count({ delayMs }: Shed, now: number): void {
@@ -270,6 +287,7 @@ const whyShed: Record<ShedReason, string> = {
   wait: 'its class had no server for it in time (classes.*.queue.waitMax)',
   deadline: 'its deadline would have passed before it was answered',
   overload: 'its class is overloaded',
+  hold: 'no primary can be reached, and as many requests wait for one as may (hold.requestsMax, hold.bytesMax)',
 };
 
 /** It begins a transaction, alone or with more behind it. */

@@ -265,6 +265,19 @@ const admission = z
   })
   .describe('Whether requests are admitted by class.');
 
+const breaker = z
+  .strictObject({
+    window: duration().prefault('10s').describe('How far is looked back.'),
+    failures: share().prefault('50%').describe('Share of answers in the window that opens it.'),
+    requestsMin: count(1).prefault(20).describe('With fewer requests in the window it does not open.'),
+    openFor: duration()
+      .prefault('5s')
+      .describe('How long nobody passes (53000); then a share does that grows from 5 % to all.'),
+  })
+  .describe(
+    'Circuit breaker of each host: opens when its answers say that it cannot (SQLSTATE 08, 53, 57P01 to 57P03, time limits), while a primary is there.',
+  );
+
 const limit = z
   .strictObject({
     mode: z
@@ -499,6 +512,7 @@ export const configSchema = z
     auth: auth,
     admission: admission.prefault({}),
     limit: limit.prefault({}),
+    breaker: breaker.prefault({}),
     ledgers: z.record(z.string(), ledger).prefault({}).describe('Reserves by name.'),
     classes,
     switches,
@@ -556,7 +570,6 @@ export const configSchema = z
  * protection to be in force that is not there. `*` stands for any one name or index.
  */
 export const laterKeys: readonly string[] = [
-  'breaker',
   'cache',
   'trustFunctions',
   'workers',

@@ -60,7 +60,7 @@ export class Admission {
     this.applySwitches();
   }
 
-  get #isEnforced(): boolean {
+  get isEnforced(): boolean {
     return this.isOn && this.mode === 'enforce';
   }
 
@@ -77,7 +77,7 @@ export class Admission {
   #rulesOf(address: string): GateRules {
     return {
       classes: this.classes.all,
-      isEnforced: this.#isEnforced,
+      isEnforced: this.isEnforced,
       limit: this.#limitOf(address),
       retryRatio: this.#retryRatio,
       valveOf: (of) => this.#valveOf(of),

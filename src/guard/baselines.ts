@@ -28,8 +28,11 @@ const SHAPES_MAX = 10_000;
 /** Logarithms beyond are no durations. */
 const LOG_MAX = 20;
 
-/** 'calm': this is normal. 'quick': it is quicker than normal, which cannot be. 'busy': nothing is to be learned. */
-export type Weather = 'calm' | 'quick' | 'busy';
+/**
+ * 'calm': this is normal. 'quick': it is quicker than normal, which cannot be. 'crowded': nobody knows what of it is waiting for
+ * others; but what was quicker than normal was not. 'busy': nothing is to be learned.
+ */
+export type Weather = 'calm' | 'quick' | 'crowded' | 'busy';
 
 export class Baselines {
   readonly #known = new LRUCache<number, Baseline>({ max: SHAPES_MAX });
@@ -52,7 +55,8 @@ export class Baselines {
       return null;
     }
     const above = log - baseline.log;
-    if (weather !== 'busy') baseline.log += (weather === 'quick' ? CORRECT : FOLLOW) * above;
+    if (weather === 'calm') baseline.log += FOLLOW * above;
+    else if (weather === 'quick' || (weather === 'crowded' && above < 0)) baseline.log += CORRECT * above;
     return above;
   }
 

@@ -42,7 +42,14 @@ export const shedReasons: readonly ShedReason[] = [
   'wait',
   'deadline',
   'overload',
+  'hold',
 ];
+
+/** While a host has no primary: requests wait for one. */
+export interface Outage {
+  /** May a request with so many bytes wait as well? */
+  mayHold(bytes: number): boolean;
+}
 
 /** What is in force at a gate. */
 export interface GateRules {
@@ -71,6 +78,7 @@ export class Gate implements PermitHost {
   #retryRatio = 0;
   #valveOf: GateRules['valveOf'] = () => 1;
   #budget: Budget = unlimited;
+  #outage: Outage | null = null;
   #isDispatching = false;
   readonly #tarpit: Tarpit;
 
@@ -135,6 +143,7 @@ export class Gate implements PermitHost {
     // Who was idle has not saved up anything: it starts beside those who were not.
     if (lane.isIdle) lane.pass = Math.max(lane.pass, this.#leastPass(lane));
     if (!lane.passes()) return this.#shed(lane, 'switch', request, this.#attemptOf(lane, request, now), now);
+    if (this.#isHeld) return this.#hold(lane, request, now);
     const isFree = this.#isFreeFor(lane, now);
     if (!isFree && (this.#isEnforced || lane.valve === 'hold')) return this.#queue(lane, request, now);
     if (!isFree) lane.counts.observed++;
@@ -151,6 +160,40 @@ export class Gate implements PermitHost {
     const ticket = new Ticket(request, now, attempt, this.#costOf(lane, request));
     lane.queue.push(ticket);
     return { kind: 'wait', ticket };
+  }
+
+  /** The host cannot be reached, and who is next is decided here when it can be. */
+  get #isHeld(): boolean {
+    return this.#outage !== null && this.#isEnforced;
+  }
+
+  #hold(lane: Lane, request: Request, now: number): Decision {
+    const attempt = this.#attemptOf(lane, request, now);
+    if (!this.#outage!.mayHold(request.bytes)) return this.#shed(lane, 'hold', request, attempt, now);
+    const ticket = new Ticket(request, now, attempt, this.#costOf(lane, request));
+    lane.queue.push(ticket);
+    return { kind: 'wait', ticket };
+  }
+
+  /** The host has no primary any more, or again (null): what has waited starts anew. */
+  setOutage(outage: Outage | null, now: number): void {
+    if (this.#outage !== null && outage === null) for (const { queue } of this.#lanes) queue.forgive(now);
+    this.#outage = outage;
+    this.dispatch(now);
+  }
+
+  /** The primary is another host: who waits here is to wait there. */
+  moveAll(now: number): void {
+    for (const { queue } of this.#lanes) for (const [{ request }] of queue.empty('hold')) request.onMoved(now);
+  }
+
+  /** Requests that wait, and their bytes. */
+  get waiting(): number {
+    return this.#lanes.reduce((sum, { queue }) => sum + queue.size, 0);
+  }
+
+  get waitingBytes(): number {
+    return this.#lanes.reduce((sum, { queue }) => sum + queue.bytes, 0);
   }
 
   /** Why `request` shall not even wait; null: it may. */
@@ -187,6 +230,7 @@ export class Gate implements PermitHost {
     const lane = this.#laneOf(of);
     if (lane.valve !== 1) return false;
     if (!this.#isEnforced) return true;
+    if (this.#isHeld) return false;
     if (!this.#budget.isOpenFor(lane.rank)) return false;
     return lane.atWork <= lane.ceilingOf(this.limit) && !this.#hasWaiting(lane.rank);
   }
@@ -227,8 +271,9 @@ export class Gate implements PermitHost {
     const interval = this.#intervalMs;
     for (const lane of this.#lanes) {
       if (lane.queue.size === 0) continue;
-      const isPoor = this.#isEnforced && !this.#budget.isOpenFor(lane.rank);
-      for (const [ticket, reason] of lane.valve === 0 ? lane.queue.empty('switch') : lane.queue.expire(now, interval)) {
+      const isPoor = this.#isEnforced && !this.#isHeld && !this.#budget.isOpenFor(lane.rank);
+      const over = () => (this.#isHeld ? lane.queue.expireHeld(now) : lane.queue.expire(now, interval));
+      for (const [ticket, reason] of lane.valve === 0 ? lane.queue.empty('switch') : over()) {
         this.#shedTicket(lane, ticket, isPoor && reason !== 'switch' ? 'credits' : reason, now);
       }
     }
@@ -339,7 +384,7 @@ export class Gate implements PermitHost {
 
   /** A newcomer of this class may start at once: there is room, and nobody has a better claim to it. */
   #isFreeFor(lane: Lane, now: number): boolean {
-    if (lane.valve === 'hold') return false;
+    if (lane.valve === 'hold' || this.#isHeld) return false;
     if (!this.#hasRoomFor(lane) || lane.queue.size > 0) return false;
     const next = this.#next(now);
     return next === null || this.#isBefore(lane, next, now);
@@ -347,6 +392,7 @@ export class Gate implements PermitHost {
 
   /** The class whose turn it is, of those that wait; null: nobody, or there is no room. */
   #next(now: number): Lane | null {
+    if (this.#isHeld) return null;
     let best: Lane | null = null;
     for (const lane of this.#lanes) {
       if (lane.queue.size === 0 || lane.valve === 'hold') continue;

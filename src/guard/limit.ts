@@ -30,6 +30,9 @@ export interface Limit {
   tick(now: number, isBound: boolean, lagMs: number): void;
 }
 
+/** With so few at work nobody waits for others: a small database has two processors. */
+const CALM_SERVERS = 2;
+
 /** A limit that is what the configuration says; infinite: none. It learns what statements cost all the same. */
 export class FixedLimit implements Limit {
   readonly value: number;
@@ -42,8 +45,8 @@ export class FixedLimit implements Limit {
     this.baselines = baselines;
   }
 
-  sample(shape: number, ms: number): void {
-    this.baselines.sample(shape, ms, this.#isBound ? 'busy' : 'calm', 1);
+  sample(shape: number, ms: number, atWork = 1): void {
+    this.baselines.sample(shape, ms, this.#isBound ? 'busy' : atWork <= CALM_SERVERS ? 'calm' : 'crowded', 1);
   }
 
   tick(_now: number, isBound: boolean): void {

@@ -55,7 +55,7 @@ export class Lane {
   readonly counts: ClassCounts = {
     offered: 0,
     admitted: 0,
-    shed: { switch: 0, credits: 0, throttle: 0, queue: 0, wait: 0, deadline: 0, overload: 0 },
+    shed: { switch: 0, credits: 0, throttle: 0, queue: 0, wait: 0, deadline: 0, overload: 0, hold: 0 },
     retries: 0,
     observed: 0,
     workMs: 0,

@@ -32,6 +32,8 @@ export interface Request {
   fingerprint(): number;
   onAdmit(permit: Permit): void;
   onShed(shed: Shed, now: number): void;
+  /** It waits here no longer: its host is another one. */
+  onMoved(now: number): void;
 }
 
 /** It is refused. `delayMs`: its client has been hasty; keep the answer for so long. */
@@ -55,7 +57,9 @@ export type ShedReason =
   /** Its deadline has passed, or would. */
   | 'deadline'
   /** Its class is overloaded: it has waited for too long to be worth it. */
-  | 'overload';
+  | 'overload'
+  /** There is no primary, and as many wait for one as may. */
+  | 'hold';
 
 /** One request that waits. */
 export class Ticket implements Link<Ticket> {
@@ -68,8 +72,8 @@ export class Ticket implements Link<Ticket> {
   readonly cost: number;
   /** Where it waits, until it does not. */
   queue: ClassQueue | null = null;
-  /** Monotonic ms. */
-  readonly since: number;
+  /** Monotonic ms since when its waiting counts. */
+  since: number;
   /** Monotonic ms after which it is of no use to anybody. */
   readonly expiresAt: number;
 
@@ -202,6 +206,20 @@ export class ClassQueue {
       }
     }
     return found;
+  }
+
+  /** There is no primary that anybody could be given: takes out those whose deadline has passed. */
+  expireHeld(now: number): [Ticket, ShedReason][] {
+    const found = [...this.#chains()].flatMap((chain) => [...chain]).filter(({ expiresAt }) => now >= expiresAt);
+    for (const ticket of found) this.remove(ticket);
+    return found.map((ticket) => [ticket, 'deadline']);
+  }
+
+  /** The wait so far was nobody's fault here: it does not count. */
+  forgive(now: number): void {
+    for (const chain of this.#chains()) for (const ticket of chain) ticket.since = now;
+    this.#emptyAt = now;
+    this.#isOverloaded = false;
   }
 
   #reasonAgainst(ticket: Ticket, now: number): ShedReason | null {

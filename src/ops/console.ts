@@ -4,7 +4,7 @@
  * (client/listener hands it over); what it may do depends on auth.admins and auth.readers.
  *
  * Supported: SHOW VERSION | POOLS | CLIENTS | SERVERS | STATS | STATS_TOTALS | STATS_AVERAGES | DATABASES | LISTS |
- * CONFIG | HELP | CLASSES | SWITCHES | LEDGERS (ours), SET SWITCH, PAUSE, RESUME, RELOAD.
+ * CONFIG | HELP | CLASSES | SWITCHES | LEDGERS | HOSTS | BREAKERS (ours), SET SWITCH, PAUSE, RESUME, RELOAD.
  */
 import { randomBytes } from 'node:crypto';
 import type { ClientIdentity } from '../client/login.ts';
@@ -17,6 +17,7 @@ import { ClientMessage } from '../protocol/messages.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import type { ServerPool } from '../server/pool.ts';
+import { BREAKER_COLUMNS, breakerRows, HOST_COLUMNS, hostRows } from './hosts.ts';
 import { LEDGER_COLUMNS, ledgerRows } from './ledgers.ts';
 import type { Snapshot } from './snapshot.ts';
 import { durationOf, effectOf, percent, positionOf, type Switchboard, type SwitchRow } from './switchboard.ts';
@@ -261,6 +262,10 @@ export class Console {
         return table({ columns: switchColumns, rows: this.#actions.switches.rows().map(switchRow) });
       case 'ledgers':
         return table({ columns: columns(LEDGER_COLUMNS), rows: ledgerRows(snapshot) });
+      case 'hosts':
+        return table({ columns: columns(HOST_COLUMNS), rows: hostRows(snapshot) });
+      case 'breakers':
+        return table({ columns: columns(BREAKER_COLUMNS), rows: breakerRows(snapshot) });
       case 'classes':
         return table({ columns: classColumns, rows: classRows(snapshot) });
       case 'lists':
@@ -274,7 +279,7 @@ export class Console {
 }
 
 const HELP = `Console usage
-\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES|CLASSES|SWITCHES|LEDGERS
+\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES|CLASSES|SWITCHES|LEDGERS|HOSTS|BREAKERS
 \tSET SWITCH <name> = on|off|hold|<n>%|default [FOR <n>s|m|h] [BECAUSE '<text>']
 \tRELOAD
 \tPAUSE [<db>]

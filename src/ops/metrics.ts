@@ -8,8 +8,12 @@ import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { Registry } from 'prom-client';
 import { type Gate, shedReasons } from '../guard/gate.ts';
 import type { Lane } from '../guard/permit.ts';
-import { pinReasons, refusalReasons, type ServerPool } from '../server/pool.ts';
+import type { Cluster } from '../server/cluster.ts';
+import { holdStates } from '../server/hold.ts';
+import { type HostRole, roles } from '../server/lineage.ts';
+import { pinReasons, refusalReasons, type ServerPool, timeLimits } from '../server/pool.ts';
 import type { Histogram } from '../util/histogram.ts';
+import { breakerStates, breakersOf } from './hosts.ts';
 import { creditMetrics } from './ledgers.ts';
 import type { Snapshot } from './snapshot.ts';
 
@@ -64,6 +68,16 @@ function perClass(value: (lane: Lane, gate: Gate) => number): Metric['read'] {
     [...gates].flatMap(([host, gate]) =>
       gate.lanes.map((lane) => [{ host, class: lane.class.name }, value(lane, gate)] as const),
     );
+}
+
+function perCluster(value: (cluster: Cluster) => number): Metric['read'] {
+  return ({ clusters }) => clusters.map((cluster) => [{ hosts: cluster.name }, value(cluster)] as const);
+}
+
+/** Hosts that several databases have are told once. */
+function perMember(samples: (role: HostRole, labels: Labels) => Sample[]): Metric['read'] {
+  return ({ clusters }) =>
+    [...new Map(clusters.flatMap(({ roles: of }) => [...of]))].flatMap(([host, role]) => samples(role, { host }));
 }
 
 const classLabels = ['host', 'class'];
@@ -171,6 +185,115 @@ export const metrics: readonly Metric[] = [
     type: 'gauge',
     labels: ['host'],
     read: ({ hosts }) => hosts.map((host) => [{ host: host.address }, host.serversMax] as const),
+  },
+  {
+    name: 'pgweir_host_role',
+    help: '1 for what each host is, as the control user sees it: refused is a primary that must not be written to.',
+    type: 'gauge',
+    labels: ['host', 'role'],
+    read: perMember(({ role }, labels) => roles.map((each) => [{ ...labels, role: each }, Number(role === each)])),
+  },
+  {
+    name: 'pgweir_host_lag_seconds',
+    help: 'How far a standby is behind in replaying what it has received.',
+    type: 'gauge',
+    labels: ['host'],
+    read: perMember(({ finding }, labels) => (finding?.lagMs == null ? [] : [[labels, finding.lagMs / 1000]])),
+  },
+  {
+    name: 'pgweir_primary_moves_total',
+    help: 'Times that another host became the primary.',
+    type: 'counter',
+    labels: ['hosts'],
+    read: perCluster(({ moves }) => moves),
+  },
+  {
+    name: 'pgweir_hold_state',
+    help: '1 for what happens to requests: open, holding (there is no primary), refusing (for too long), releasing (it is back).',
+    type: 'gauge',
+    labels: ['hosts', 'state'],
+    read: ({ clusters }) =>
+      clusters.flatMap(({ name, hold }) =>
+        holdStates.map((state) => [{ hosts: name, state }, Number(hold.state === state)] as const),
+      ),
+  },
+  {
+    name: 'pgweir_hold_requests',
+    help: 'Requests that wait because there is no primary.',
+    type: 'gauge',
+    labels: ['hosts'],
+    read: perCluster(({ hold, held }) => (hold.isClosed ? held : 0)),
+  },
+  {
+    name: 'pgweir_hold_requests_total',
+    help: 'Requests that had to wait for a primary, by what became of them: they ran, or were refused.',
+    type: 'counter',
+    labels: ['hosts', 'end'],
+    read: ({ clusters }) =>
+      clusters.flatMap(({ name, hold: { counts } }) => [
+        [{ hosts: name, end: 'released' }, counts.released] as const,
+        [{ hosts: name, end: 'refused' }, counts.refused] as const,
+      ]),
+  },
+  {
+    name: 'pgweir_hold_outages_total',
+    help: 'Times that there was no primary.',
+    type: 'counter',
+    labels: ['hosts'],
+    read: perCluster(({ hold }) => hold.counts.outages),
+  },
+  {
+    name: 'pgweir_hold_outage_seconds_total',
+    help: 'Time without a primary.',
+    type: 'counter',
+    labels: ['hosts'],
+    read: ({ clusters, now }) =>
+      clusters.map(({ name, hold }) => [{ hosts: name }, (hold.counts.outageMs + hold.outageMs(now)) / 1000] as const),
+  },
+  {
+    name: 'pgweir_breaker_state',
+    help: '1 for the state of each circuit breaker: connect (no connection can be opened) and health (answers say that the host cannot).',
+    type: 'gauge',
+    labels: ['host', 'breaker', 'state'],
+    read: (snapshot) =>
+      breakersOf(snapshot).flatMap(({ host, breaker, state }) =>
+        breakerStates.map((each) => [{ host, breaker, state: each }, Number(state === each)] as const),
+      ),
+  },
+  {
+    name: 'pgweir_breaker_opened_total',
+    help: 'Times that a circuit breaker has opened.',
+    type: 'counter',
+    labels: ['host', 'breaker'],
+    read: (snapshot) => breakersOf(snapshot).map(({ host, breaker, opened }) => [{ host, breaker }, opened] as const),
+  },
+  {
+    name: 'pgweir_server_silent_closed_total',
+    help: 'Servers closed because they owed an answer and nobody was there any more.',
+    type: 'counter',
+    labels: ['host'],
+    read: ({ hosts }) => hosts.map(({ address, silence }) => [{ host: address }, silence.closed] as const),
+  },
+  {
+    name: 'pgweir_timeouts_total',
+    help: 'Time limits that ended something (pool.queryMax, transactionMax, idleInTransactionMax, clientIdleMax, connectMax; deadline: a statement_timeout that a silent server did not keep; cancel: a server closed because a cancel request did not help).',
+    type: 'counter',
+    labels: [...poolLabels, 'limit'],
+    read: perPoolAnd('limit', timeLimits, (pool, limit) => pool.counts.timeouts[limit]),
+  },
+  {
+    name: 'pgweir_login_timeouts_total',
+    help: 'Logins of clients that took longer than listen.loginTimeout.',
+    type: 'counter',
+    labels: [],
+    read: ({ counts }) => one(counts.loginTimeouts),
+  },
+  {
+    name: 'pgweir_server_failures_total',
+    help: 'Answers that speak of the server’s own health (SQLSTATE 08, 53, 57P01 to 57P03, time limits), and servers lost at work.',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool((pool) => pool.counts.failures),
   },
   {
     name: 'pgweir_host_evictions_total',

@@ -39,7 +39,7 @@ HUP or the console's \`RELOAD\` loads the file again: all of it takes effect, or
 ${rows.join('\n')}
 
 These keys and values are part of the contract and are refused with "not supported yet" until a version supports them:
-${later.map((key) => `\`${key}\``).join(', ')}, and a second entry of \`databases.*.hosts\`.
+${later.map((key) => `\`${key}\``).join(', ')}.
 `;
 }
 

@@ -142,13 +142,16 @@ export function statusText(status: Status): string {
       ]),
     ),
     table(
-      ['host', 'connections', 'at work', 'limit', 'slowdown'],
+      ['host', 'role', 'connections', 'at work', 'limit', 'slowdown', 'hold', 'problem'],
       hosts.map((host) => [
         host.host,
+        host.role ?? '',
         `${host.connections} of ${host.connectionsMax}`,
         host.atWork,
         host.limit ?? 'none',
         host.slowdown.toFixed(2),
+        host.hold,
+        [...host.breakers, host.problem].filter((text) => text !== '').join(': '),
       ]),
     ),
     table(

@@ -6,6 +6,7 @@ import type { Config } from '../config/schema.ts';
 import type { HostCredits } from '../credits/host.ts';
 import type { PollCounts } from '../credits/poller.ts';
 import type { Gate } from '../guard/gate.ts';
+import type { Health } from '../guard/health.ts';
 import type { Tarpit } from '../guard/tarpit.ts';
 import type { Cluster } from '../server/cluster.ts';
 import type { Host } from '../server/hosts.ts';
@@ -32,6 +33,8 @@ export interface Snapshot {
   pools: readonly ServerPool[];
   hosts: readonly Host[];
   clusters: readonly Cluster[];
+  /** Of what hosts answer, by address. */
+  breakers: ReadonlyMap<string, Health>;
   parser: { parsed: number; refused: number; killed: number };
   /** By the address of their host. */
   gates: ReadonlyMap<string, Gate>;

@@ -1,6 +1,7 @@
 /** What /status.json says and `pgweir status` prints: the state of the proxy in one page. Called by ops/http. */
 import { shedReasons } from '../guard/gate.ts';
 import type { Position, Valve } from '../guard/switches.ts';
+import { breakersOf } from './hosts.ts';
 import { LEDGER_COLUMNS, ledgerRows } from './ledgers.ts';
 import type { Snapshot } from './snapshot.ts';
 import type { Switchboard } from './switchboard.ts';
@@ -40,6 +41,14 @@ interface PoolStatus {
 
 interface HostStatus {
   host: string;
+  /** Null: there is no control user to find it out. */
+  role: string | null;
+  /** Why it is refused or cannot be reached, or why a circuit breaker is not closed; ''. */
+  problem: string;
+  /** What happens to requests while there is no primary: open, holding, refusing, releasing. */
+  hold: string;
+  /** Circuit breakers that are not closed. */
+  breakers: string[];
   connections: number;
   connectionsMax: number;
   atWork: number;
@@ -80,6 +89,7 @@ const ledgerNames = LEDGER_COLUMNS.split(',').map((column) => column.trim().spli
 
 export function statusOf(snapshot: Snapshot, switches: Switchboard, wall: number): Status {
   const { config, counts, gates } = snapshot;
+  const breakers = breakersOf(snapshot);
   return {
     version,
     uptime: Math.round((wall - snapshot.startedAt) / 1000),
@@ -103,8 +113,15 @@ export function statusOf(snapshot: Snapshot, switches: Switchboard, wall: number
     })),
     hosts: snapshot.hosts.map((host) => {
       const gate = gates.get(host.address);
+      const cluster = snapshot.clusters.find(({ roles }) => roles.has(host.address));
+      const role = cluster?.isProbed ? cluster.roles.get(host.address)! : null;
+      const open = breakers.filter((each) => each.host === host.address && each.state !== 'closed');
       return {
         host: host.address,
+        role: role?.role ?? null,
+        problem: role?.why || open.map(({ why }) => why).join('; '),
+        hold: cluster?.hold.state ?? 'open',
+        breakers: open.map(({ breaker, state }) => `${breaker} ${state}`),
         connections: host.count,
         connectionsMax: host.serversMax,
         atWork: gate?.atWork ?? 0,

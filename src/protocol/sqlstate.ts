@@ -51,6 +51,15 @@ export const SqlState = {
   InternalError: 'XX000',
 } as const;
 
+/**
+ * Does an error speak of the server's own health, and not of what it was asked for? Connections (08), resources (53), shutdown
+ * and crash (57P01 to 57P03); and 57014, when it is a time limit that has struck and not somebody who cancelled.
+ */
+export function isUnhealthy(sqlstate: string, isCanceled: boolean): boolean {
+  if (sqlstate === SqlState.QueryCanceled) return !isCanceled;
+  return /^(08(?!P01)|53|57P0[123])/.test(sqlstate);
+}
+
 export type SqlStateCode = (typeof SqlState)[keyof typeof SqlState];
 
 /** An answer that is an error: what happened (message), why (detail), what to do (hint). */

@@ -1,5 +1,5 @@
 /**
- * What makes a used server safe for the next client: whatever its last client left running is cancelled and drained,
+ * What makes a server safe for the next client: whatever its last client left running is cancelled and drained,
  * an open transaction is rolled back, and after a pin the session is discarded. Started by server/pool when a client
  * goes away or a pin ends; the server's holder meanwhile.
  *
@@ -15,6 +15,8 @@ import type { Owner, ServerConnection } from './connection.ts';
 
 /** Longest time for the whole of it. */
 const CLEANUP_MS = 5_000;
+/** Longest time for an answer to nothing at all. */
+const CHECK_MS = 2_000;
 /** Longest time for what a client sent before its Terminate, before it is cancelled. */
 const PATIENCE_MS = 60_000;
 /** Each cancels one statement of an abandoned pipeline; a longer pipeline costs its server. */
@@ -26,18 +28,21 @@ export class Cleanup implements Owner {
   #startedAt: number;
   #isPatient: boolean;
   #isDiscardWanted: boolean;
+  #isCheckWanted: boolean;
+  readonly #limitMs: number;
   /** Cancel requests that may still be sent, and how much was outstanding when the last one was. */
   #cancelsLeft = CANCELS_MAX;
   #sizeBefore = Number.POSITIVE_INFINITY;
   #isRollbackSent = false;
   #hasFailed = false;
 
-  /** `isDiscardWanted`: the session may have state that ROLLBACK does not undo. */
+  /** `isDiscardWanted`: the session may have state that ROLLBACK does not undo. `isCheckWanted`: does it answer at all? */
   constructor(
     server: ServerConnection,
     options: {
       isDiscardWanted: boolean;
       isPatient: boolean;
+      isCheckWanted: boolean;
       now: number;
       done: (server: ServerConnection, isClean: boolean) => void;
     },
@@ -45,6 +50,8 @@ export class Cleanup implements Owner {
     this.#server = server;
     this.#isDiscardWanted = options.isDiscardWanted;
     this.#isPatient = options.isPatient;
+    this.#isCheckWanted = options.isCheckWanted;
+    this.#limitMs = options.isCheckWanted ? CHECK_MS : CLEANUP_MS;
     this.#startedAt = options.now;
     this.#done = options.done;
   }
@@ -80,6 +87,7 @@ export class Cleanup implements Owner {
     if (this.#server.isCanceling) return; // A late cancel must not hit what comes next.
     if (outstanding.status !== Status.Idle) return this.#rollBack();
     if (this.#isDiscardWanted) return this.#discard();
+    if (this.#isCheckWanted) return this.#check();
     this.#finish(true);
   }
 
@@ -116,6 +124,12 @@ export class Cleanup implements Owner {
     this.#run('DISCARD ALL');
   }
 
+  #check(): void {
+    this.#isCheckWanted = false;
+    this.#isRollbackSent = true;
+    this.#run('');
+  }
+
   #run(sql: string): void {
     const note = {
       dropped: () => {
@@ -132,7 +146,7 @@ export class Cleanup implements Owner {
 
   /** Ends what takes too long. Called by ServerPool.tick. */
   tick(now: number): void {
-    if (now - this.#startedAt <= (this.#isPatient ? PATIENCE_MS : CLEANUP_MS)) return;
+    if (now - this.#startedAt <= (this.#isPatient ? PATIENCE_MS : this.#limitMs)) return;
     if (!this.#isPatient) return this.#finish(false);
     this.#isPatient = false;
     this.#startedAt = now;
@@ -142,5 +156,8 @@ export class Cleanup implements Owner {
   onWritable(): void {}
   onParameter(): void {}
   onTag(): void {}
-  onLost(): void {}
+
+  onLost(): void {
+    this.#done(this.#server, false);
+  }
 }

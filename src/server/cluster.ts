@@ -27,6 +27,8 @@ export interface ClusterTenant {
   readonly atWork: number;
   readonly waiting: number;
   readonly waitingBytes: number;
+  /** Some of those that wait were held. */
+  readonly hasHeld: boolean;
   readonly size: number;
   /** The primary is another host from here on. */
   onPrimary(host: HostConfig): void;
@@ -36,9 +38,21 @@ export interface ClusterTenant {
   reconnect(): void;
 }
 
+/** What keeps requests before they come to the pools, and decides who of them is next (guard/door). */
+interface Door {
+  readonly waiting: number;
+  readonly waitingBytes: number;
+  /** Servers of a host that may be at work. */
+  limitOf(address: string): number;
+  /** Nobody can be given a server, as long as `mayHold` may be asked; null: it is over. */
+  setOutage(outage: { mayHold(bytes: number): boolean } | null, now: number): void;
+  moveFrom(address: string, now: number): void;
+}
+
 export interface ClusterOptions {
   hosts: readonly HostConfig[];
   hold: HoldConfig;
+  door: Door;
   clock: Clock;
   /** Opens a control connection to a host; null: there is no control user. */
   openControl: ((host: HostConfig) => Promise<ControlConnection>) | null;
@@ -83,6 +97,12 @@ export class Cluster {
     }
     // Of several hosts it is not known yet which one to ask.
     if (hosts.length > 1) this.hold.begin(clock.now());
+    this.#tell();
+  }
+
+  /** The addresses of its hosts. */
+  get name(): string {
+    return this.hosts.map(addressOf).join();
   }
 
   /** The host that servers are to be on. */
@@ -122,11 +142,17 @@ export class Cluster {
     const { state, config, why } = this.hold;
     if (state === 'refusing') return `no primary can be reached: ${why}`;
     if (state !== 'holding') return '';
-    if (this.#sum((each) => each.waiting) >= config.requestsMax)
+    if (this.held >= config.requestsMax)
       return `no primary can be reached, and as many requests wait for one as may (hold.requestsMax): ${why}`;
-    if (this.#sum((each) => each.waitingBytes) + bytes > config.bytesMax)
+    const { door } = this.#options;
+    if (this.#sum((each) => each.waitingBytes) + door.waitingBytes + bytes > config.bytesMax)
       return `no primary can be reached, and as much waits for one as may (hold.bytesMax): ${why}`;
     return '';
+  }
+
+  /** Requests that wait for a server, or for their turn. */
+  get held(): number {
+    return this.#sum((each) => each.waiting) + this.#options.door.waiting;
   }
 
   #sum(of: (tenant: ClusterTenant) => number): number {
@@ -182,11 +208,13 @@ export class Cluster {
       if (isKnown || this.roles.get(addressOf(this.#primary))!.role !== 'unknown') this.#fail(said.join('; '));
       return;
     }
-    if (primary !== addressOf(this.#primary)) {
+    const before = addressOf(this.#primary);
+    if (primary !== before) {
       this.#primary = this.hosts.find((host) => addressOf(host) === primary)!;
       this.moves++;
       this.#options.onEvent('primary moved', { host: primary, timeline: this.#book.lineage?.timeline }, true);
       for (const tenant of this.#tenants) tenant.onPrimary(this.#primary);
+      this.#options.door.moveFrom(before, this.#options.clock.now());
     }
     this.#reach();
   }
@@ -206,6 +234,9 @@ export class Cluster {
   }
 
   #tell(): void {
+    const { door, clock } = this.#options;
+    const outage = this.hold.state === 'holding' ? { mayHold: (bytes: number) => this.whyNotHeld(bytes) === '' } : null;
+    door.setOutage(outage, clock.now());
     for (const tenant of this.#tenants) tenant.onHold();
   }
 
@@ -213,19 +244,21 @@ export class Cluster {
   tick(now: number): void {
     const isUrgent = this.hold.state !== 'open';
     for (const probe of this.#probes.values()) probe.tick(now, isUrgent);
-    if (
-      this.hold.tick(
-        now,
-        Math.max(
-          1,
-          this.#sum((each) => each.size),
-        ),
-      )
-    )
-      this.#tell();
+    if (isUrgent && this.hold.tick(now, this.#most, this.#hasHeld)) this.#tell();
     if (now - this.#lookedUpAt < LOOKUP_MS) return;
     this.#lookedUpAt = now;
     void this.#lookUp(this.#primary.host);
+  }
+
+  /** Servers that may be at work at all. */
+  get #most(): number {
+    const servers = this.#sum((each) => each.size);
+    return Math.max(1, Math.min(servers, this.#options.door.limitOf(addressOf(this.#primary))));
+  }
+
+  get #hasHeld(): boolean {
+    for (const tenant of this.#tenants) if (tenant.hasHeld) return true;
+    return false;
   }
 
   /** Servers stay where a name has led to; when it leads elsewhere, they are replaced as they become free. */

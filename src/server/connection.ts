@@ -13,6 +13,7 @@ import * as encode from '../protocol/encode.ts';
 import { emptyFrame, type Frame, FrameReader } from '../protocol/frame.ts';
 import { readErrorFields, readParameter, ServerMessage, Status } from '../protocol/messages.ts';
 import { type Note, Outstanding, type RequestKind } from '../protocol/outstanding.ts';
+import { isUnhealthy, SqlState } from '../protocol/sqlstate.ts';
 import type { Chain, Link } from '../util/chain.ts';
 import { Outbox } from '../util/outbox.ts';
 import type { Slab } from '../util/slab.ts';
@@ -49,6 +50,8 @@ export interface TrafficCounts {
   /** Bytes to servers. */
   sent: number;
   errors: number;
+  /** Errors that speak of the server's own health, and servers lost while they worked (protocol/sqlstate). */
+  failures: number;
 }
 
 /** How long a statement has to answer a cancel request of `pool.queryMax` before its server is closed. */
@@ -57,6 +60,8 @@ export const CANCEL_MS = 5_000;
 const WHOLE_MAX = 1024 * 1024;
 const HEADER = 5;
 const MESSAGE_MAX = 0x40000000 + HEADER; // What Postgres itself can build (MaxAllocSize).
+/** What the SQLSTATE of an ErrorResponse stands behind: the end of the field before, and its letter. */
+const CODE_FIELD = '\0C';
 /** Tags that matter begin with these: ALTER …, DEALLOCATE ALL, DISCARD ALL, DROP …. */
 const LETTER_A = 0x41;
 const LETTER_D = 0x44;
@@ -96,6 +101,12 @@ export class ServerConnection implements Link<ServerConnection> {
   readonly #onClose: (server: ServerConnection, reason: string) => void;
   readonly #reader: FrameReader;
   #cancels = 0;
+  /** It was asked to cancel something, and has not said yet that it did. */
+  #isCancelSent = false;
+  /** Bytes received; how many they were at the last tick; and since when they are not more although it owes something. */
+  #received = 0;
+  #seen = 0;
+  #silentSince: number;
   #reason = 'the server closed the connection';
   #isTold = false;
   // The run of bytes not yet delivered: `#source[#start, #end)` for `#receiver`.
@@ -123,6 +134,7 @@ export class ServerConnection implements Link<ServerConnection> {
     this.target = options.target;
     this.openedAt = options.now;
     this.changedAt = options.now;
+    this.#silentSince = options.now;
     this.lifetimeMs = options.lifetimeMs;
     this.#socket = loggedIn.socket;
     this.#outbox = new Outbox(loggedIn.socket);
@@ -146,7 +158,10 @@ export class ServerConnection implements Link<ServerConnection> {
         this.#reason = `the connection to the server failed: ${error.message}`;
       })
       .on('end', () => this.#socket.end())
-      .on('close', () => this.#onGone());
+      .on('close', () => {
+        if (!this.isClosed && !this.#isTold && !this.outstanding.isQuiet) this.#counts.failures++;
+        this.#onGone();
+      });
     if (loggedIn.rest.length > 0) this.#onData(loggedIn.rest);
     this.#socket.resume();
   }
@@ -250,6 +265,7 @@ export class ServerConnection implements Link<ServerConnection> {
   cancel(holder: Owner): void {
     if (this.#cancels > 0) return; // The one that is on its way cancels whatever runs when it leaves.
     this.#cancels++;
+    this.#isCancelSent = true;
     sendCancel(
       this.target,
       this.#key,
@@ -259,6 +275,21 @@ export class ServerConnection implements Link<ServerConnection> {
         this.holder?.onProgress();
       },
     );
+  }
+
+  /** Called every fraction of a second while somebody uses it. */
+  tick(now: number): void {
+    const { outstanding } = this;
+    const owes =
+      outstanding.size > 0 && !outstanding.isBatchOpen && !outstanding.isCopyOpen && !this.#socket.isPaused();
+    if (owes && this.#received === this.#seen) return;
+    this.#seen = this.#received;
+    this.#silentSince = now;
+  }
+
+  /** For how long it has owed an answer and sent nothing, in ms, to within a tick. */
+  silentFor(now: number): number {
+    return now - this.#silentSince;
   }
 
   /** Closes with Terminate, or at once when something is still outstanding. */
@@ -286,6 +317,7 @@ export class ServerConnection implements Link<ServerConnection> {
   /** `slab`: where `chunk` lies, if not in memory of its own. */
   #onData(chunk: Buffer, slab?: Slab): void {
     this.#counts.received += chunk.length;
+    this.#received += chunk.length;
     const { holder } = this;
     this.#reader.push(chunk);
     let found = this.#reader.next(frame);
@@ -383,6 +415,10 @@ export class ServerConnection implements Link<ServerConnection> {
 
   #onError(replaceError: ((bytes: Buffer) => Buffer) | undefined, bytes: Buffer): boolean {
     this.#counts.errors++;
+    const code = bytes.indexOf(CODE_FIELD) + CODE_FIELD.length;
+    const sqlstate = bytes.toString('latin1', code, code + 5);
+    if (isUnhealthy(sqlstate, this.#isCancelSent)) this.#counts.failures++;
+    if (sqlstate === SqlState.QueryCanceled) this.#isCancelSent = false;
     if (bytes.includes('VFATAL\0') || bytes.includes('VPANIC\0')) {
       this.#reason = readErrorFields(bytes.subarray(HEADER)).get('M') ?? this.#reason;
       this.#isTold = this.#delivery !== 'swallow';

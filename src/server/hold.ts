@@ -24,6 +24,8 @@ export type HoldState =
   /** The primary is back: `allowance` servers may be at work. */
   | 'releasing';
 
+export const holdStates: readonly HoldState[] = ['open', 'holding', 'refusing', 'releasing'];
+
 export interface HoldConfig {
   /** ms; 0: nothing is held. */
   for: number;
@@ -114,8 +116,8 @@ export class Hold {
     this.#steppedAt = now;
   }
 
-  /** `most`: servers that may be at work at all. True: something has changed. */
-  tick(now: number, most: number): boolean {
+  /** `most`: servers that may be at work at all; `hasHeld`: somebody who was held still waits. True: something has changed. */
+  tick(now: number, most: number, hasHeld: boolean): boolean {
     if (this.state === 'holding' && now - this.#since >= this.config.for) {
       this.state = 'refusing';
       this.#endedAt = now;
@@ -123,8 +125,8 @@ export class Hold {
     }
     if (this.state !== 'releasing' || now - this.#steppedAt < STEP_MS) return false;
     this.#steppedAt = now;
-    this.allowance *= 2;
-    if (this.allowance >= most) {
+    this.allowance = Math.min(2 * this.allowance, most);
+    if (this.allowance >= most && !hasHeld) {
       this.state = 'open';
       this.allowance = Number.POSITIVE_INFINITY;
     }

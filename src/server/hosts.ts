@@ -6,7 +6,9 @@
  * stands in a queue, and a pool that holds more servers than the first there gives one up when it becomes free.
  */
 import type { HostConfig } from '../config/schema.ts';
+import { unacknowledgedPorts } from '../util/unacknowledged.ts';
 import { Connector } from './connector.ts';
+import { Silence } from './silence.ts';
 
 /** What a host needs to know of a pool. */
 export interface Tenant {
@@ -26,6 +28,8 @@ export class Host {
   count = 0;
   /** Idle servers closed to make room for another pool. */
   evictions = 0;
+  /** What it means that it says nothing. */
+  readonly silence = new Silence(unacknowledgedPorts);
   /** Opens its connections. */
   readonly connector = new Connector();
   readonly #tenants = new Set<Tenant>();

@@ -129,15 +129,24 @@ export class Line implements Owner {
   /**
    * What time brings. A cancel request that reaches Postgres between two statements, before it has read the next, is
    * ignored there, so it is repeated. What has run for longer than `queryMax` ms (0: no limit) is cancelled as well, and
-   * its server closed when that does not help, or cannot be tried because of those behind.
+   * its server closed when that does not help, or cannot be tried because of those behind. Gives the limit that has just
+   * been exceeded.
    */
-  tick(now: number, queryMax: number): void {
+  tick(now: number, queryMax: number): 'query' | 'cancel' | null {
     const head = this.#rides[0];
-    if (head === undefined) return;
+    if (head === undefined) return null;
     const elapsed = now - this.#headSince;
-    if (queryMax === 0 || elapsed <= queryMax) this.#cancelIfAlone();
-    else if (elapsed <= queryMax + CANCEL_MS) this.cancel(head.rider);
-    else this.server.close('a shared read beyond pool.queryMax could not be cancelled');
+    if (queryMax === 0 || elapsed <= queryMax) {
+      this.#cancelIfAlone();
+      return null;
+    }
+    if (elapsed > queryMax + CANCEL_MS) {
+      this.server.close('a shared read beyond pool.queryMax could not be cancelled');
+      return 'cancel';
+    }
+    const isNew = !head.isCancelWanted;
+    this.cancel(head.rider);
+    return isNew ? 'query' : null;
   }
 
   #cancelIfAlone(): void {

@@ -37,6 +37,8 @@ export type Role =
   /** Not asked yet. */
   | 'unknown';
 
+export const roles: readonly Role[] = ['primary', 'standby', 'refused', 'unreachable', 'unknown'];
+
 export interface HostRole {
   role: Role;
   /** Why it is refused, or cannot be reached. */

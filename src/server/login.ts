@@ -47,6 +47,8 @@ export interface LoggedIn {
 
 export class ServerLoginError extends Error {
   override name = 'ServerLoginError';
+  /** It took too long. */
+  isTimeout = false;
   /** What the server answered, when it was the server that refused. */
   readonly fields: ErrorFields | null;
 
@@ -66,13 +68,15 @@ export class ServerLoginError extends Error {
 }
 
 const MESSAGE_MAX = 1024 * 1024;
+/** An idle server whose host is gone is noticed some 20 s later: from here on libuv has one probe sent each second, ten in all. */
+const KEEPALIVE_MS = 10_000;
 const CANCEL_MS = 10_000;
 
 /** Where to connect: a host and port, or the socket of a directory. */
 function addressOf(host: HostConfig): net.NetConnectOpts {
   return host.host.startsWith('/')
     ? { path: `${host.host}/.s.PGSQL.${host.port}` }
-    : { host: host.host, port: host.port, noDelay: true, keepAlive: true };
+    : { host: host.host, port: host.port, noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEPALIVE_MS };
 }
 
 /** Reads whole messages one by one, for the time of the login. */
@@ -129,7 +133,11 @@ export async function openServer(target: ServerTarget, secret: Secret, limitMs: 
   let socket: net.Socket | null = null;
   let timer: NodeJS.Timeout | undefined;
   const timeout = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new ServerLoginError(`no login within ${limitMs} ms`)), limitMs);
+    timer = setTimeout(() => {
+      const late = new ServerLoginError(`no login within ${limitMs} ms`);
+      late.isTimeout = true;
+      reject(late);
+    }, limitMs);
   });
   const attempt = async () => {
     socket = await connect(target.host, isPlain(target));

@@ -23,6 +23,7 @@ import { Histogram } from '../util/histogram.ts';
 import { Cleanup } from './cleanup.ts';
 import type { Cluster, ClusterTenant } from './cluster.ts';
 import { ServerConnection, type TrafficCounts } from './connection.ts';
+import { isOfHost } from './connector.ts';
 import type { Host, Tenant } from './hosts.ts';
 import { Line, type Wish } from './line.ts';
 import { openServer, type Secret, ServerLoginError, type ServerTarget } from './login.ts';
@@ -56,6 +57,7 @@ export interface PoolCounts extends TrafficCounts {
   connects: number;
   connectFailures: number;
   refused: Record<RefusalReason, number>;
+  timeouts: Record<TimeLimit, number>;
   pins: Record<PinReason, number>;
   /** Milliseconds in which servers ran queries, and in which transactions were open. */
   queryMs: number;
@@ -77,7 +79,28 @@ export type RefusalReason =
   | 'throttle'
   | 'credits'
   | 'switch'
-  | 'hold';
+  | 'hold'
+  | 'breaker';
+
+/** Limits that end something. */
+export type TimeLimit =
+  | 'query'
+  | 'transaction'
+  | 'idleInTransaction'
+  | 'clientIdle'
+  /** The client's own statement_timeout, which its server does not keep. */
+  | 'deadline'
+  /** What was cancelled did not end, and its server was closed. */
+  | 'cancel'
+  | 'connect';
+
+/** Keeps a host that cannot answer from being asked (guard/health). */
+export interface Breaker {
+  readonly isClosed: boolean;
+  readonly why: string;
+  passes(): boolean;
+  count(requests: number, failures: number, now: number): void;
+}
 
 export interface PoolOptions {
   database: string;
@@ -88,6 +111,7 @@ export interface PoolOptions {
   /** The host at an address of the cluster. */
   hostOf: (host: HostConfig) => Host;
   cluster: Cluster;
+  breakerOf: (address: string) => Breaker;
   clock: Clock;
   catalog: Catalog | null;
   /** What to log in with; asked again, with `isAgain`, after a wrong password. */
@@ -103,6 +127,8 @@ const PERMANENT_MS = 1_000;
 /** How many idle servers are looked at for one with the right settings. */
 const LOOK_MAX = 8;
 const LIFETIME_JITTER = 0.1;
+/** A server that was idle for longer is asked for a sign of life before it is used (server_check_delay of PgBouncer). */
+const STALE_MS = 30_000;
 /** While fewer servers are at work a read gets one of its own, if one is idle: twice the cores of a small database. */
 const SPREAD = 4;
 /** Unless it would have to wait for less than this anyway: then it rides. */
@@ -123,6 +149,16 @@ export const refusalReasons: readonly RefusalReason[] = [
   'credits',
   'switch',
   'hold',
+  'breaker',
+];
+export const timeLimits: readonly TimeLimit[] = [
+  'query',
+  'transaction',
+  'idleInTransaction',
+  'clientIdle',
+  'deadline',
+  'cancel',
+  'connect',
 ];
 export const pinReasons: readonly PinReason[] = [
   'session',
@@ -164,12 +200,14 @@ export class ServerPool implements Tenant, ClusterTenant {
     received: 0,
     sent: 0,
     errors: 0,
+    failures: 0,
     leases: 0,
     shared: 0,
     waitMs: 0,
     connects: 0,
     connectFailures: 0,
     refused: zeroes(refusalReasons),
+    timeouts: zeroes(timeLimits),
     pins: zeroes(pinReasons),
     queryMs: 0,
     transactionMs: 0,
@@ -193,6 +231,12 @@ export class ServerPool implements Tenant, ClusterTenant {
   #host: Host;
   #cluster: Cluster;
   readonly #hostOf: (host: HostConfig) => Host;
+  readonly #breakerOf: PoolOptions['breakerOf'];
+  #breaker: Breaker;
+  /** What the breaker has been told of. */
+  #told = { transactions: 0, failures: 0, received: 0 };
+  /** Idle servers that are being asked for a sign of life. */
+  #checking = 0;
   /** Bytes of the requests that wait. */
   #waitingBytes = 0;
   readonly #clock: Clock;
@@ -218,6 +262,8 @@ export class ServerPool implements Tenant, ClusterTenant {
     this.#host = options.host;
     this.#hostOf = options.hostOf;
     this.#cluster = options.cluster;
+    this.#breakerOf = options.breakerOf;
+    this.#breaker = options.breakerOf(options.host.address);
     this.#clock = options.clock;
     this.#secret = options.secret;
     this.#onEvent = options.onEvent;
@@ -262,6 +308,10 @@ export class ServerPool implements Tenant, ClusterTenant {
     return this.config.size;
   }
 
+  get hasHeld(): boolean {
+    return this.waiters.first !== null && this.waiters.first.waitingSince < this.#servedFrom;
+  }
+
   /** No primary can be reached, for longer than requests are held. */
   get isUnreachable(): boolean {
     return this.#cluster.hold.state === 'refusing';
@@ -290,9 +340,11 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** Gives a free server, or a refusal, at once; null: `waiter` will be called. */
   lease(waiter: Waiter): ServerConnection | Refusal | null {
     waiter.waitingSince = this.#clock.now();
-    const server = this.#mayServe && this.waiters.size === 0 ? this.#takeIdle(waiter.settings) : null;
+    if (!this.#breaker.passes()) return this.#refuseUnhealthy();
+    const server = this.#mayServe && this.waiters.size === 0 ? this.#takeFresh(waiter.settings) : null;
     if (server !== null) {
-      this.#grant(server, 0);
+      this.#countWait(0);
+      this.#grant(server);
       return server;
     }
     const refusal = this.#refuseAtOnce(waiter);
@@ -309,9 +361,10 @@ export class ServerPool implements Tenant, ClusterTenant {
    * put to work.
    */
   share({ settings }: Waiter, wish: Wish, mayOpen: boolean): Line | null {
-    if (!this.#mayServe || this.waiters.size > 0 || this.#host.owes(this)) return null;
+    if (!this.#mayServe || this.waiters.size > 0 || this.#host.owes(this) || !this.#breaker.isClosed) return null;
     const server = this.idle.last;
-    const isFit = server !== null && server.settings === settings && has(server, wish.statement);
+    const isFit =
+      server !== null && server.settings === settings && has(server, wish.statement) && !this.#isStale(server);
     let best: Line | null = null;
     for (const line of this.lines) {
       if (best !== null && line.backlogMs >= best.backlogMs) continue;
@@ -325,7 +378,8 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** Makes a line of a free server. */
   #openLine(server: ServerConnection): Line {
     if (server.chain !== null) (server.chain as Chain<ServerConnection>).remove(server);
-    this.#grant(server, 0);
+    this.#countWait(0);
+    this.#grant(server);
     const line = new Line(server, this.#clock, {
       onRoom: (open) => this.#boardWaiters(open),
       onEnd: (ended) => {
@@ -344,7 +398,7 @@ export class ServerPool implements Tenant, ClusterTenant {
       const mayBoard = wish !== null && this.#mayServe && !this.#isOld(line.server) && !this.#host.owes(this);
       if (!mayBoard || !line.suits(waiter.settings, wish)) return;
       this.#unqueue(waiter);
-      this.#countWait(this.#clock.now() - waiter.waitingSince);
+      this.#countServed(waiter);
       waiter.onBoard(line);
     }
   }
@@ -359,7 +413,8 @@ export class ServerPool implements Tenant, ClusterTenant {
       this.active.remove(server);
     }
     this.#unqueue(waiter);
-    this.#grant(server, this.#clock.now() - waiter.waitingSince);
+    this.#countServed(waiter);
+    this.#grant(server);
     waiter.onLease(server);
   }
 
@@ -375,6 +430,12 @@ export class ServerPool implements Tenant, ClusterTenant {
   #unqueue(waiter: Waiter): void {
     this.waiters.remove(waiter);
     this.#waitingBytes -= waiter.heldBytes;
+  }
+
+  /** It has waited, and is served now. */
+  #countServed({ waitingSince }: Waiter): void {
+    if (waitingSince < this.#servedFrom) this.#cluster.hold.counts.released++;
+    this.#countWait(this.#clock.now() - waitingSince);
   }
 
   #refuseAtOnce(waiter: Waiter): Refusal | null {
@@ -424,18 +485,37 @@ export class ServerPool implements Tenant, ClusterTenant {
    */
   recover(server: ServerConnection, isDiscardWanted: boolean, isPatient = false): void {
     if (server.isClosed) return;
-    const former = server.holder;
     if (server.chain !== null) (server.chain as Chain<ServerConnection>).remove(server);
+    this.#clean(server, { isDiscardWanted, isPatient, isCheckWanted: false }, (isClean) => {
+      if (isClean) this.giveBack(server);
+      else server.close('could not be cleaned');
+    });
+  }
+
+  /** A server that nobody has used for long: does it still answer? */
+  #check(server: ServerConnection): void {
+    this.#checking++;
+    this.#clean(server, { isDiscardWanted: false, isPatient: false, isCheckWanted: true }, (isAlive) => {
+      this.#checking--;
+      if (isAlive) return this.giveBack(server);
+      server.close('it did not answer after being idle');
+      this.#grow();
+    });
+  }
+
+  #clean(
+    server: ServerConnection,
+    wanted: { isDiscardWanted: boolean; isPatient: boolean; isCheckWanted: boolean },
+    done: (isClean: boolean) => void,
+  ): void {
+    const former = server.holder;
     this.cleaning.push(server);
-    const now = this.#clock.now();
     const cleanup = new Cleanup(server, {
-      isDiscardWanted,
-      isPatient,
-      now,
-      done: (cleaned, isClean) => {
+      ...wanted,
+      now: this.#clock.now(),
+      done: (_, isClean) => {
         this.#cleanups.delete(cleanup);
-        if (isClean) this.giveBack(cleaned);
-        else cleaned.close('could not be cleaned');
+        done(isClean);
       },
     });
     this.#cleanups.add(cleanup);
@@ -480,6 +560,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** Everything that time brings: refusals, idle and old servers, reads and cleanups that take too long, minimum size. */
   tick(): void {
     const now = this.#clock.now();
+    this.#tellBreaker();
     this.#expire(now);
     for (const server of this.idle) {
       const isIdle = this.config.idleMax > 0 && now - server.changedAt > this.config.idleMax;
@@ -489,7 +570,16 @@ export class ServerPool implements Tenant, ClusterTenant {
       }
     }
     for (const cleanup of this.#cleanups) cleanup.tick(now);
-    for (const line of this.lines) line.tick(now, this.config.queryMax);
+    for (const line of this.lines) {
+      const limit = line.tick(now, this.config.queryMax);
+      if (limit !== null) this.countTimeout(limit);
+    }
+    for (const chain of [this.active, this.cleaning]) {
+      for (const server of chain) {
+        server.tick(now);
+        this.#host.silence.watch(server, now, this.#look);
+      }
+    }
     this.#grow();
   }
 
@@ -497,7 +587,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   #expire(now: number): void {
     if (this.isPaused) return;
     const { hold } = this.#cluster;
-    if (hold.state === 'open') {
+    if (!hold.isClosed) {
       for (let waiter = this.waiters.first; waiter !== null; waiter = this.waiters.first) {
         if (now - Math.max(waiter.waitingSince, this.#servedFrom) < this.config.waitMax) return;
         this.#unqueue(waiter);
@@ -523,6 +613,43 @@ export class ServerPool implements Tenant, ClusterTenant {
             ),
       );
     }
+  }
+
+  /** What its host has answered since the last time. */
+  #tellBreaker(): void {
+    const { transactions, failures, received } = this.counts;
+    const now = this.#clock.now();
+    this.#breaker.count(transactions - this.#told.transactions, failures - this.#told.failures, now);
+    if (received !== this.#told.received) this.#host.silence.heard(now);
+    this.#told = { transactions, failures, received };
+  }
+
+  /** Somebody has exceeded a limit, and is being ended. */
+  countTimeout(limit: TimeLimit): void {
+    this.counts.timeouts[limit]++;
+    if (limit === 'query' || limit === 'deadline') this.counts.failures++;
+  }
+
+  /** Is anybody there? Rejects if not. */
+  readonly #look = async () => {
+    try {
+      const { socket } = await this.#open(this.#target, this.#host);
+      socket.on('error', () => {}).end(terminate);
+    } catch (thrown) {
+      if (thrown instanceof ServerLoginError && isOfHost(thrown)) throw thrown;
+    }
+  };
+
+  /** The breaker has opened: nobody waits in vain. */
+  onBreaker(): void {
+    for (const waiter of this.waiters) {
+      this.#unqueue(waiter);
+      waiter.onRefused(this.#refuseUnhealthy());
+    }
+  }
+
+  #refuseUnhealthy(): Refusal {
+    return this.refuse('breaker', `${this.#host.address} is not well: ${this.#breaker.why}`);
   }
 
   #refuseHeld(why: string): Refusal {
@@ -561,6 +688,7 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   resume(): void {
     this.isPaused = false;
+    this.#servedFrom = this.#clock.now();
     for (const done of this.#onDrained.splice(0)) done();
     this.#dispatch();
   }
@@ -585,7 +713,9 @@ export class ServerPool implements Tenant, ClusterTenant {
     }
     if (host !== this.#host) {
       this.#host.part(this);
+      this.#tellBreaker();
       this.#host = host;
+      this.#breaker = this.#breakerOf(host.address);
       host.join(this);
     }
     this.#failure = null;
@@ -612,9 +742,8 @@ export class ServerPool implements Tenant, ClusterTenant {
     for (const done of this.#onDrained.splice(0)) done();
   }
 
-  #grant(server: ServerConnection, waitMs: number): void {
+  #grant(server: ServerConnection): void {
     this.counts.leases++;
-    this.#countWait(waitMs);
     server.changedAt = this.#clock.now();
     this.active.push(server);
   }
@@ -634,11 +763,24 @@ export class ServerPool implements Tenant, ClusterTenant {
     return this.idle.pop();
   }
 
+  /** An idle server that is known to be there; null: there is none, or one is being asked. */
+  #takeFresh(settings: Settings): ServerConnection | null {
+    const server = this.#takeIdle(settings);
+    if (server === null || !this.#isStale(server)) return server;
+    this.#check(server);
+    return null;
+  }
+
+  #isStale(server: ServerConnection): boolean {
+    return this.#clock.now() - server.changedAt > STALE_MS;
+  }
+
   /** Gives idle servers to waiters. */
   #dispatch(): void {
-    while (this.waiters.size > 0 && this.idle.size > 0 && this.#mayServe) {
+    while (this.waiters.size > this.#checking && this.idle.size > 0 && this.#mayServe) {
       const waiter = this.waiters.first!;
-      this.#serve(this.#takeIdle(waiter.settings)!, waiter);
+      const server = this.#takeFresh(waiter.settings);
+      if (server !== null) this.#serve(server, waiter);
     }
     this.#grow();
   }
@@ -652,7 +794,7 @@ export class ServerPool implements Tenant, ClusterTenant {
       if (hold.isClosed && isProbed) return;
       const isWanted =
         isLookout ||
-        (this.waiters.size > this.connecting && !this.isPaused) ||
+        (this.waiters.size > this.connecting + this.#checking && !this.isPaused) ||
         (this.#learners.length > 0 && this.serverCount === 0) ||
         (this.serverCount < this.config.sizeMin && this.baseline !== null);
       if (!isWanted || this.serverCount >= this.config.size) return;
@@ -716,6 +858,7 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   #onConnectFailed(failure: ServerLoginError): void {
     this.counts.connectFailures++;
+    if (failure.isTimeout) this.counts.timeouts.connect++;
     this.#failure = failure;
     this.#failedAt = this.#clock.now();
     this.#cluster.onConnectFailed(failure);

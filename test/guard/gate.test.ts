@@ -55,6 +55,7 @@ function house(classes: Class[], limit: number, isEnforced = true) {
         shape: 0,
         haste: 0,
         fingerprint: () => more.print ?? ++unique,
+        onMoved: () => {},
         ...more,
         onAdmit: (permit) => {
           permits.set(id, permit);
@@ -288,6 +289,7 @@ t.test('who leaves the queue is not admitted', async (t) => {
       shape: 0,
       haste: 0,
       fingerprint: () => 0,
+      onMoved: () => {},
       onAdmit: () => t.fail(),
       onShed: () => t.fail(),
     },
@@ -369,6 +371,7 @@ t.test('who waits in a class whose priority changes, twice, is served or leaves 
         shape: 0,
         haste: 0,
         fingerprint: () => 0,
+        onMoved: () => {},
         onAdmit: () => t.fail(),
         onShed: () => t.fail(),
       },
@@ -447,6 +450,7 @@ t.test('who asks again at once, again and again, waits for the next refusal', as
         shape: 0,
         haste,
         fingerprint: () => 7,
+        onMoved: () => {},
         onAdmit: () => t.fail(),
         onShed: () => t.fail(),
       },
@@ -485,6 +489,18 @@ t.test('what a statement costs is known by its shape: queues are as long as that
   t.ok(now() < 1);
 });
 
+t.test('without an adaptive limit costs are those of few at work, not of a crowd', async (t) => {
+  const limit = new FixedLimit(Number.POSITIVE_INFINITY);
+  for (let n = 0; n < 100; n++) limit.sample(1, 300, 10); // All that is known at first.
+  for (let n = 0; n < 200; n++) limit.sample(1, 100, 1);
+  const calm = limit.baselines.costOf(1);
+  t.ok(calm < 250, `${calm}`);
+  for (let n = 0; n < 1000; n++) limit.sample(1, 300, 10);
+  t.equal(limit.baselines.costOf(1), calm, 'a crowd is no news');
+  for (let n = 0; n < 200; n++) limit.sample(1, 100, 10);
+  t.ok(limit.baselines.costOf(1) < 105, 'unless it is quicker');
+});
+
 t.test('work is paid for in advance and settled, whoever does it and however it ends', async (t) => {
   const charged: number[] = [0, 0, 0, 0];
   const budget = {
@@ -515,3 +531,46 @@ t.test('work is paid for in advance and settled, whoever does it and however it 
   permits.get('line')!.end(200);
   t.ok(Math.abs(charged[0]! - 100) < 1 && Math.abs(charged[2]! - before - 100) < 1, 'each rider pays for itself');
 });
+
+t.test(
+  'while there is no primary everybody waits, up to its deadline; then the highest class is first, as if it had just come',
+  (t) => {
+    const high = named('high', { priority: 'critical' });
+    const low = named('low', { priority: 'batch', waitMax: 1_000 });
+    const { gate, ask, pass, take, end, now } = house([high, low], 1);
+    let room = 3;
+    gate.setOutage({ mayHold: () => room-- > 0 }, now());
+    t.same([ask('l', low), ask('d', low, { deadline: 500 }), ask('h', high)], ['wait', 'wait', 'wait']);
+    t.equal(ask('more', high), 'hold', 'as many wait as may');
+    pass(5_000);
+    t.same(take(), ['-d deadline'], 'waitMax does not count');
+    gate.setOutage(null, now());
+    t.same(take(), ['+h']);
+    t.notOk(gate.lanes[1]!.queue.isOverloaded);
+    pass(500);
+    end('h');
+    t.same(take(), ['+l']);
+    const moved: number[] = [];
+    gate.setOutage({ mayHold: () => true }, now());
+    gate.decide(
+      {
+        class: low,
+        application: '',
+        deadline: 0,
+        bytes: 7,
+        shape: 0,
+        haste: 0,
+        fingerprint: () => 1,
+        onMoved: (at) => moved.push(at),
+        onAdmit: () => t.fail('it is not this host'),
+        onShed: () => t.fail(''),
+      },
+      now(),
+    );
+    t.same([gate.waiting, gate.waitingBytes], [1, 7]);
+    gate.moveAll(now());
+    gate.setOutage(null, now());
+    t.same([moved.length, gate.waiting], [1, 0], 'it waits elsewhere');
+    t.end();
+  },
+);

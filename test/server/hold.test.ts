@@ -12,13 +12,13 @@ t.test('a short outage is held, and let go little by little', async (t) => {
   t.ok(hold.fail(1000, 'gone'));
   t.notOk(hold.fail(1001, 'gone'), 'that is known');
   t.same([hold.state, hold.allowance, hold.outageMs(3000)], ['holding', 0, 2000]);
-  t.notOk(hold.tick(5000, 20));
+  t.notOk(hold.tick(5000, 20, false));
   t.ok(hold.reach(6000));
   t.same([hold.state, hold.allowance], ['releasing', 1]);
-  t.notOk(hold.tick(6100, 20));
+  t.notOk(hold.tick(6100, 20, false));
   const steps: number[] = [];
   for (let now = 6200; hold.state === 'releasing'; now += 200) {
-    hold.tick(now, 20);
+    hold.tick(now, 20, false);
     steps.push(hold.allowance);
   }
   t.same(steps, [2, 4, 8, 16, Number.POSITIVE_INFINITY]);
@@ -29,13 +29,13 @@ t.test('what goes wrong while it is let go makes it slower; another failure is t
   const hold = new Hold(config);
   hold.fail(0, 'gone');
   hold.reach(5000);
-  for (const now of [5200, 5400]) hold.tick(now, 20);
+  for (const now of [5200, 5400]) hold.tick(now, 20, false);
   t.equal(hold.allowance, 4);
   hold.stumble(5450);
   t.equal(hold.allowance, 1);
   hold.fail(6000, 'gone again');
   t.same([hold.state, hold.counts.outages], ['holding', 1]);
-  hold.tick(20_000, 20);
+  hold.tick(20_000, 20, false);
   t.equal(hold.state, 'refusing', 'counted from the start of it');
   hold.reach(21_000);
   hold.fail(21_100, 'and again');
@@ -46,7 +46,7 @@ t.test('no second hold within twice its length; none at all with 0', async (t) =
   const hold = new Hold(config);
   const release = (now: number) => {
     hold.reach(now);
-    for (let n = 1; n < 10; n++) hold.tick(now + 200 * n, 20);
+    for (let n = 1; n < 10; n++) hold.tick(now + 200 * n, 20, false);
   };
   hold.fail(0, 'gone');
   release(5000);
@@ -85,7 +85,7 @@ t.test('whatever happens, nobody is held for longer than that, nor twice in a ro
       for (const { after, kind } of events) {
         for (const end = now + after; now < end; now += 200) {
           const before = hold.state;
-          hold.tick(now, 16);
+          hold.tick(now, 16, false);
           look(before);
         }
         const before = hold.state;

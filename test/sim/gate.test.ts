@@ -143,6 +143,7 @@ t.test('what the gate promises holds after every event', async (t) => {
           shape: 0,
           haste: 0,
           fingerprint: () => events,
+          onMoved: () => {},
           onAdmit(permit) {
             waiting.delete(ticket!);
             if (agenda.now >= expiresAt) throw new Error('admitted after its deadline');
@@ -292,6 +293,7 @@ function overload(times: number, seed: number, limit: number, isEnforced: boolea
         shape: 0,
         haste: 3 - retries,
         fingerprint: () => print,
+        onMoved: () => {},
         onAdmit: start,
         onShed: rude,
       },

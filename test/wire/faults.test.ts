@@ -10,6 +10,7 @@ import { freePort, startEmbeddedPostgres } from '../../src/embedded.ts';
 import { Version } from '../../src/protocol/encode.ts';
 import {
   describe,
+  fatalOf,
   type Message,
   OCCUPY,
   open,
@@ -60,10 +61,6 @@ async function servedAnew(t: Test, proxy: Stack): Promise<number> {
 }
 
 const failed = (messages: Message[]) => messages.filter(({ type }) => type === 'E').map(describe);
-const fatalOf = (messages: Message[]) => {
-  const last = messages.at(-1);
-  return last?.type === 'E' && last.body.includes('SFATAL\0') ? sqlstates([last])[0] : `${types(messages)}, not FATAL`;
-};
 
 // --- Clients that vanish ----------------------------------------------------------------------------------------
 

@@ -1,0 +1,53 @@
+/**
+ * The gates of hosts that are one database together, as server/cluster sees them. Made by app.
+ *
+ * The one idea: while there is no primary the gates keep who waits, by class, and decide who is next when there is one; when that is
+ * another host, those who wait go there.
+ */
+import type { Admission } from './admission.ts';
+import type { Gate, Outage } from './gate.ts';
+
+export class Door {
+  readonly #admission: Admission;
+  readonly #addresses: readonly string[];
+
+  constructor(admission: Admission, addresses: readonly string[]) {
+    this.#admission = admission;
+    this.#addresses = addresses;
+  }
+
+  /** Those that have been in use. */
+  *#gates(): Iterable<Gate> {
+    for (const address of this.#addresses) {
+      const gate = this.#admission.gates.get(address);
+      if (gate !== undefined) yield gate;
+    }
+  }
+
+  /** Requests that wait at them, and their bytes. */
+  get waiting(): number {
+    let sum = 0;
+    for (const gate of this.#gates()) sum += gate.waiting;
+    return sum;
+  }
+
+  get waitingBytes(): number {
+    let sum = 0;
+    for (const gate of this.#gates()) sum += gate.waitingBytes;
+    return sum;
+  }
+
+  /** Servers of the host at `address` that may be at work. */
+  limitOf(address: string): number {
+    return this.#admission.isEnforced ? this.#admission.gateOf(address).limit : Number.POSITIVE_INFINITY;
+  }
+
+  setOutage(outage: Outage | null, now: number): void {
+    for (const address of this.#addresses) this.#admission.gateOf(address).setOutage(outage, now);
+  }
+
+  /** The primary is not at `address` any more. */
+  moveFrom(address: string, now: number): void {
+    this.#admission.gateOf(address).moveAll(now);
+  }
+}
