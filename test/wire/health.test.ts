@@ -38,7 +38,8 @@ const breaker = { window: '2s', requestsMin: 10, openFor: '2s' };
 t.test('errors that speak of the database open the breaker: refusals at once, then a growing share', async (t) => {
   const proxy = await start(t, { top: { breaker } });
   const client = await open(t, proxy.port);
-  for (let n = 0; n < 20; n++) t.same(sqlstates(await client.ask(raise('53100'))), ['53100']);
+  const failing = await open(t, proxy.port);
+  for (let n = 0; n < 20; n++) t.same(sqlstates(await failing.ask(raise('53100'))), ['53100']);
   await until(() => breakerOf(proxy).state === 'open', 'the breaker to open');
   const refused = await client.ask(send.query('SELECT 1'));
   t.same([types(refused), sqlstates(refused)], ['EZ', ['53000']]);
