@@ -20,6 +20,7 @@ import { Admission } from './guard/admission.ts';
 import { Door } from './guard/door.ts';
 import { Health } from './guard/health.ts';
 import { Console } from './ops/console.ts';
+import { Controls } from './ops/controls.ts';
 import { OpsServer } from './ops/http.ts';
 import type { Logger } from './ops/log.ts';
 import { Memory } from './ops/memory.ts';
@@ -50,6 +51,8 @@ export interface AppOptions {
   clock?: Clock;
   /** How many times faster than the clock the time of ledgers runs; 1 but for rehearsals. */
   pace?: number;
+  /** Ends the process (SHUTDOWN); without it the proxy is only stopped. */
+  onShutdown?: () => void;
 }
 
 const TICK_MS = 200;
@@ -78,6 +81,7 @@ export class App {
   readonly #listener: Listener;
   readonly #shares: Shares;
   readonly #memory: Memory;
+  readonly #controls: Controls;
   readonly #console: Console;
   readonly #metrics: Metrics;
   readonly #ops: OpsServer;
@@ -87,7 +91,6 @@ export class App {
   #stopTicking: (() => void) | null = null;
   #isListening = false;
   #isDraining = false;
-  #isPaused = false;
   #reloadedAt: number;
   #isReloadOk = true;
 
@@ -130,9 +133,14 @@ export class App {
     );
     const switches = new Switchboard(admission, () => this.config, this.#clock, state, this.#shares);
     for (const problem of state.problems) this.log.error(problem);
+    this.#controls = new Controls({
+      pools: () => this.#allPools,
+      sessions: () => this.#listener.sessions,
+      stopListening: () => this.#listener.stopListening(),
+      shutDown: () => (options.onShutdown ?? (() => void this.stop()))(),
+    });
     this.#console = new Console(() => this.snapshot(), {
-      pause: (database) => this.#pause(database),
-      resume: (database) => this.#resume(database),
+      controls: this.#controls,
       reload: () => this.reload(),
       switches,
     });
@@ -221,6 +229,8 @@ export class App {
       clock: this.#clock,
       admission: this.#admission,
       poolOf: (database, user) => this.#poolOf(database, user),
+      isDisabled: (database) => this.#controls.isDisabled(database),
+      onSession: (session) => this.#controls.onSession(session),
       replicationOf: async (pool, mode) => ({
         target: { ...pool.target, parameters: [['replication', mode]] },
         secret: await this.#secretOf(this.#databaseOf(pool.database)!, pool.target.user),
@@ -245,7 +255,7 @@ export class App {
     if (pool === undefined) {
       pool = this.#makePool(database, user, config);
       this.#pools.set(key, pool);
-      if (this.#isPaused) pool.pause(() => {});
+      this.#controls.onPool(pool);
     }
     return pool;
   }
@@ -289,7 +299,7 @@ export class App {
       else if (breaker.tick(now)) {
         this.log.warn({ host: address, state: breaker.state, why: breaker.why }, 'breaker');
         if (breaker.state !== 'open') continue;
-        for (const pool of this.#poolsOf(null)) if (pool.hostAddress === address) pool.onBreaker();
+        for (const pool of this.#allPools) if (pool.hostAddress === address) pool.onBreaker();
       }
     }
   }
@@ -505,23 +515,8 @@ export class App {
   /** Pools of an earlier configuration that still have clients. */
   readonly #retired = new Set<ServerPool>();
 
-  // --- PAUSE and RESUME -----------------------------------------------------------------------------------------
-
-  #poolsOf(database: string | null): ServerPool[] {
-    return [...this.#pools.values(), ...this.#retired].filter(
-      (pool) => database === null || pool.database === database,
-    );
-  }
-
-  /** Waits until no server is in use, and lets nobody have one meanwhile. */
-  async #pause(database: string | null): Promise<void> {
-    if (database === null) this.#isPaused = true;
-    await Promise.all(this.#poolsOf(database).map((pool) => new Promise<void>((done) => pool.pause(done))));
-  }
-
-  #resume(database: string | null): void {
-    if (database === null) this.#isPaused = false;
-    for (const pool of this.#poolsOf(database)) pool.resume();
+  get #allPools(): ServerPool[] {
+    return [...this.#pools.values(), ...this.#retired];
   }
 
   // --- Seeing it ------------------------------------------------------------------------------------------------
@@ -538,7 +533,9 @@ export class App {
       startedAt: this.#startedAt,
       reloadedAt: this.#reloadedAt,
       isReloadOk: this.#isReloadOk,
-      isPaused: this.#isPaused,
+      isPaused: this.#controls.isPaused,
+      isSuspended: this.#controls.isSuspended,
+      isDisabled: (database) => this.#controls.isDisabled(database),
       isReady: this.#isListening && !this.#isDraining,
       clientsMax: this.config.listen.clientsMax,
       open: this.#listener.open,
@@ -547,7 +544,7 @@ export class App {
       counts: this.#listener.counts,
       cancels: this.#listener.keys.counts,
       sessions: this.#listener.sessions,
-      pools: [...this.#pools.values(), ...this.#retired],
+      pools: this.#allPools,
       hosts: [...this.#hosts],
       clusters: [...this.#clusters.values()],
       breakers: this.#breakers,
@@ -560,6 +557,15 @@ export class App {
       statements: [...this.#pools.values()].reduce((sum, pool) => sum + pool.statements.size, 0),
       users: this.#users,
     };
+  }
+
+  /** As PAUSE and RESUME. */
+  pause(): void {
+    void this.#controls.pause(null);
+  }
+
+  resume(): void {
+    this.#controls.resume(null);
   }
 
   /** Something was thrown where nothing should be: count it, say so, go on. */
@@ -592,7 +598,7 @@ export class App {
     this.#stopTicking?.();
     this.#listener.close();
     this.#console.close();
-    for (const pool of this.#poolsOf(null)) pool.close('the proxy is shutting down');
+    for (const pool of this.#allPools) pool.close('the proxy is shutting down');
     for (const cluster of this.#clusters.values()) cluster.close();
     for (const host of this.#hosts) host.connector.close();
     await this.#ops.close();

@@ -193,7 +193,7 @@ function orExit(loaded: Loaded) {
   process.exit(1);
 }
 
-/** Runs until a signal ends it: TERM drains, a second TERM or INT or QUIT ends at once, HUP reloads. */
+/** Runs until a signal ends it: TERM drains, a second TERM or INT or QUIT ends at once; HUP reloads, USR1 and USR2 are PAUSE and RESUME. */
 async function run(
   config: ReturnType<typeof orExit>,
   reload: () => Loaded,
@@ -209,7 +209,7 @@ async function run(
   let app: App;
   let listening: { port: number; opsPort: number };
   try {
-    app = new App({ config, reload, file, log, pace });
+    app = new App({ config, reload, file, log, pace, onShutdown: () => void end(() => app.stop()) });
     listening = await app.start();
   } catch (thrown) {
     console.error(`pgweir: ${explain(thrown)}`);
@@ -224,6 +224,8 @@ async function run(
   });
   for (const signal of ['SIGINT', 'SIGQUIT'] as const) process.on(signal, () => void end(() => app.stop()));
   process.on('SIGHUP', () => app.reload());
+  process.on('SIGUSR1', () => app.pause());
+  process.on('SIGUSR2', () => app.resume());
   process.on('uncaughtException', (thrown) => app.onBug('uncaught exception', thrown));
   process.on('unhandledRejection', (thrown) => app.onBug('unhandled rejection', thrown));
   return listening;

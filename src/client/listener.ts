@@ -38,6 +38,10 @@ export interface ListenerContext {
   admission: Admission;
   /** The pool for a database and user, or null when no key of `databases` fits. */
   poolOf(database: string, user: string): ServerPool | null;
+  /** New clients of this database are refused (DISABLE). */
+  isDisabled(database: string): boolean;
+  /** Somebody has logged in, and is about to be served. */
+  onSession(session: Session): void;
   /** What a replication connection needs. */
   replicationOf(
     pool: ServerPool,
@@ -184,6 +188,14 @@ export class Listener {
         context.clock,
       );
     if (context.openConsole(client)) return;
+    if (context.isDisabled(client.database)) {
+      const refusal = fatal(
+        SqlState.NotAccepting,
+        `database "${client.database}" is not currently accepting connections`,
+        { hint: 'an administrator has disabled it (DISABLE); ENABLE lets clients in again' },
+      );
+      return refuse(client.socket, refusal, context.clock);
+    }
     const pool = context.poolOf(client.database, client.user);
     if (pool === null) {
       this.counts.loginFailures++;
@@ -253,6 +265,7 @@ export class Listener {
     this.sessions.add(session);
     pool.clients++;
     pool.counts.logins++;
+    context.onSession(session);
     session.start(greeting(settings, key), client.rest);
   }
 
@@ -306,7 +319,7 @@ export class Listener {
   /** No new clients; those without a transaction are told to go. True when none is left. */
   drain(): boolean {
     this.#isDraining = true;
-    this.#stopListening();
+    this.stopListening();
     for (const session of this.sessions) session.drain();
     return this.sessions.size === 0;
   }
@@ -314,14 +327,14 @@ export class Listener {
   /** Ends everything. */
   close(): void {
     this.#isDraining = true;
-    this.#stopListening();
+    this.stopListening();
     this.#stopTicking?.();
     for (const session of this.sessions) session.end('terminating connection due to administrator command');
     for (const replication of this.#replications) replication.end();
     for (const socket of this.#loggingIn) socket.destroy();
   }
 
-  #stopListening(): void {
+  stopListening(): void {
     for (const server of this.#servers.splice(0)) server.close();
     if (this.#socketFile !== null && existsSync(this.#socketFile)) unlinkSync(this.#socketFile);
     this.#socketFile = null;

@@ -142,6 +142,8 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   /** A batch was refused: everything up to Sync is skipped. */
   #isSkipping = false;
   #isPaused = false;
+  /** An administrator wants nothing new to be read (SUSPEND). */
+  #isSuspended = false;
   /** Monotonic ms since when the server owes something, or 0. */
   #workingSince = 0;
   #leasedAt = 0;
@@ -327,7 +329,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     const isAhead =
       !this.#isReady() && this.#reader.pending + (this.#held?.end ?? 0) - (this.#held?.start ?? 0) > INPUT_MAX;
     const isStuck = this.state === 'active' && !this.server!.isWritable;
-    const mustPause = isAhead || isStuck || this.socket.writableLength > OUTPUT_MAX;
+    const mustPause = isAhead || isStuck || this.#isSuspended || this.socket.writableLength > OUTPUT_MAX;
     if (mustPause === this.#isPaused) return;
     this.#isPaused = mustPause;
     if (mustPause) this.socket.pause();
@@ -905,6 +907,23 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
       this.pool.countTimeout('cancel');
       server.close(`a statement beyond ${limitNames[limit]} did not react to its cancel request`);
     }
+  }
+
+  /** Nothing more is read from the client, until `unsuspend`. */
+  suspend(): void {
+    this.#isSuspended = true;
+    this.#guard('suspend', () => this.#readOrPause());
+  }
+
+  unsuspend(): void {
+    this.#isSuspended = false;
+    this.#guard('unsuspend', () => this.#pump());
+  }
+
+  /** All that it has sent was answered, and the answers have left. */
+  get isSettled(): boolean {
+    const isAnswered = this.state === 'idle' || (this.state === 'active' && this.server!.outstanding.size === 0);
+    return this.state === 'closed' || (isAnswered && this.isDelivered && this.socket.writableLength === 0);
   }
 
   /** Drain: a client without a transaction is told to go (57P01); one with a transaction may finish it. */

@@ -4,7 +4,7 @@
  * (client/listener hands it over); what it may do depends on auth.admins and auth.readers.
  *
  * Supported: SHOW VERSION | POOLS | CLIENTS | SERVERS | STATS | STATS_TOTALS | STATS_AVERAGES | DATABASES | LISTS |
- * CONFIG | HELP | CLASSES | SWITCHES | LEDGERS | HOSTS | BREAKERS (ours), SET SWITCH, PAUSE, RESUME, RELOAD.
+ * CONFIG | HELP | STATE | CLASSES | SWITCHES | LEDGERS | HOSTS | BREAKERS (ours), SET SWITCH, RELOAD, and what ops/controls does.
  */
 import { randomBytes } from 'node:crypto';
 import type { ClientIdentity } from '../client/login.ts';
@@ -17,6 +17,7 @@ import { ClientMessage } from '../protocol/messages.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import type { ServerPool } from '../server/pool.ts';
+import type { Controls, ShutdownMode } from './controls.ts';
 import { BREAKER_COLUMNS, breakerRows, HOST_COLUMNS, hostRows } from './hosts.ts';
 import { LEDGER_COLUMNS, ledgerRows } from './ledgers.ts';
 import type { Snapshot } from './snapshot.ts';
@@ -34,8 +35,7 @@ interface Table {
 type Answer = { tag: string; table?: Table; notice?: string };
 
 export interface ConsoleActions {
-  pause(database: string | null): Promise<void>;
-  resume(database: string | null): void;
+  controls: Controls;
   /** Gives problems; none means it worked. */
   reload(): string[];
   switches: Switchboard;
@@ -177,6 +177,14 @@ export class Console {
       case 'pause':
       case 'resume':
       case 'reload':
+      case 'reconnect':
+      case 'wait_close':
+      case 'disable':
+      case 'enable':
+      case 'kill':
+      case 'kill_client':
+      case 'suspend':
+      case 'shutdown':
         if (admin === null) return notAdmin();
         return this.#act(verb.toLowerCase(), name);
       default:
@@ -202,8 +210,24 @@ export class Console {
   }
 
   async #act(verb: string, name: string): Promise<Answer | Refusal> {
+    const { controls } = this.#actions;
+    const tag = verb.toUpperCase();
+    if (verb === 'shutdown') {
+      const mode = shutdownModes[name.toLowerCase()];
+      if (mode === undefined) return unknownCommand(`${verb} ${name}`);
+      controls.shutDown(mode);
+      return { tag };
+    }
+    if (verb === 'kill_client') {
+      const id = Number(name.replace(/^c/, ''));
+      return controls.killClient(id)
+        ? { tag }
+        : error(SqlState.InvalidParameterValue, `client not found: ${name}`, { hint: 'see the ids of SHOW CLIENTS' });
+    }
     const database = name === '' ? null : name;
-    const { config, isPaused } = this.#snapshot();
+    const { config, isPaused, isSuspended } = this.#snapshot();
+    if (database === null && (verb === 'disable' || verb === 'enable'))
+      return error(SqlState.SyntaxError, `a database is required`, { hint: `${tag} <db>` });
     if (database !== null && !(database in config.databases) && !('*' in config.databases)) {
       return error(SqlState.InvalidCatalogName, `no such database: ${database}`);
     }
@@ -215,11 +239,32 @@ export class Console {
             detail: problems.join('\n'),
           });
     }
-    if (verb === 'pause') {
-      if (isPaused && database === null) return error(SqlState.FeatureNotSupported, 'already suspended/paused');
-      await this.#actions.pause(database);
-    } else this.#actions.resume(database);
-    return { tag: verb.toUpperCase() };
+    if ((verb === 'pause' || verb === 'suspend') && (isPaused || isSuspended) && database === null)
+      return error(SqlState.FeatureNotSupported, 'already suspended/paused');
+    await this.#control(verb, database);
+    return { tag };
+  }
+
+  async #control(verb: string, database: string | null): Promise<void> {
+    const { controls } = this.#actions;
+    switch (verb) {
+      case 'pause':
+        return controls.pause(database);
+      case 'resume':
+        return controls.resume(database);
+      case 'reconnect':
+        return controls.reconnect(database);
+      case 'wait_close':
+        return controls.waitClose(database);
+      case 'disable':
+        return controls.disable(database!);
+      case 'enable':
+        return controls.enable(database!);
+      case 'kill':
+        return controls.kill(database);
+      default:
+        return controls.suspend();
+    }
   }
 
   #show(what: string): Answer | null {
@@ -262,6 +307,15 @@ export class Console {
         return table({ columns: switchColumns, rows: this.#actions.switches.rows().map(switchRow) });
       case 'ledgers':
         return table({ columns: columns(LEDGER_COLUMNS), rows: ledgerRows(snapshot) });
+      case 'state':
+        return table({
+          columns: columns('key, value'),
+          rows: [
+            ['active', snapshot.isPaused || snapshot.isSuspended ? 'no' : 'yes'],
+            ['paused', snapshot.isPaused ? 'yes' : 'no'],
+            ['suspended', snapshot.isSuspended ? 'yes' : 'no'],
+          ],
+        });
       case 'hosts':
         return table({ columns: columns(HOST_COLUMNS), rows: hostRows(snapshot) });
       case 'breakers':
@@ -279,11 +333,26 @@ export class Console {
 }
 
 const HELP = `Console usage
-\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES|CLASSES|SWITCHES|LEDGERS|HOSTS|BREAKERS
+\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|STATE|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES|CLASSES|SWITCHES|LEDGERS|HOSTS|BREAKERS
 \tSET SWITCH <name> = on|off|hold|<n>%|default [FOR <n>s|m|h] [BECAUSE '<text>']
 \tRELOAD
 \tPAUSE [<db>]
-\tRESUME [<db>]`;
+\tRESUME [<db>]
+\tRECONNECT [<db>]
+\tWAIT_CLOSE [<db>]
+\tDISABLE <db>
+\tENABLE <db>
+\tKILL [<db>]
+\tKILL_CLIENT <client_id>
+\tSUSPEND
+\tSHUTDOWN
+\tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS`;
+
+const shutdownModes: Readonly<Record<string, ShutdownMode>> = {
+  '': 'now',
+  wait_for_servers: 'servers',
+  wait_for_clients: 'clients',
+};
 
 function notAdmin(): Refusal {
   return error(SqlState.InsufficientPrivilege, 'admin access needed', { hint: 'see auth.admins' });
@@ -450,7 +519,7 @@ function serverRow(pool: ServerPool, server: ServerConnection, state: string, { 
   ];
 }
 
-function databaseRows({ config, pools, isPaused }: Snapshot): Value[][] {
+function databaseRows({ config, pools, isPaused, isDisabled }: Snapshot): Value[][] {
   return Object.entries(config.databases).map(([name, database]) => {
     const [host] = database.hosts;
     const own = pools.filter(
@@ -473,7 +542,7 @@ function databaseRows({ config, pools, isPaused }: Snapshot): Value[][] {
       0,
       own.reduce((sum, pool) => sum + pool.clients, 0),
       Number(isPaused || own.some((pool) => pool.isPaused)),
-      0,
+      Number(isDisabled(name)),
     ];
   });
 }

@@ -21,6 +21,8 @@ export interface Snapshot {
   reloadedAt: number;
   isReloadOk: boolean;
   isPaused: boolean;
+  isSuspended: boolean;
+  isDisabled: (database: string) => boolean;
   isReady: boolean;
   clientsMax: number;
   /** Sockets open, logging in, and with a replication connection. */

@@ -19,6 +19,8 @@ export const SqlState = {
   AdminShutdown: '57P01',
   /** 57P03: FATAL at startup, no server of this pool has ever answered. */
   CannotConnectNow: '57P03',
+  /** 55000: FATAL at startup, the database is disabled (as Postgres, when it has no datallowconn). */
+  NotAccepting: '55000',
   /** 57P05: FATAL, `pool.clientIdleMax`. */
   IdleSessionTimeout: '57P05',
   /** 25P03: FATAL, `pool.idleInTransactionMax`. */

@@ -693,6 +693,11 @@ export class ServerPool implements Tenant, ClusterTenant {
     this.#dispatch();
   }
 
+  /** Ends all servers at once. */
+  closeServers(reason: string): void {
+    for (const chain of [this.idle, this.active, this.cleaning]) for (const server of chain) server.close(reason);
+  }
+
   /** Every server is closed when it becomes free; idle ones now. */
   reconnect(): void {
     for (const chain of [this.active, this.cleaning]) for (const server of chain) server.isDoomed = true;
@@ -728,7 +733,7 @@ export class ServerPool implements Tenant, ClusterTenant {
     this.#cancelRetry?.();
     this.#host.part(this);
     this.#cluster.part(this);
-    for (const chain of [this.idle, this.active, this.cleaning]) for (const server of chain) server.close(reason);
+    this.closeServers(reason);
     const refusal = fatal(SqlState.AdminShutdown, `terminating connection: ${reason}`);
     for (const waiter of this.waiters) {
       this.#unqueue(waiter);
