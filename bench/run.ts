@@ -4,6 +4,7 @@
  *     npm run bench -- [--quick] [--check] [--only REGEXP] [--rounds N] [--seconds N] [--pgbouncer PATH] [--out FOLDER]
  *
  *     npm run bench -- overload [--seconds N] [--loads 0.5,1,2,4,10] [--spike] [--only REGEXP]     (bench/overload)
+ *     npm run bench -- failover [--only REGEXP] [--down S] [--soak S] [--seed N]     (bench/failover)
  *     npm run bench -- incident-b [--compress N] [--hours N] [--variants …] [--fall cliff|taper] [--only REGEXP]   (bench/incident-b)
  *
  * The one idea: only ratios mean anything on a small, noisy machine. Contenders take turns (A B C A B C …), ratios are
@@ -17,6 +18,7 @@ import { parseArgs } from 'node:util';
 import pg from 'pg';
 import { startEmbeddedPostgres } from '../src/embedded.ts';
 import { type Contender, direct, findPgbouncer, PASSWORD, pgbouncer, pgbouncerVersion, pgweir } from './contenders.ts';
+import { failover } from './failover.ts';
 import { incidentB } from './incident-b.ts';
 import { overload } from './overload.ts';
 import { type Baseline, chart, check, type Result, summarize, table } from './report.ts';
@@ -37,6 +39,9 @@ const { values: options, positionals } = parseArgs({
     hours: { type: 'string', default: '6' },
     variants: { type: 'string', default: 'base,lag,dead,cost,bypass,day' },
     fall: { type: 'string', default: 'cliff' },
+    down: { type: 'string', default: '300' },
+    soak: { type: 'string', default: '600' },
+    seed: { type: 'string', default: '1' },
     out: { type: 'string', default: 'bench/results' },
   },
 });
@@ -47,6 +52,17 @@ if (positionals[0] === 'incident-b') {
     variants: options.variants.split(','),
     only: new RegExp(options.only ?? ''),
     fall: options.fall === 'taper' ? 'taper' : 'cliff',
+    out: options.out,
+    pgbouncer: options.pgbouncer ?? null,
+  });
+  process.exit(0);
+}
+if (positionals[0] === 'failover') {
+  await failover({
+    only: new RegExp(options.only ?? ''),
+    down: Number(options.down),
+    soak: Number(options.soak),
+    seed: Number(options.seed),
     out: options.out,
     pgbouncer: options.pgbouncer ?? null,
   });

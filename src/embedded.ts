@@ -45,6 +45,8 @@ export interface EmbeddedOptions {
   settings?: Record<string, string>;
   /** Directory with `initdb` and `postgres` of another version; default: the embedded ones. */
   binDir?: string | null;
+  /** Name of the network namespace that it runs in (as root); null: this one. */
+  namespace?: string | null;
   /** Lines for pg_hba.conf in place of trust for everybody. */
   hba?: string | null;
   /** Files to write into a new data directory, readable by the database only. */
@@ -133,9 +135,9 @@ export async function startEmbeddedPostgres(options: EmbeddedOptions): Promise<E
   const dataDir = options.dataDir ?? mkdtempSync(join(tmpdir(), 'pgweir-data-'));
   mkdirSync(dataDir, { recursive: true });
   if (owner !== null) chownSync(dataDir, owner.uid, owner.gid);
-  const run = (program: string, args: string[]): ChildProcess =>
-    spawn(join(binDir, program), args, {
-      ...owner,
+  const run = (program: string, args: string[], namespace: string | null = null): ChildProcess =>
+    spawn(...commandOf(namespace, owner, join(binDir, program), args), {
+      ...(namespace === null && owner),
       cwd: '/',
       // A group of its own: Ctrl-C is for us, and we stop it.
       detached: true,
@@ -158,7 +160,7 @@ export async function startEmbeddedPostgres(options: EmbeddedOptions): Promise<E
     ...options.settings,
   };
   const flags = Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]);
-  const child = run('postgres', ['-D', dataDir, '-p', String(port), ...flags]);
+  const child = run('postgres', ['-D', dataDir, '-p', String(port), ...flags], options.namespace ?? null);
   await untilReady(child);
   // The database alone does not keep this process alive.
   child.unref();
@@ -180,6 +182,18 @@ export async function startEmbeddedPostgres(options: EmbeddedOptions): Promise<E
       if (isTemporary) rmSync(dataDir, { recursive: true, force: true });
     },
   };
+}
+
+/** Only root may enter a namespace; Postgres is to be started by somebody else in it. */
+function commandOf(
+  namespace: string | null,
+  owner: ReturnType<typeof unprivileged>,
+  program: string,
+  args: string[],
+): [string, string[]] {
+  if (namespace === null || owner === null) return [program, args];
+  const become = ['setpriv', `--reuid=${owner.uid}`, `--regid=${owner.gid}`, '--clear-groups'];
+  return ['ip', ['netns', 'exec', namespace, ...become, program, ...args]];
 }
 
 function succeed(child: ChildProcess): Promise<void> {

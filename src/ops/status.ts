@@ -34,6 +34,7 @@ interface PoolStatus {
   waiting: number;
   active: number;
   idle: number;
+  connecting: number;
   pinned: number;
   /** Why the last connection attempt failed; '' when it did not. */
   failure: string;
@@ -108,6 +109,7 @@ export function statusOf(snapshot: Snapshot, switches: Switchboard, wall: number
       waiting: pool.waiters.size,
       active: pool.active.size,
       idle: pool.idle.size,
+      connecting: pool.connecting,
       pinned: pool.pinned,
       failure: pool.lastFailure,
     })),

@@ -5,17 +5,16 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type pg from 'pg';
 import t, { type Test } from 'tap';
 import { open, send, sqlstates, types } from '../fixtures/raw.ts';
 import { type Member, type Replicas, startReplicas } from '../fixtures/replicas.ts';
-import { connect, type Proxy as Pgweir, startProxy, until } from '../fixtures/stack.ts';
+import { type Proxy as Pgweir, startProxy, until } from '../fixtures/stack.ts';
+import { LOG_ROWS, LOG_TABLE, Writers } from '../fixtures/writers.ts';
 
 type Json = { [key: string]: unknown };
-const SQL = 'CREATE TABLE log (id bigint, client int)';
 
 async function startAll(t: Test, database: Json = {}, top: Json = {}) {
-  const replicas = await startReplicas(['a', 'b', 'c'], { sql: SQL });
+  const replicas = await startReplicas(['a', 'b', 'c'], { sql: LOG_TABLE });
   t.after(() => replicas.stop());
   const proxy = await startBefore(t, replicas, database, top);
   return { replicas, proxy, members: replicas.members as [Member, Member, Member] };
@@ -40,57 +39,13 @@ const primaryIs = (proxy: Pgweir, { port }: Member) =>
     `${port} to be the primary`,
   );
 
-/** Clients that write numbered rows, one at a time each, and know what was acknowledged. They do not try again. */
-function write(port: number, count: number) {
-  const acknowledged: number[] = [];
-  const errors: { code: string; message: string }[] = [];
-  let next = 0;
-  let isOver = false;
-  let lastAt = 0;
-  const worker = async (index: number) => {
-    let client: pg.Client | null = null;
-    while (!isOver) {
-      const id = ++next;
-      try {
-        client ??= await connect(port);
-        await client.query('INSERT INTO log VALUES ($1, $2)', [id, index]);
-        acknowledged.push(id);
-        lastAt = performance.now();
-      } catch (thrown) {
-        errors.push(thrown as { code: string; message: string });
-        client?.end().catch(() => {});
-        client = null;
-      }
-    }
-    await client?.end();
-  };
-  const workers = Array.from({ length: count }, (_, index) => worker(index));
-  return {
-    acknowledged,
-    errors,
-    get lastAt() {
-      return lastAt;
-    },
-    async stop() {
-      isOver = true;
-      await Promise.all(workers);
-    },
-  };
-}
-
 /** Everything that was acknowledged is there, and nothing twice. */
-async function checkRows(t: Test, member: Member, acknowledged: readonly number[]): Promise<void> {
-  const { rows } = await member.query('SELECT id, count(*) FROM log GROUP BY id');
-  const there = new Set(rows.map(({ id }) => Number(id)));
+async function checkRows(t: Test, member: Member, writers: Writers): Promise<void> {
+  const { missing, twice } = writers.check((await member.query(LOG_ROWS)).rows);
   t.same(
-    acknowledged.filter((id) => !there.has(id)),
-    [],
-    `none of ${acknowledged.length} acknowledged rows is missing`,
-  );
-  t.same(
-    rows.filter(({ count }) => count !== '1'),
-    [],
-    'none is there twice',
+    [missing, twice],
+    [[], []],
+    `none of ${writers.acknowledged.length} acknowledged rows is missing, none is there twice`,
   );
 }
 
@@ -99,7 +54,7 @@ t.test('the primary is killed and a standby promoted: only what was in flight no
   const [a, b, c] = members;
   const CLIENTS = 20;
   await primaryIs(proxy, a);
-  const writers = write(proxy.port, CLIENTS);
+  const writers = new Writers(proxy.port, CLIENTS);
   await until(() => writers.acknowledged.length > 500, 'rows');
   await a.kill();
   await until(() => clusterOf(proxy).hold.state === 'holding', 'the hold');
@@ -118,7 +73,7 @@ t.test('the primary is killed and a standby promoted: only what was in flight no
     writers.errors.filter(({ code }) => code !== '57P01').map(({ code, message }) => [code, message]),
     [],
   );
-  await checkRows(t, b, writers.acknowledged);
+  await checkRows(t, b, writers);
   await until(() => rolesOf(proxy).join() === 'unreachable,primary,standby', 'all roles');
   t.equal(proxy.bugs(), 0);
 });
@@ -149,7 +104,7 @@ t.test('two primaries at a time: all that is written goes to the newer timeline'
   const { replicas, proxy, members } = await startAll(t);
   const [a, b] = members;
   await primaryIs(proxy, a);
-  const writers = write(proxy.port, 8);
+  const writers = new Writers(proxy.port, 8);
   await until(() => writers.acknowledged.length > 100, 'rows');
   await replicas.promote(b); // The old one lives on.
   await primaryIs(proxy, b);
@@ -165,7 +120,7 @@ t.test('a planned switchover with PAUSE: no error at all', async (t) => {
   const { replicas, proxy, members } = await startAll(t);
   const [a, b, c] = members;
   await primaryIs(proxy, a);
-  const writers = write(proxy.port, 20);
+  const writers = new Writers(proxy.port, 20);
   await until(() => writers.acknowledged.length > 300, 'rows');
   const console = await open(t, proxy.port, { database: 'pgweir' });
   await console.ask(send.query('PAUSE'));
@@ -183,7 +138,7 @@ t.test('a planned switchover with PAUSE: no error at all', async (t) => {
   await until(() => writers.acknowledged.length > count + 300, 'rows');
   await writers.stop();
   t.same(writers.errors, []);
-  await checkRows(t, b, writers.acknowledged);
+  await checkRows(t, b, writers);
 });
 
 t.test('beyond the hold requests are refused, slowly; when the primary is back all is well', async (t) => {
@@ -207,7 +162,7 @@ t.test('beyond the hold requests are refused, slowly; when the primary is back a
 });
 
 t.test('of several hosts none is used before it is known which is the primary', async (t) => {
-  const replicas = await startReplicas(['a', 'b'], { sql: SQL, isSynchronous: false });
+  const replicas = await startReplicas(['a', 'b'], { sql: LOG_TABLE, isSynchronous: false });
   t.after(() => replicas.stop());
   const [a, b] = replicas.members as [Member, Member];
   const proxy = await startProxy(0, {
