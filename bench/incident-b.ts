@@ -242,12 +242,16 @@ class Stage {
     const normal = ((LOOKS_NORMAL - LIVE) * VCPUS) / job;
     let perSecond = normal;
     let nextAt = performance.now();
+    let refusedBefore = 0;
     const steer = setInterval(() => {
       // What statements cost is not known to the percent: the machine is at 70 %, if nothing else holds it back.
       const recent = meter.log.slice(-50);
       const used = recent.reduce((sum, point) => sum + point.used, 0) / Math.max(1, recent.length);
-      perSecond += (0.1 * (LOOKS_NORMAL * VCPUS - used)) / job;
-      perSecond = Math.min(1.5 * normal, Math.max(0.5 * normal, perSecond));
+      const isHeldBack = this.#refused > refusedBefore;
+      refusedBefore = this.#refused;
+      if (isHeldBack) perSecond = Math.min(perSecond, normal);
+      else perSecond += (0.1 * (LOOKS_NORMAL * VCPUS - used)) / job;
+      perSecond = Math.min(1.15 * normal, Math.max(0.5 * normal, perSecond));
       if (this.#isOver) clearInterval(steer);
     }, 1000);
     meter.jobs = left;

@@ -26,6 +26,7 @@ import { CANCEL_MS, type ServerConnection } from '../server/connection.ts';
 import type { Line, Rider } from '../server/line.ts';
 import type { ServerPool, Waiter } from '../server/pool.ts';
 import type { Settings } from '../server/settings.ts';
+import type { Listening } from '../sql/channel.ts';
 import type { PinReason } from '../sql/effects.ts';
 import type { Judge, Verdict } from '../sql/verdict.ts';
 import type { Chain } from '../util/chain.ts';
@@ -40,6 +41,7 @@ import { linger } from './linger.ts';
 import { endOf, overdue } from './overdue.ts';
 import type { Read } from './read.ts';
 import { clientWants, type RequestHost, Requests } from './request.ts';
+import { Subscriber, type SubscriberClient } from './subscriber.ts';
 import { isBegin, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
 
 export type SessionState =
@@ -49,6 +51,8 @@ export type SessionState =
   | 'queued'
   /** In the tarpit: its welcome, or the refusal of the message in `#held`, is kept for a moment. */
   | 'delayed'
+  /** LISTEN is kept in `#held` until the connection that listens for all does. */
+  | 'subscribing'
   /** In the pool's queue; the first message is kept in `#held`. */
   | 'waiting'
   /** The server is being given this client's settings. */
@@ -97,7 +101,7 @@ const SILENT_CANCEL_MS = 1_000;
 const limitNames = { query: 'pool.queryMax', deadline: 'its statement_timeout' };
 const frame = emptyFrame();
 
-export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, Cancelable {
+export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, Cancelable, SubscriberClient {
   chain: Chain<Waiter> | null = null;
   before: Waiter | null = null;
   behind: Waiter | null = null;
@@ -159,6 +163,10 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   readonly #wantedClass: string;
   /** Lets it out of the tarpit without a word. */
   #leaveTarpit: (() => void) | null = null;
+  /** What it listens to by the connection that listens for all; null: it never has. */
+  #subscriber: Subscriber | null = null;
+  /** The LISTEN that is held is for a server of its own: the other connection could not. */
+  #mustListenItself = false;
   /** Cancelled before its request reached a server. */
   #isCancelWanted = false;
 
@@ -298,6 +306,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
       }
       this.#handle(frame);
     }
+    if (this.#subscriber?.hasNews) this.#tellNews();
     // Clients work on while we read the rest of this turn; servers get what all of it has for them.
     this.#outbox.flush();
     this.#readOrPause();
@@ -491,9 +500,9 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   /** Begins or ends a transaction without a server, or refuses what comes in one that has failed without one. */
   #answerBlock(message: Frame): boolean {
     if (this.settings.isOpaque) return false;
-    const control = this.#requests.alone.verdictOf(message)?.control ?? null;
-    const move = moveOf(this.#block, control, message.type);
-    if (move === null) return false;
+    const verdict = this.#requests.alone.verdictOf(message);
+    const move = moveOf(this.#block, verdict?.control ?? null, message.type);
+    if (move === null) return verdict?.listening != null && this.#answerListening(message, verdict.listening);
     if (move === 'refused') {
       this.#held = { ...message };
       this.#refuse(blockFailed());
@@ -506,6 +515,66 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     this.changedAt = this.#house.clock.now();
     this.#beganAt = this.changedAt;
     return true;
+  }
+
+  /** LISTEN and UNLISTEN need no server of the client's own: one connection listens for all clients of the pool. */
+  #answerListening(message: Frame, listening: Listening): boolean {
+    const { alone } = this.#requests;
+    const { channels } = this.pool;
+    if (this.#block !== 'none' || this.#mustListenItself || !alone.isSingle(message, this.#reader)) return false;
+    // What it hears is in the encoding of the connection that listens.
+    const encoding = channels.encoding ?? this.pool.baseline?.reported.get('client_encoding');
+    if (this.settings.reported.get('client_encoding') !== encoding) return false;
+    if (listening.kind === 'unlisten') this.#subscriber?.unlisten(listening.channel);
+    else if (!alone.isNaming(message, this.#reader)) {
+      this.#subscriber ??= new Subscriber(channels, this);
+      if (!this.#subscriber.listen(listening.channel)) {
+        this.#held = { ...message };
+        this.waitingSince = this.#house.clock.now();
+        this.become('subscribing');
+        return true;
+      }
+    }
+    const tag = listening.kind.toUpperCase();
+    return (
+      this.#requests.answerControl(message, this.#reader, tag, { before: Status.Idle, after: Status.Idle }) !== 'no'
+    );
+  }
+
+  /** The held LISTEN has taken effect; or it has not, and a server is to say why. */
+  onSubscribed(isListening: boolean): void {
+    this.#guard('subscribed', () => {
+      if (this.state !== 'subscribing') return;
+      this.become('idle');
+      this.#mustListenItself = !isListening;
+      this.#pump();
+    });
+  }
+
+  onNotified(): void {
+    this.#guard('notified', () => {
+      this.#tellNews();
+      this.#outbox.flush();
+      if (this.socket.writableLength > RIDER_OUTPUT_MAX) this.onTooMuch();
+    });
+  }
+
+  onTooMuch(): void {
+    this.#end(
+      fatal(SqlState.ConfigurationLimit, 'too many notifications were kept for this client', {
+        hint: 'read them, and end transactions, sooner',
+      }),
+    );
+  }
+
+  /** Between transactions, and never within a reply. */
+  #tellNews(): void {
+    const { server } = this;
+    const isBetween =
+      server === null
+        ? this.state === 'idle' && this.#block === 'none'
+        : this.state === 'active' && server.outstanding.isFree && !this.#reader.isInside;
+    if (isBetween) for (const bytes of this.#subscriber!.take()) this.deliver(bytes);
   }
 
   /** A short read rides on a server with others, if there is one that suits. */
@@ -591,6 +660,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     this.#held = null;
     this.#leaveTarpit = null;
     this.#isCancelWanted = false;
+    this.#mustListenItself = false;
     if (refusal.severity === 'FATAL' || held === null) return this.#end(refusal);
     this.become('idle');
     this.#turn?.end(this.#house.clock.now());
@@ -607,6 +677,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   /** True: the server suits this client as it is. */
   #take(server: ServerConnection): boolean {
     this.#leasedAt = this.#house.clock.now();
+    this.#mustListenItself = false;
     this.#deliveredBefore = this.delivered;
     this.#requests.start();
     return this.#lease.take(server);
@@ -757,6 +828,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     if (tag !== 'DISCARD ALL' && tag !== 'DEALLOCATE ALL') return;
     this.#requests.forgetNames();
     if (tag === 'DEALLOCATE ALL') return;
+    this.#subscriber?.unlisten(null);
     this.#lease.discardAll();
   }
 
@@ -843,6 +915,8 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   }
 
   onRan(verdict: Verdict, isOk: boolean): void {
+    // It has asked its own server: that is where it hears from then on, or does not.
+    if (isOk && verdict.listening !== null) this.#subscriber?.unlisten(verdict.listening.channel);
     this.#lease.ran(verdict, isOk);
   }
 
@@ -855,7 +929,9 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
         case 'queued':
         case 'waiting':
         case 'delayed':
+        case 'subscribing':
           this.#leaveTarpit?.();
+          this.#subscriber?.giveUp();
           this.pool.leave(this);
           this.#refuse(canceled());
           this.#pump();
@@ -877,6 +953,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   /** Ends what has taken too long. Called by client/listener every fraction of a second. */
   tick(now: number): void {
     const { server } = this;
+    if (this.state === 'subscribing') return this.#waitForChannel(now);
     if (server === null && this.state !== 'idle') return; // A rider is its line's affair, a waiter the pool's.
     const found = overdue(
       this.pool.config,
@@ -896,6 +973,21 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     if (end === null) return this.#stopQuery(server!, found as 'query' | 'deadline', now);
     this.pool.countTimeout(found);
     this.#end(end);
+  }
+
+  #waitForChannel(now: number): void {
+    const { config, isUnreachable } = this.pool;
+    const waited = now - this.waitingSince;
+    const isLate = this.deadline > 0 && waited > this.deadline;
+    if (!isUnreachable && !isLate && (waited < config.waitMax || this.pool.isHeld)) return;
+    this.#subscriber!.giveUp();
+    this.#refuse(
+      this.pool.refuse(
+        isUnreachable ? 'hold' : isLate ? 'deadline' : 'wait',
+        `the connection that listens is not there${this.pool.lastFailure === '' ? '' : `: ${this.pool.lastFailure}`}`,
+      ),
+    );
+    this.#pump();
   }
 
   #stopQuery(server: ServerConnection, limit: 'query' | 'deadline', now: number): void {
@@ -929,7 +1021,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   /** Drain: a client without a transaction is told to go (57P01); one with a transaction may finish it. */
   drain(): boolean {
     if (this.state !== 'idle' && this.isInTransaction) return false;
-    if (['queued', 'waiting', 'syncing', 'settling', 'sharing'].includes(this.state)) return false;
+    if (['queued', 'waiting', 'subscribing', 'syncing', 'settling', 'sharing'].includes(this.state)) return false;
     this.end('terminating connection due to administrator command');
     return true;
   }
@@ -972,6 +1064,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     this.#lease.end();
     this.#held = null;
     this.#requests.close();
+    this.#subscriber?.close();
     if (server !== null) {
       if (isSpent) {
         server.holder = null;

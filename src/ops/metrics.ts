@@ -23,6 +23,7 @@ const shownStates: Record<string, string> = {
   settling: 'active',
   sharing: 'active',
   queued: 'waiting',
+  subscribing: 'waiting',
 };
 
 type Labels = Record<string, string>;
@@ -315,6 +316,20 @@ export const metrics: readonly Metric[] = [
     type: 'counter',
     labels: poolLabels,
     read: perPool((pool) => pool.counts.connectFailures),
+  },
+  {
+    name: 'pgweir_listeners',
+    help: 'Clients that listen by the connection which listens for all of a pool, each once for each of its channels.',
+    type: 'gauge',
+    labels: poolLabels,
+    read: perPool(({ channels }) => channels.size),
+  },
+  {
+    name: 'pgweir_notifications_total',
+    help: 'Notifications: received on that connection, delivered to clients; lost: times that the connection was.',
+    type: 'counter',
+    labels: [...poolLabels, 'what'],
+    read: perPoolAnd('what', ['received', 'delivered', 'lost'] as const, ({ channels }, what) => channels.counts[what]),
   },
   {
     name: 'pgweir_shared_requests_total',

@@ -20,13 +20,14 @@ import { Chain, type Link } from '../util/chain.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
 import { Histogram } from '../util/histogram.ts';
+import { Channels } from './channels.ts';
 import { Cleanup } from './cleanup.ts';
 import type { Cluster, ClusterTenant } from './cluster.ts';
 import { ServerConnection, type TrafficCounts } from './connection.ts';
 import { isOfHost } from './connector.ts';
 import type { Host, Tenant } from './hosts.ts';
 import { Line, type Wish } from './line.ts';
-import { openServer, type Secret, ServerLoginError, type ServerTarget } from './login.ts';
+import { type LoggedIn, openServer, type Secret, ServerLoginError, type ServerTarget } from './login.ts';
 import { ReadBook } from './reads.ts';
 import { type Settings, SettingsBook } from './settings.ts';
 import { type Statement, StatementBook } from './statements.ts';
@@ -194,6 +195,8 @@ export class ServerPool implements Tenant, ClusterTenant {
   readonly lines = new Set<Line>();
   readonly reads = new ReadBook();
   readonly waits = new Histogram();
+  /** LISTEN for all its clients, on one more connection. */
+  readonly channels = new Channels({ open: () => this.#openForChannels() });
   readonly counts: PoolCounts = {
     transactions: 0,
     queries: 0,
@@ -315,6 +318,11 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** No primary can be reached, for longer than requests are held. */
   get isUnreachable(): boolean {
     return this.#cluster.hold.state === 'refusing';
+  }
+
+  /** No primary can be reached, and requests wait for one. */
+  get isHeld(): boolean {
+    return this.isPaused || this.#cluster.hold.state === 'holding';
   }
 
   /** Why the last connection attempt failed; '' when it did not. */
@@ -574,12 +582,14 @@ export class ServerPool implements Tenant, ClusterTenant {
       const limit = line.tick(now, this.config.queryMax);
       if (limit !== null) this.countTimeout(limit);
     }
+    this.channels.tick(now);
     for (const chain of [this.active, this.cleaning]) {
       for (const server of chain) {
         server.tick(now);
         this.#host.silence.watch(server, now, this.#look);
       }
     }
+    if (this.channels.server !== null) this.#host.silence.watch(this.channels.server, now, this.#look);
     this.#grow();
   }
 
@@ -695,11 +705,13 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   /** Ends all servers at once. */
   closeServers(reason: string): void {
+    this.channels.reconnect(reason);
     for (const chain of [this.idle, this.active, this.cleaning]) for (const server of chain) server.close(reason);
   }
 
   /** Every server is closed when it becomes free; idle ones now. */
   reconnect(): void {
+    this.channels.reconnect('closed to connect anew');
     for (const chain of [this.active, this.cleaning]) for (const server of chain) server.isDoomed = true;
     for (const server of this.idle) {
       this.idle.remove(server);
@@ -730,6 +742,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** Closes everything. */
   close(reason: string): void {
     this.#isClosed = true;
+    this.channels.close(reason);
     this.#cancelRetry?.();
     this.#host.part(this);
     this.#cluster.part(this);
@@ -821,22 +834,41 @@ export class ServerPool implements Tenant, ClusterTenant {
         host.release();
         return this.#grow();
       }
-      const server = new ServerConnection(loggedIn, {
-        id: nextServerId++,
-        target,
-        now: this.#clock.now(),
-        lifetimeMs: this.config.lifetimeMax * (1 - Math.random() * LIFETIME_JITTER),
-        preparedMax: this.config.preparedMax,
-        book: this.book,
-        counts: this.counts,
-        onClose: (closed, reason) => this.#onClosed(closed, host, reason),
-      });
-      this.#onConnected(server);
+      this.#onConnected(this.#make(loggedIn, target, (closed, reason) => this.#onClosed(closed, host, reason)));
     } catch (thrown) {
       this.connecting--;
       host.release();
       this.#onConnectFailed(thrown instanceof ServerLoginError ? thrown : new ServerLoginError(messageOf(thrown)));
     }
+  }
+
+  #make(loggedIn: LoggedIn, target: ServerTarget, onClose: (closed: ServerConnection, reason: string) => void) {
+    return new ServerConnection(loggedIn, {
+      id: nextServerId++,
+      target,
+      now: this.#clock.now(),
+      lifetimeMs: this.config.lifetimeMax * (1 - Math.random() * LIFETIME_JITTER),
+      preparedMax: this.config.preparedMax,
+      book: this.book,
+      counts: this.counts,
+      onClose,
+    });
+  }
+
+  /** It is not one of those that are leased, but counts for its host. */
+  async #openForChannels(): Promise<ServerConnection | null> {
+    const host = this.#host;
+    const target = this.#target;
+    if (this.#isClosed || this.isPaused || this.#cluster.hold.isClosed || !host.take(this)) return null;
+    try {
+      const loggedIn = await this.#open(target, host);
+      if (target === this.#target && !this.#isClosed) return this.#make(loggedIn, target, () => host.release());
+      loggedIn.socket.on('error', () => {}).end(terminate);
+    } catch (thrown) {
+      this.#onEvent('the connection that listens cannot be opened', { reason: messageOf(thrown) });
+    }
+    host.release();
+    return null;
   }
 
   async #open(target: ServerTarget, host: Host) {

@@ -96,7 +96,7 @@ t.test('the HTTP port tells health and metrics, the latter to who has the token'
   const proxy = await startProxy(postgres.port, { top: { ops: { port: 0, tokenFile: token.path } } });
   t.teardown(() => proxy.stop());
   const client = await connect(proxy.port);
-  await client.query(`LISTEN x`);
+  await client.query('SELECT pg_advisory_lock(1)');
   const get = (path: string, headers = {}) => fetch(`http://127.0.0.1:${proxy.opsPort}${path}`, { headers });
   t.equal((await get('/livez')).status, 200);
   t.match(await (await get('/readyz?verbose')).text(), /\[\+\]config\n\[\+\]listener[\s\S]*ok/);
@@ -104,7 +104,7 @@ t.test('the HTTP port tells health and metrics, the latter to who has the token'
   t.equal((await get('/nothing')).status, 404);
   const text = await (await get('/metrics', { authorization: 'Bearer secret' })).text();
   t.match(text, /^pgweir_servers\{database="postgres",user="postgres",state="active"\} 1$/m);
-  t.match(text, /^pgweir_pins_total\{database="postgres",user="postgres",reason="listen"\} 1$/m);
+  t.match(text, /^pgweir_pins_total\{database="postgres",user="postgres",reason="lock"\} 1$/m);
   t.match(text, /^pgweir_wait_seconds_bucket\{database="postgres",user="postgres",le="\+Inf"\} \d+$/m);
   t.match(text, /^pgweir_event_loop_lag_seconds\{quantile="0.99"\} [\d.e-]+$/m);
   t.match(text, /^# TYPE pgweir_queries_total counter$/m);

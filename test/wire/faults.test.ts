@@ -260,7 +260,7 @@ t.test('idle servers that are terminated are replaced unnoticed', async (t) => {
 t.test('a pinned client is told when its server is gone, idle or not', async (t) => {
   const proxy = await startPool(t);
   const a = await open(t, proxy.port);
-  await a.rows('LISTEN ch');
+  await a.rows('SELECT pg_advisory_lock(1)');
   await watcher.rows(`SELECT pg_terminate_backend(${await pidOf(a)})`);
   t.equal(fatalOf(await a.closed()), '57P01');
   await until(() => proxy.app.snapshot().pools[0]!.pinned === 0, 'the pin to be gone');
@@ -538,7 +538,7 @@ t.test('transactionMax ends the client with 25P04', async (t) => {
 });
 
 for (const [title, pool, first] of [
-  ['a pinned client', {}, 'LISTEN ch'],
+  ['a pinned client', {}, 'SELECT pg_advisory_lock(1)'],
   ['a client in mode session', { mode: 'session' }, 'SELECT 1'],
 ] as const) {
   t.test(`transactionMax counts from the beginning of the transaction for ${title}`, async (t) => {

@@ -129,7 +129,7 @@ not a number,x
     SELECT repeat('z', 3000000);
   `,
   'LISTEN and NOTIFY': `
-    LISTEN news;
+    SELECT 0 \\; LISTEN news;
     NOTIFY news, 'first';
     BEGIN;
     SELECT pg_notify('news', 'second');

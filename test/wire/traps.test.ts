@@ -900,7 +900,7 @@ t.test('trap 29: what belongs to a session stays with its client, and ends with 
     ['DECLARE kept CURSOR WITH HOLD FOR SELECT 1', 'SELECT count(*) FROM pg_cursors', '1', '0'],
     ['SET ROLE reader', 'SELECT current_user', 'reader', 'postgres'],
     ['PREPARE mine AS SELECT 1', 'EXECUTE mine', '1', '26000'],
-    ['LISTEN mine', 'SELECT count(*) FROM pg_listening_channels()', '1', '0'],
+    ['SELECT 1; LISTEN mine', 'SELECT count(*) FROM pg_listening_channels()', '1', '0'],
     [`SET app.tenant = 'one'`, `SELECT coalesce(current_setting('app.tenant', true), '')`, 'one', ''],
     [`LOAD 'plpgsql'`, 'SELECT 1', '1', '1'],
   ] as const) {

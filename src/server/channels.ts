@@ -1,0 +1,200 @@
+/**
+ * LISTEN for all clients of a pool on one connection: who listens to what, and the connection that hears it. Owned by server/pool,
+ * asked by client/subscriber.
+ *
+ *     subscribe ──▶ LISTEN on the connection ──▶ confirmed ──▶ every NotificationResponse of the channel to its listeners
+ *
+ * The one idea: a client that listens would keep a server for itself and use it for nothing; one connection can listen for all. It is
+ * opened when somebody listens, and closed when nobody has for a while.
+ *
+ * When the connection is lost it is opened again, where the primary is by then, and listens to the same channels; what was said
+ * meanwhile nobody has heard, and listeners are told so with a notice.
+ */
+import * as encode from '../protocol/encode.ts';
+import { emptyFrame, FrameReader } from '../protocol/frame.ts';
+import { ServerMessage, stringEnd } from '../protocol/messages.ts';
+import type { Owner, ServerConnection } from './connection.ts';
+
+export interface Listener {
+  /** Its channel is listened to, or will not be: then a server of its own must say why. */
+  onSubscribed(channel: string, isListening: boolean): void;
+  /** A whole NotificationResponse, or a notice that some may be missing. */
+  notify(bytes: Buffer): void;
+}
+
+export interface ChannelsOptions {
+  /** Opens the connection; null: not now. It must be given back by closing it. */
+  open: () => Promise<ServerConnection | null>;
+}
+
+export interface ChannelCounts {
+  /** Notifications heard, and given to clients. */
+  received: number;
+  delivered: number;
+  /** Times that the connection was lost while somebody listened. */
+  lost: number;
+}
+
+/** Without listeners the connection is kept for so long. */
+const IDLE_MS = 10_000;
+const RETRY_MS = 500;
+const HEADER = 5;
+const PID = 4;
+const NOTIFICATION_MAX = 64 * 1024;
+const MISSED = encode.notice(
+  'the connection that listens was lost and is there again: notifications may have been missed meanwhile',
+);
+
+export class Channels implements Owner {
+  readonly #options: ChannelsOptions;
+  /** Who listens to what. */
+  readonly #listeners = new Map<string, Set<Listener>>();
+  /** What the connection listens to. */
+  readonly #confirmed = new Set<string>();
+  readonly #reader = new FrameReader((_, size) => Math.min(size, NOTIFICATION_MAX), NOTIFICATION_MAX);
+  #server: ServerConnection | null = null;
+  #isOpening = false;
+  #isClosed = false;
+  #hasLost = false;
+  #dueAt = 0;
+  #idleSince = 0;
+  readonly counts: ChannelCounts = { received: 0, delivered: 0, lost: 0 };
+
+  constructor(options: ChannelsOptions) {
+    this.#options = options;
+  }
+
+  /** Clients that listen, each once for each of its channels. */
+  get size(): number {
+    let sum = 0;
+    for (const { size } of this.#listeners.values()) sum += size;
+    return sum;
+  }
+
+  /** The connection is open. */
+  get isOpen(): boolean {
+    return this.#server !== null;
+  }
+
+  /** What the connection reports its encoding to be, in which it hears; null while it is not open. */
+  get encoding(): string | null {
+    return this.#server?.settings.reported.get('client_encoding') ?? null;
+  }
+
+  /** True: `listener` hears `channel` from here on. False: `onSubscribed` will be called. */
+  subscribe(channel: string, listener: Listener): boolean {
+    let listeners = this.#listeners.get(channel);
+    if (listeners === undefined) {
+      listeners = new Set();
+      this.#listeners.set(channel, listeners);
+      this.#ask(channel);
+    }
+    listeners.add(listener);
+    return this.#confirmed.has(channel);
+  }
+
+  unsubscribe(channel: string, listener: Listener): void {
+    const listeners = this.#listeners.get(channel);
+    if (!listeners?.delete(listener) || listeners.size > 0) return;
+    this.#listeners.delete(channel);
+    this.#confirmed.delete(channel);
+    this.#server?.ask(`UNLISTEN ${quote(channel)}`, this, null);
+  }
+
+  /** Opens the connection when somebody listens, closes it when nobody does. */
+  tick(now: number): void {
+    if (this.#listeners.size > 0) {
+      this.#idleSince = now;
+      if (this.#server === null && !this.#isOpening && now >= this.#dueAt) void this.#open(now);
+    } else if (this.#server !== null && now - this.#idleSince > IDLE_MS) this.#server.close('nobody listens any more');
+    this.#server?.tick(now);
+  }
+
+  /** For server/silence. */
+  get server(): ServerConnection | null {
+    return this.#server;
+  }
+
+  async #open(now: number): Promise<void> {
+    this.#isOpening = true;
+    this.#dueAt = now + RETRY_MS;
+    try {
+      const server = await this.#options.open();
+      if (server === null) return;
+      if (this.#isClosed) return server.close('closed by the pool');
+      this.#server = server;
+      server.holder = this;
+      for (const channel of this.#listeners.keys()) this.#ask(channel);
+    } finally {
+      this.#isOpening = false;
+    }
+  }
+
+  #ask(channel: string): void {
+    const server = this.#server;
+    server?.ask(`LISTEN ${quote(channel)}`, this, {
+      done: () => this.#onAnswer(channel, true),
+      dropped: () => {
+        if (!server.isClosed) this.#onAnswer(channel, false);
+      },
+    });
+  }
+
+  #onAnswer(channel: string, isListening: boolean): void {
+    const listeners = this.#listeners.get(channel);
+    if (listeners === undefined) return;
+    const isNew = !this.#confirmed.has(channel);
+    if (isListening) this.#confirmed.add(channel);
+    else this.#listeners.delete(channel);
+    if (isNew) for (const listener of [...listeners]) listener.onSubscribed(channel, isListening);
+    if (!this.#hasLost || this.#confirmed.size < this.#listeners.size) return;
+    this.#hasLost = false;
+    for (const listener of new Set([...this.#listeners.values()].flatMap((each) => [...each]))) listener.notify(MISSED);
+  }
+
+  /** Closes the connection; it is opened anew if somebody listens, where the pool's servers are by then. */
+  reconnect(reason: string): void {
+    this.#server?.close(reason);
+  }
+
+  close(reason: string): void {
+    this.#isClosed = true;
+    this.#server?.close(reason);
+  }
+
+  // --- From the server ------------------------------------------------------------------------------------------
+
+  deliver(bytes: Buffer): boolean {
+    const frame = emptyFrame();
+    this.#reader.push(bytes);
+    for (let found = this.#reader.next(frame); found === 'frame'; found = this.#reader.next(frame)) {
+      const { type, source, start, end } = frame;
+      if (type !== ServerMessage.NotificationResponse) continue; // A notice, a parameter: nobody's.
+      const nameEnd = stringEnd(source, start + HEADER + PID, end);
+      const listeners = this.#listeners.get(source.toString('latin1', start + HEADER + PID, nameEnd));
+      this.counts.received++;
+      if (listeners === undefined) continue;
+      const message = Buffer.from(source.subarray(start, end));
+      for (const listener of listeners) listener.notify(message);
+      this.counts.delivered += listeners.size;
+    }
+    return true;
+  }
+
+  onLost(): void {
+    this.#server = null;
+    this.#confirmed.clear();
+    this.#hasLost ||= this.#listeners.size > 0;
+    if (this.#listeners.size > 0) this.counts.lost++;
+    this.#dueAt = 0;
+  }
+
+  onProgress(): void {}
+  onWritable(): void {}
+  onParameter(): void {}
+  onTag(): void {}
+}
+
+function quote(channel: string): string {
+  return `"${channel.replaceAll('"', '""')}"`;
+}
