@@ -35,6 +35,7 @@ import { addressOf, Hosts } from './server/hosts.ts';
 import { type Secret, ServerLoginError, type ServerTarget } from './server/login.ts';
 import { ServerPool } from './server/pool.ts';
 import type { ControlConnection } from './server/probe.ts';
+import { Replicas } from './server/replicas.ts';
 import { Catalog } from './sql/catalog.ts';
 import { Parser } from './sql/parser.ts';
 import { Judge } from './sql/verdict.ts';
@@ -61,6 +62,9 @@ const SHARES_MS = 10_000;
 const MEMORY_MS = 60_000;
 const DRAIN_CHECK_MS = 50;
 const CONTROL_MS = 5_000;
+const PROBE_MS = 1_000;
+/** Where standbys are read from, hosts are asked so often in the time that their lag may be. */
+const PROBES_IN_LAG = 4;
 
 export class App {
   config: Config;
@@ -73,6 +77,8 @@ export class App {
   /** By the address of their host. */
   readonly #breakers = new Map<string, Health>();
   readonly #pools = new Map<string, ServerPool>();
+  /** By database, user and address. */
+  readonly #standbyPools = new Map<string, ServerPool>();
   readonly #catalogs = new Map<string, Catalog>();
   readonly #parser: Parser;
   readonly #judge: Judge;
@@ -197,7 +203,7 @@ export class App {
     for (const cluster of this.#clusters.values()) cluster.tick(now);
     for (const pool of this.#retired) {
       pool.tick();
-      if (pool.clients > 0) continue;
+      if (pool.clients + pool.atWork > 0) continue;
       pool.close('the configuration has changed');
       this.#retired.delete(pool);
     }
@@ -207,6 +213,10 @@ export class App {
         pool.close('unused');
         this.#pools.delete(key);
       }
+    }
+    for (const standby of this.#standbyPools.values()) {
+      standby.cluster.tick(now);
+      standby.tick();
     }
     this.#tickBreakers(now);
     for (const host of this.#hosts) host.silence.tick(now);
@@ -264,20 +274,61 @@ export class App {
     const cluster = this.#clusterOf(config, database);
     const host = this.#hosts.get(cluster.primary, config.serversMax);
     this.#admission.gateOf(host.address); // From here on it is to be seen.
-    return new ServerPool({
-      database,
-      user,
-      target: this.#targetOf(database, user, config, cluster),
+    const pool = new ServerPool({
+      ...this.#poolOptions(database, user, config),
+      target: this.#targetOf(database, user, config, cluster.primary),
       config: config.pool,
       host,
-      hostOf: (each) => this.#hosts.get(each, (this.#databaseOf(database) ?? config).serversMax),
       cluster,
-      breakerOf: (address) => this.#breakerAt(address),
+    });
+    pool.replicas = this.#replicasOf(pool, config, cluster);
+    return pool;
+  }
+
+  /** What pools of the primary and of its standbys have in common. */
+  #poolOptions(database: string, user: string, config: DatabaseConfig) {
+    return {
+      database,
+      user,
+      hostOf: (each: HostConfig) => this.#hosts.get(each, (this.#databaseOf(database) ?? config).serversMax),
+      breakerOf: (address: string) => this.#breakerAt(address),
       clock: this.#clock,
       catalog: this.#catalogOf(database, config),
       secret: () => this.#secretOf(this.#databaseOf(database) ?? config, user),
-      onEvent: (event, fields) => this.log.info({ pool: database, user, ...fields }, event),
+      onEvent: (event: string, fields: Record<string, unknown>) =>
+        this.log.info({ pool: database, user, ...fields }, event),
+    };
+  }
+
+  #replicasOf(pool: ServerPool, config: DatabaseConfig, cluster: Cluster): Replicas | null {
+    if (config.reads === 'primary') return null;
+    const isShort = () => ['RED', 'BLACK'].includes(this.#admission.gateOf(addressOf(cluster.primary)).zone);
+    return new Replicas({
+      cluster,
+      poolAt: (host) => this.#standbyPool(pool, host),
+      lagMax: config.lagMax,
+      isWanted: config.reads === 'spill' ? isShort : () => true,
     });
+  }
+
+  /** The pool on a standby that goes with a pool of the primary. */
+  #standbyPool({ database, user, book, config }: ServerPool, at: HostConfig): ServerPool {
+    const key = JSON.stringify([database, user, addressOf(at)]);
+    let standby = this.#standbyPools.get(key);
+    if (standby === undefined) {
+      const of = this.#databaseOf(database)!;
+      standby = new ServerPool({
+        ...this.#poolOptions(database, user, of),
+        target: this.#targetOf(database, user, of, at),
+        config: { ...config, sizeMin: 0 },
+        host: this.#hosts.get(at, of.serversMax),
+        // Nobody is held for a standby: there is the primary.
+        cluster: alone(at, this.#clock),
+        book,
+      });
+      this.#standbyPools.set(key, standby);
+    }
+    return standby;
   }
 
   #breakerAt(address: string): Health {
@@ -307,7 +358,7 @@ export class App {
   /** The cluster that a database lives on; databases with the same hosts share it. */
   #clusterOf(config: DatabaseConfig, database: string): Cluster {
     const addresses = config.hosts.map(addressOf).join();
-    const key = JSON.stringify([addresses, config.control, config.tls]);
+    const key = JSON.stringify([addresses, config.control, config.tls, config.reads, config.lagMax]);
     let cluster = this.#clusters.get(key);
     if (cluster === undefined) {
       const isControlled = config.control !== undefined;
@@ -316,6 +367,7 @@ export class App {
         hold: config.hold,
         door: new Door(this.#admission, config.hosts.map(addressOf)),
         clock: this.#clock,
+        probeMs: config.reads === 'primary' ? PROBE_MS : Math.min(PROBE_MS, config.lagMax / PROBES_IN_LAG),
         openControl: isControlled
           ? (host) => this.#openControl(config, config.dbname ?? (database === '*' ? 'postgres' : database), host)
           : null,
@@ -329,13 +381,13 @@ export class App {
     return cluster;
   }
 
-  #targetOf(database: string, user: string, config: DatabaseConfig, cluster: Cluster): ServerTarget {
+  #targetOf(database: string, user: string, config: DatabaseConfig, host: HostConfig): ServerTarget {
     const { mode, ...files } = config.tls;
     const paths = Object.entries(files).flatMap(([name, file]) =>
       file === undefined ? [] : [[name, this.#path(file)]],
     );
     return {
-      host: cluster.primary,
+      host,
       tls: { mode, ...Object.fromEntries(paths) },
       database: config.dbname ?? database,
       user,
@@ -436,7 +488,8 @@ export class App {
     this.#admission.configure(this.config);
     const { isConfigured, classes } = this.#admission;
     this.#judge.want({
-      reads: databases.some(({ pool }) => pool.share === 'auto'),
+      reads: databases.some(({ pool, reads }) => pool.share === 'auto' || reads !== 'primary'),
+      places: databases.some(({ reads }) => reads !== 'primary'),
       tags: isConfigured,
       shapes: isConfigured,
       natures: isConfigured && classes.hasNatures,
@@ -508,7 +561,16 @@ export class App {
     if (old === undefined || identity(old) !== identity(now)) {
       const cluster = this.#clusterOf(now, pool.database);
       const host = this.#hosts.get(cluster.primary, now.serversMax);
-      pool.retarget(this.#targetOf(pool.database, pool.user, now, cluster), host, cluster);
+      pool.retarget(this.#targetOf(pool.database, pool.user, now, cluster.primary), host, cluster);
+      pool.replicas = this.#replicasOf(pool, now, cluster);
+    }
+    for (const [key, standby] of this.#standbyPools) {
+      if (standby.book !== pool.book) continue;
+      standby.config = { ...now.pool, sizeMin: 0 };
+      if (old !== undefined && identity(old) === identity(now)) continue;
+      // It is made anew when it is wanted; who reads there at the moment may come to his end.
+      this.#standbyPools.delete(key);
+      this.#retired.add(standby);
     }
   }
 
@@ -516,7 +578,7 @@ export class App {
   readonly #retired = new Set<ServerPool>();
 
   get #allPools(): ServerPool[] {
-    return [...this.#pools.values(), ...this.#retired];
+    return [...this.#pools.values(), ...this.#retired, ...this.#standbyPools.values()];
   }
 
   // --- Seeing it ------------------------------------------------------------------------------------------------
@@ -544,7 +606,8 @@ export class App {
       counts: this.#listener.counts,
       cancels: this.#listener.keys.counts,
       sessions: this.#listener.sessions,
-      pools: this.#allPools,
+      pools: [...this.#pools.values(), ...this.#retired],
+      standbyPools: [...this.#standbyPools.values()],
       hosts: [...this.#hosts],
       clusters: [...this.#clusters.values()],
       breakers: this.#breakers,
@@ -622,4 +685,19 @@ function residentsOf(databases: readonly DatabaseConfig[]): Residents {
     }
   }
   return [...found].map(([address, names]) => [address, [...names]] as const);
+}
+
+/** One host that nobody is held for. */
+function alone(host: HostConfig, clock: Clock): Cluster {
+  return new Cluster({
+    hosts: [host],
+    hold: { for: 0, requestsMax: 0, bytesMax: 0 },
+    door: { waiting: 0, waitingBytes: 0, limitOf: () => Number.POSITIVE_INFINITY, setOutage() {}, moveFrom() {} },
+    clock,
+    probeMs: PROBE_MS,
+    openControl: null,
+    lineage: null,
+    onLineage() {},
+    onEvent() {},
+  });
 }

@@ -123,6 +123,10 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   /** The read that the present lease is for, or is waited for: its cost is learned. */
   #read: Read | null = null;
   #deliveredBefore = 0;
+  /** The pool of a standby that has lent it its server; null: its own. */
+  #lender: ServerPool | null = null;
+  /** Monotonic ms when it has last done something that may not have been a read. */
+  #wroteAt = Number.NEGATIVE_INFINITY;
   /** Wall-clock ms of the login; monotonic ms of the last change of state. */
   readonly connectedAt: number;
   changedAt: number;
@@ -382,6 +386,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     if (!message.isStart) return; // The rest of a message that was skipped.
     const isTransactional = this.pool.config.mode === 'transaction' || this.#block !== 'none';
     if (isTransactional && this.#answerBlock(message)) return;
+    if (this.pool.replicas !== null && this.#block === 'none' && this.#readElsewhere(message)) return;
     if (this.#house.admission.isOn) {
       this.#turn ??= new Turn(this, this.#wantedClass, this.#house.admission, this.#requests.alone, this.#reader);
       this.#turn.classify(message, this.#block !== 'none');
@@ -577,34 +582,67 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     if (isBetween) for (const bytes of this.#subscriber!.take()) this.deliver(bytes);
   }
 
-  /** A short read rides on a server with others, if there is one that suits. */
-  #ride(message: Frame): boolean {
-    this.#read = null;
+  /** The read that `message` begins, if it is one and has arrived whole. */
+  #readIn(message: Frame): Read | null {
     switch (message.type) {
       case ClientMessage.Query:
       case ClientMessage.Parse:
       case ClientMessage.Bind:
         break;
       default:
-        return false;
+        return null;
     }
     // Of a text that cannot be read reliably nobody knows whether it is a read.
-    const mayRide = this.pool.config.mode !== 'session' && !this.settings.isOpaque;
-    this.#read = mayRide ? this.#requests.alone.findRead(message, this.#reader) : null;
-    if (!this.#read?.cost.isSmall || this.#turn?.mayShare === false) return false;
-    const line = this.pool.share(this, this.#read, this.#turn?.hasRoom(this.#house.clock.now()) !== false);
-    if (line === null) return false;
-    this.#board(line, message);
+    const isReadable = this.pool.config.mode !== 'session' && !this.settings.isOpaque;
+    return isReadable ? this.#requests.alone.findRead(message, this.#reader) : null;
+  }
+
+  /** A read goes to a standby which has all that this client has written, if a server of it is free. */
+  #readElsewhere(message: Frame): boolean {
+    this.#read = this.#readIn(message);
+    const read = this.#read;
+    const { replicas } = this.pool;
+    if (
+      read === null ||
+      this.#house.admission.isPassthrough ||
+      this.#requests.alone.verdictOf(message)?.isLocal !== false
+    )
+      return false;
+    const lender = replicas!.choose(this.#wroteAt, this.#house.clock.now());
+    if (lender === null) return false;
+    const line = read.cost.isSmall && this.pool.config.share === 'auto' ? lender.share(this, read, true) : null;
+    if (line !== null) {
+      replicas!.count++;
+      this.#board(line, message, null);
+      return true;
+    }
+    const server = lender.takeIdle(this.settings);
+    if (server === null) return false;
+    replicas!.count++;
+    this.#lender = lender;
+    if (this.#take(server)) this.#handle(message);
+    else this.#held = { ...message };
     return true;
   }
 
-  #board(line: Line, message: Frame): void {
+  /** A short read rides on a server with others, if there is one that suits. */
+  #ride(message: Frame): boolean {
+    this.#read = this.#readIn(message);
+    if (!this.#read?.cost.isSmall || this.#turn?.mayShare === false) return false;
+    const line = this.pool.share(this, this.#read, this.#turn?.hasRoom(this.#house.clock.now()) !== false);
+    if (line === null) return false;
+    this.#board(line, message, this.#turn);
+    return true;
+  }
+
+  /** `turn`: its way through the gate of the host; null: there is none. */
+  #board(line: Line, message: Frame, turn: Turn | null): void {
     const { cost, rest } = this.#read!;
     this.#read = null;
     this.counts.shared++;
     this.become('sharing');
     this.#line = line;
-    this.#turn?.board(line, this.#house.clock.now());
+    turn?.board(line, this.#house.clock.now());
     line.board(this, cost);
     this.#requests.ride(message, rest, this.#reader, line.server);
   }
@@ -618,7 +656,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     this.#guard('board', () => {
       const held = this.#held!;
       this.#held = null;
-      this.#board(line, held);
+      this.#board(line, held, this.#turn);
     });
   }
 
@@ -694,6 +732,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   }
 
   onUnfit(): void {
+    this.#lender = null;
     this.become('waiting');
     const leased = this.pool.lease(this);
     if (leased === null) return;
@@ -806,12 +845,21 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     const elapsed = this.#house.clock.now() - this.#leasedAt;
     this.counts.transactionMs += elapsed;
     this.#read?.cost.add(elapsed, this.delivered - this.#deliveredBefore);
+    if (this.#read === null) this.#wroteAt = this.#house.clock.now(); // As far as anybody knows.
     this.#read = null;
     const wasPinned = this.#lease.end();
+    const lender = this.#takeLender();
     this.become('idle');
-    if (wasPinned) this.pool.recover(server, true);
-    else this.pool.giveBack(server);
+    if (wasPinned) lender.recover(server, true);
+    else lender.giveBack(server);
     this.#turn?.end(this.#house.clock.now());
+  }
+
+  /** The pool that its server goes back to. */
+  #takeLender(): ServerPool {
+    const lender = this.#lender ?? this.pool;
+    this.#lender = null;
+    return lender;
   }
 
   onWritable(): void {
@@ -837,6 +885,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     const { server } = this;
     this.#guard('lost', () => {
       this.#lease.end();
+      this.#lender = null;
       this.#turn?.end(this.#house.clock.now());
       this.#line = null;
       if (this.state === 'closed') return;
@@ -1065,12 +1114,13 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     this.#held = null;
     this.#requests.close();
     this.#subscriber?.close();
+    const lender = this.#takeLender();
     if (server !== null) {
       if (isSpent) {
         server.holder = null;
         server.close('the client left it in a state that nobody else can use');
-      } else if (server.isFree && !isDiscardWanted) this.pool.giveBack(server);
-      else this.pool.recover(server, isDiscardWanted, isTerminated);
+      } else if (server.isFree && !isDiscardWanted) lender.giveBack(server);
+      else lender.recover(server, isDiscardWanted, isTerminated);
     }
     this.#turn?.leave(now);
     this.#outbox.flush();

@@ -229,6 +229,13 @@ const database = z
     tls: serverTls.prefault({}).describe('TLS towards the server.'),
     pool: pool.prefault({}).describe('Server connections of one user.'),
     serversMax: count(1).prefault(100).describe('Server connections per host, over all users and databases on it.'),
+    reads: z
+      .enum(['primary', 'replica', 'spill'])
+      .prefault('primary')
+      .describe(
+        'Where single reads outside transactions go: replica: to a standby that has all which the client has written; spill: so while the reserve of the primary is RED or BLACK.',
+      ),
+    lagMax: duration().prefault('1s').describe('How old what a standby has may be for that; below 500ms it seldom is.'),
     hold: hold.prefault({}).describe('While no primary can be reached.'),
     ledgers: z.array(z.string()).prefault([]).describe('Reserves of its hosts.'),
   })
@@ -236,6 +243,7 @@ const database = z
     (value) => value.hosts.length === 1 || value.control !== undefined,
     'several hosts need control: it is the control user who finds out which of them is the primary',
   )
+  .refine((value) => value.reads === 'primary' || value.hosts.length > 1, 'reads on standbys need more than one host')
   .refine((value) => value.passwordFile === undefined || value.user !== undefined, 'passwordFile needs user')
   .describe('One database, by the name that clients ask for; "*" stands for every other name.');
 
@@ -575,8 +583,6 @@ export const laterKeys: readonly string[] = [
   'workers',
   'auth.hba',
   'auth.query',
-  'databases.*.reads',
-  'databases.*.lagMax',
   'databases.*.cache',
 ];
 

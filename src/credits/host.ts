@@ -56,8 +56,12 @@ export interface LedgerView {
 const TICK_MS = 1_000;
 /** Tokens are kept for so long: what is not used while something else is in the way is lost. */
 const BURST_MS = 250;
-/** When none has come for so many periods there is none. */
+/** When none has come for so many periods there is none. (Research, missing inputs.) */
 const STALE_PERIODS = 6;
+/** A metric that is read every half a minute may be new every five only: that is its period. At most so long, in ms. */
+const PERIOD_MAX_MS = 900_000;
+/** How fast the mean of the time between two new samples follows. */
+const PERIOD_FOLLOW = 0.3;
 /** The most that can be owed, in ms of a server: what was spent beyond is in the balance. */
 const DEBT_MS = 10_000;
 /** What work is averaged over, in s. A surge that this is blind to costs two credits at most. */
@@ -74,6 +78,9 @@ class Account {
   readonly keeper = new ZoneKeeper();
   /** Monotonic ms of the newest sample's arrival; null: there was none. */
   receivedAt: number | null = null;
+  /** Between two samples that were new, in ms; and when the last of them was taken. */
+  #interval = 0;
+  #observedAt = Number.NaN;
   /** Jobs that wait outside, and when that was read (monotonic ms). */
   #jobs = 0;
   #jobsAt = Number.NEGATIVE_INFINITY;
@@ -151,6 +158,21 @@ class Account {
     };
   }
 
+  observe(sample: Sample, now: number): void {
+    this.receivedAt = now;
+    const outcome = this.ledger.observe(sample);
+    this.received[outcome]++;
+    if (outcome !== 'accepted') return;
+    const since = sample.observedAt - this.#observedAt;
+    this.#observedAt = sample.observedAt;
+    if (since > 0) this.#interval += (since - this.#interval) * (this.#interval === 0 ? 1 : PERIOD_FOLLOW);
+  }
+
+  /** How often there is something new. */
+  get #period(): number {
+    return Math.max(this.config.period, Math.min(this.#interval, PERIOD_MAX_MS));
+  }
+
   /** So many jobs wait outside the proxy. */
   observeBacklog(jobs: number, now: number): void {
     this.#jobs = Math.max(0, jobs);
@@ -168,7 +190,7 @@ class Account {
     const { anchoredAt, suspects } = this.ledger;
     if (anchoredAt === null) return 'never';
     if (suspects > 0) return 'suspect';
-    return now - (this.receivedAt ?? anchoredAt) > STALE_PERIODS * this.config.period ? 'stale' : '';
+    return now - (this.receivedAt ?? anchoredAt) > STALE_PERIODS * this.#period ? 'stale' : '';
   }
 }
 
@@ -261,9 +283,7 @@ export class HostCredits {
   /** A sample of the balance of a ledger has come. */
   observe(name: string, sample: Sample, now: number): void {
     const account = this.#accounts.find(({ config }) => config.name === name);
-    if (account === undefined) return;
-    account.receivedAt = this.#pace * now;
-    account.received[account.ledger.observe({ ...sample, observedAt: this.#pace * sample.observedAt })]++;
+    account?.observe({ ...sample, observedAt: this.#pace * sample.observedAt }, this.#pace * now);
   }
 
   /** A sample of its spend rate, in units per second, between two times. */

@@ -285,7 +285,7 @@ export class Console {
       case 'servers':
         return table({
           columns: socketColumns,
-          rows: snapshot.pools.flatMap((pool) =>
+          rows: [...snapshot.pools, ...snapshot.standbyPools].flatMap((pool) =>
             pool.servers().map(({ server, state }) => serverRow(pool, server, state, snapshot)),
           ),
         });

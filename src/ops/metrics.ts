@@ -318,6 +318,13 @@ export const metrics: readonly Metric[] = [
     read: perPool((pool) => pool.counts.connectFailures),
   },
   {
+    name: 'pgweir_replica_reads_total',
+    help: 'Reads that went to a standby (reads).',
+    type: 'counter',
+    labels: poolLabels,
+    read: perPool(({ replicas }) => replicas?.count ?? 0),
+  },
+  {
     name: 'pgweir_listeners',
     help: 'Clients that listen by the connection which listens for all of a pool, each once for each of its channels.',
     type: 'gauge',

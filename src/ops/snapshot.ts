@@ -33,6 +33,8 @@ export interface Snapshot {
   cancels: { matched: number; unknown: number };
   sessions: ReadonlySet<Session>;
   pools: readonly ServerPool[];
+  /** Of standbys, for reads. */
+  standbyPools: readonly ServerPool[];
   hosts: readonly Host[];
   clusters: readonly Cluster[];
   /** Of what hosts answer, by address. */

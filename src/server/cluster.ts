@@ -16,7 +16,7 @@ import type { Clock } from '../util/clock.ts';
 import { isOfHost } from './connector.ts';
 import { Hold, type HoldConfig } from './hold.ts';
 import { addressOf } from './hosts.ts';
-import { type HostRole, type Lineage, LineageBook } from './lineage.ts';
+import { type Finding, type HostRole, type Lineage, LineageBook } from './lineage.ts';
 import type { ServerLoginError } from './login.ts';
 import { type ControlConnection, Probe } from './probe.ts';
 
@@ -54,6 +54,8 @@ export interface ClusterOptions {
   hold: HoldConfig;
   door: Door;
   clock: Clock;
+  /** How often hosts are asked when all is well, in ms. */
+  probeMs: number;
   /** Opens a control connection to a host; null: there is no control user. */
   openControl: ((host: HostConfig) => Promise<ControlConnection>) | null;
   /** What is remembered of the last primary. */
@@ -63,6 +65,8 @@ export interface ClusterOptions {
 }
 
 const LOOKUP_MS = 15_000;
+/** How many places of the primary's log are remembered. */
+const MARKS_MAX = 128;
 
 export class Cluster {
   readonly hold: Hold;
@@ -74,6 +78,9 @@ export class Cluster {
   readonly #probes = new Map<string, Probe>();
   readonly #tenants = new Set<ClusterTenant>();
   #primary: HostConfig;
+  /** Places of the primary's log, by when it was asked; and as of when each standby has everything. */
+  readonly #marks: { at: number; lsn: number }[] = [];
+  readonly #fresh = new Map<string, number>();
   #lookedUpAt: number;
   /** By name: what it was looked up as. */
   readonly #names = new Map<string, string>();
@@ -89,8 +96,11 @@ export class Cluster {
     if (openControl === null) return;
     for (const host of hosts) {
       const address = addressOf(host);
-      const probe = new Probe(() => openControl(host), {
-        onFound: (finding) => this.#look(() => this.#book.found(address, finding)),
+      const probe = new Probe(() => openControl(host), options.probeMs, {
+        onFound: (finding) => {
+          this.#look(() => this.#book.found(address, finding));
+          this.#measure(address, finding);
+        },
         onLost: (why) => this.#look(() => this.#book.lost(address, why)),
       });
       this.#probes.set(address, probe);
@@ -177,6 +187,25 @@ export class Cluster {
     if (!this.isProbed) this.#reach();
   }
 
+  /** What a standby has: everything that was committed before this time, in monotonic ms; minus infinity: nobody knows. */
+  freshAsOf(host: HostConfig): number {
+    const address = addressOf(host);
+    if (this.roles.get(address)?.role !== 'standby') return Number.NEGATIVE_INFINITY;
+    return this.#fresh.get(address) ?? Number.NEGATIVE_INFINITY;
+  }
+
+  /** How far the log of the primary is, and from when what a standby has replayed is. */
+  #measure(address: string, { lsn, askedAt, timeline }: Finding): void {
+    const { role } = this.roles.get(address)!;
+    if (role === 'primary') {
+      this.#marks.push({ at: askedAt, lsn });
+      if (this.#marks.length > MARKS_MAX) this.#marks.shift();
+    } else if (role === 'standby' && timeline === this.#book.lineage?.timeline) {
+      const mark = this.#marks.findLast((each) => each.lsn <= lsn);
+      if (mark !== undefined) this.#fresh.set(address, mark.at);
+    }
+  }
+
   #look(learn: () => void): void {
     const before = new Map([...this.roles].map(([address, { role }]) => [address, role]));
     const { lineage } = this.#book;
@@ -212,6 +241,8 @@ export class Cluster {
     if (primary !== before) {
       this.#primary = this.hosts.find((host) => addressOf(host) === primary)!;
       this.moves++;
+      this.#marks.length = 0;
+      this.#fresh.clear();
       this.#options.onEvent('primary moved', { host: primary, timeline: this.#book.lineage?.timeline }, true);
       for (const tenant of this.#tenants) tenant.onPrimary(this.#primary);
       this.#options.door.moveFrom(before, this.#options.clock.now());

@@ -15,10 +15,14 @@
 export interface Finding {
   isInRecovery: boolean;
   systemId: string;
-  /** Of a primary. */
+  /** Of a primary; of a standby that of what it streams, 0: it does not, or the control user may not know (pg_monitor). */
   timeline: number;
   /** ms that a standby is behind; null: not known, or a primary. */
   lagMs: number | null;
+  /** Bytes of log: of a primary what was written, of a standby what it has replayed. */
+  lsn: number;
+  /** Monotonic ms when it was asked. */
+  askedAt: number;
 }
 
 /** What is kept: the last primary. */

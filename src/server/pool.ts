@@ -29,6 +29,7 @@ import type { Host, Tenant } from './hosts.ts';
 import { Line, type Wish } from './line.ts';
 import { type LoggedIn, openServer, type Secret, ServerLoginError, type ServerTarget } from './login.ts';
 import { ReadBook } from './reads.ts';
+import type { Replicas } from './replicas.ts';
 import { type Settings, SettingsBook } from './settings.ts';
 import { type Statement, StatementBook } from './statements.ts';
 
@@ -115,6 +116,8 @@ export interface PoolOptions {
   breakerOf: (address: string) => Breaker;
   clock: Clock;
   catalog: Catalog | null;
+  /** Of the pool of the primary, for one of a standby: clients move between them. */
+  book?: SettingsBook;
   /** What to log in with; asked again, with `isAgain`, after a wrong password. */
   secret: (isAgain: boolean) => Promise<Secret>;
   onEvent: (event: string, fields: Record<string, unknown>) => void;
@@ -185,7 +188,7 @@ let nextRefusalId = 1;
 export class ServerPool implements Tenant, ClusterTenant {
   readonly database: string;
   readonly user: string;
-  readonly book = new SettingsBook();
+  readonly book: SettingsBook;
   readonly statements = new StatementBook();
   readonly idle = new Chain<ServerConnection>();
   readonly active = new Chain<ServerConnection>();
@@ -195,6 +198,8 @@ export class ServerPool implements Tenant, ClusterTenant {
   readonly lines = new Set<Line>();
   readonly reads = new ReadBook();
   readonly waits = new Histogram();
+  /** Where reads may go instead; null: nowhere. */
+  replicas: Replicas | null = null;
   /** LISTEN for all its clients, on one more connection. */
   readonly channels = new Channels({ open: () => this.#openForChannels() });
   readonly counts: PoolCounts = {
@@ -240,6 +245,8 @@ export class ServerPool implements Tenant, ClusterTenant {
   #told = { transactions: 0, failures: 0, received: 0 };
   /** Idle servers that are being asked for a sign of life. */
   #checking = 0;
+  /** One more server would have been used. */
+  #isWanted = false;
   /** Bytes of the requests that wait. */
   #waitingBytes = 0;
   readonly #clock: Clock;
@@ -257,6 +264,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   #onDrained: (() => void)[] = [];
 
   constructor(options: PoolOptions) {
+    this.book = options.book ?? new SettingsBook();
     this.database = options.database;
     this.user = options.user;
     this.config = options.config;
@@ -277,6 +285,10 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** The address of the host that its servers are on. */
   get hostAddress(): string {
     return this.#host.address;
+  }
+
+  get cluster(): Cluster {
+    return this.#cluster;
   }
 
   get target(): ServerTarget {
@@ -381,6 +393,20 @@ export class ServerPool implements Tenant, ClusterTenant {
     const isBetterAlone = this.active.size < SPREAD && (best === null || best.backlogMs > NEAR_MS);
     if (isFit && mayOpen && (best === null || isBetterAlone)) return this.#openLine(server);
     return best;
+  }
+
+  /** An idle server at once, for a read that need not wait here; null: there is none, and one more is opened if there may be. */
+  takeIdle(settings: Settings): ServerConnection | null {
+    const mayServe = this.#mayServe && this.waiters.size === 0 && this.#breaker.isClosed;
+    const server = mayServe ? this.#takeFresh(settings) : null;
+    if (server !== null) {
+      this.#countWait(0);
+      this.#grant(server);
+      return server;
+    }
+    this.#isWanted = mayServe;
+    this.#grow();
+    return null;
   }
 
   /** Makes a line of a free server. */
@@ -808,12 +834,13 @@ export class ServerPool implements Tenant, ClusterTenant {
     while (!this.#isClosed && this.#cancelRetry === null && this.connecting < CONNECTS_MAX) {
       const { hold, isProbed } = this.#cluster;
       // While nobody waits somebody must find out when it is over; probes do, where there are any.
-      const isLookout = hold.isClosed && !isProbed && this.serverCount === 0 && this.baseline !== null;
+      const isLookout = hold.isClosed && !isProbed && this.serverCount === 0;
       if (hold.isClosed && isProbed) return;
       const isWanted =
         isLookout ||
         (this.waiters.size > this.connecting + this.#checking && !this.isPaused) ||
         (this.#learners.length > 0 && this.serverCount === 0) ||
+        (this.#isWanted && this.connecting === 0) ||
         (this.serverCount < this.config.sizeMin && this.baseline !== null);
       if (!isWanted || this.serverCount >= this.config.size) return;
       if (!this.#host.take(this)) return;
@@ -823,6 +850,7 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   async #connect(): Promise<void> {
     this.connecting++;
+    this.#isWanted = false;
     this.counts.connects++;
     const host = this.#host;
     const target = this.#target;
@@ -843,6 +871,8 @@ export class ServerPool implements Tenant, ClusterTenant {
   }
 
   #make(loggedIn: LoggedIn, target: ServerTarget, onClose: (closed: ServerConnection, reason: string) => void) {
+    // A client need not know that it is on a standby for a moment; those that are promoted say so themselves.
+    if (loggedIn.reported.has('in_hot_standby')) loggedIn.reported.set('in_hot_standby', 'off');
     return new ServerConnection(loggedIn, {
       id: nextServerId++,
       target,

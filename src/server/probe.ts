@@ -18,29 +18,36 @@ export interface ProbeEvents {
   onLost(why: string): void;
 }
 
-const EVERY_MS = 1_000;
 /** While something is wrong. */
 const URGENT_MS = 250;
 const FAILURES = 2;
 
-/** The timeline of a primary is in the names of its WAL files: that of the last checkpoint would be late after a promotion. */
+/**
+ * The timeline of a primary is in the names of its WAL files: that of the last checkpoint would be late after a promotion. The place
+ * where the next record goes is behind all that was committed, whatever synchronous_commit says.
+ */
 const SQL = `SELECT pg_is_in_recovery()::int, (SELECT system_identifier FROM pg_control_system()),
-  CASE WHEN pg_is_in_recovery() THEN 0
+  CASE WHEN pg_is_in_recovery()
+    THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming'), 0)
     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
   CASE WHEN NOT pg_is_in_recovery() THEN NULL
     WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
-    ELSE 1000 * extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END`;
+    ELSE 1000 * extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END,
+  pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END, '0/0')`;
 
 export class Probe {
   readonly #open: () => Promise<ControlConnection>;
   readonly #events: ProbeEvents;
+  readonly #everyMs: number;
   #connection: ControlConnection | null = null;
   #isRunning = false;
   #isClosed = false;
   #dueAt = Number.NEGATIVE_INFINITY;
   #failures = 0;
 
-  constructor(open: () => Promise<ControlConnection>, events: ProbeEvents) {
+  /** `everyMs`: when all is well. */
+  constructor(open: () => Promise<ControlConnection>, everyMs: number, events: ProbeEvents) {
+    this.#everyMs = everyMs;
     this.#open = open;
     this.#events = events;
   }
@@ -49,10 +56,10 @@ export class Probe {
   tick(now: number, isUrgent: boolean): void {
     if (this.#isRunning || this.#isClosed || now < this.#dueAt) return;
     // Not all of many proxies at the same time.
-    const every = isUrgent || this.#failures > 0 ? URGENT_MS : EVERY_MS;
+    const every = isUrgent || this.#failures > 0 ? Math.min(URGENT_MS, this.#everyMs) : this.#everyMs;
     this.#dueAt = now + every * (0.8 + 0.4 * Math.random());
     this.#isRunning = true;
-    void this.#ask();
+    void this.#ask(now);
   }
 
   /** Somebody has seen it fail: it is asked at the next tick. */
@@ -60,11 +67,11 @@ export class Probe {
     this.#dueAt = Number.NEGATIVE_INFINITY;
   }
 
-  async #ask(): Promise<void> {
+  async #ask(askedAt: number): Promise<void> {
     try {
       this.#connection ??= await this.#open();
       const [row] = await this.#connection.query(SQL);
-      const [recovery, systemId, timeline, lag] = row!;
+      const [recovery, systemId, timeline, lag, lsn] = row!;
       this.#failures = 0;
       if (this.#isClosed) return;
       this.#events.onFound({
@@ -72,6 +79,8 @@ export class Probe {
         systemId: String(systemId),
         timeline: Number(timeline),
         lagMs: lag == null ? null : Math.max(0, Number(lag)),
+        lsn: Number(lsn ?? 0),
+        askedAt,
       });
     } catch (thrown) {
       this.#connection?.close();

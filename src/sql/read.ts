@@ -43,6 +43,15 @@ export function readKey(tokens: Tokens): number {
   return isRead(tokens) ? numberOf(tokens) : 0;
 }
 
+/** Words that begin so are about the server that they run on, and not about what is in it; or a standby refuses them. */
+const LOCAL = /^(pg_|inet_|txid_)/;
+
+/** Does the answer to the read in `tokens` depend on which server it runs on? */
+export function isLocal(tokens: Tokens): boolean {
+  for (let at = 0; at < tokens.count; at++) if (LOCAL.test(tokens.name(at))) return true;
+  return false;
+}
+
 function isRead(tokens: Tokens): boolean {
   if (!['select', 'values', 'table', 'with'].some((word) => tokens.is(0, word))) return false;
   const { kinds } = tokens;

@@ -12,7 +12,7 @@ import { channelOf, type Listening } from './channel.ts';
 import { type Control, controlOf } from './control.ts';
 import { type Effects, findEffects, mergeEffects, pinning, probing } from './effects.ts';
 import { type Kind, type Parser, SQL_BYTES_MAX, type Syntax, type TableReference } from './parser.ts';
-import { readKey } from './read.ts';
+import { isLocal, readKey } from './read.ts';
 import { cut, numberOf, shapeOf, Tokens } from './shape.ts';
 import { tagsOf } from './tags.ts';
 import { isUpkeep } from './upkeep.ts';
@@ -57,6 +57,8 @@ export interface Verdict {
   nature: Nature | null;
   /** A read that may share a server: the number of its shape (sql/read); 0 for everything else. */
   read: number;
+  /** A read whose answer depends on the server that it runs on; when somebody wants to know. */
+  isLocal: boolean;
   /** It only asks whether anybody is there, or sets the session up; when somebody wants to know. */
   isUpkeep: boolean;
 }
@@ -71,6 +73,7 @@ export const harmless: Verdict = {
   number: 0,
   nature: null,
   read: 0,
+  isLocal: false,
   isUpkeep: false,
 };
 const opaque: Verdict = { ...harmless, effects: pinning('opaque') };
@@ -81,6 +84,8 @@ export const TEXT_BYTES_MAX = 1024 * 1024;
 export interface Wanted {
   /** Which statements are reads that may share a server. */
   reads: boolean;
+  /** And which of these ask about the server that they run on. */
+  places: boolean;
   /** Their tags. */
   tags: boolean;
   /** The numbers of their shapes, and which of them are upkeep. */
@@ -96,7 +101,7 @@ export class Judge {
   readonly #natures = new LRUCache<number, Nature>({ max: SHAPES_MAX });
   /** The text that was judged last. */
   readonly #last = { source: Buffer.alloc(0) as Buffer, start: -1, end: -1, verdict: harmless };
-  #wanted: Wanted = { reads: false, tags: false, shapes: false, natures: false };
+  #wanted: Wanted = { reads: false, places: false, tags: false, shapes: false, natures: false };
   /** Changes when somebody wants to know more than before, or less: what was judged before may be judged again. */
   generation = 0;
 
@@ -144,7 +149,7 @@ export class Judge {
       verdict = { ...verdict, effects, listening: channelOf(tokens) };
     } else if (verdict === harmless && this.#wanted.reads) {
       const read = readKey(tokens);
-      if (read !== 0) verdict = { ...harmless, read };
+      if (read !== 0) verdict = { ...harmless, read, isLocal: this.#wanted.places && isLocal(tokens) };
     }
     const tags = this.#wanted.tags ? tagsOf(source, start, end) : null;
     if (tags !== null) verdict = { ...verdict, tags };

@@ -183,6 +183,27 @@ t.test('without a sample it is as configured', async (t) => {
   t.ok(credits.rate < before);
 });
 
+t.test('a metric that is read often and new seldom is stale by the latter', async (t) => {
+  const { credits, pass } = host({ period: MINUTE / 2 }, 500);
+  for (let n = 1; n <= 3; n++) {
+    for (let half = 0; half < 10; half++) {
+      pass(MINUTE / 2);
+      // What is read is new every five minutes.
+      const sample = half === 9 ? n : n - 1;
+      const observedAt = 5 * MINUTE * sample + 1000;
+      credits.observe(
+        'cpu',
+        { value: 500 + sample, observedAt },
+        5 * MINUTE * (n - 1) + (half + 1) * (MINUTE / 2) + 1000,
+      );
+    }
+  }
+  pass(28 * MINUTE);
+  t.equal(credits.ledgers[0]!.missing, '');
+  pass(3 * MINUTE);
+  t.equal(credits.ledgers[0]!.missing, 'stale');
+});
+
 t.test('observing holds nothing back, warning says so, and what is billed holds nothing back either', async (t) => {
   for (const more of [{ mode: 'observe' }, { effect: 'bill' }] as const) {
     const { credits } = host(more, 1);

@@ -86,7 +86,7 @@ t.test('what a statement is decides, once the parser has spoken', async (t) => {
   const parser = new Parser(systemClock);
   t.teardown(() => parser.close());
   const judge = new Judge(parser);
-  judge.want({ reads: false, tags: true, shapes: true, natures: true });
+  judge.want({ reads: false, places: false, tags: true, shapes: true, natures: true });
   const all = classes(`
   - { name: triggers, match: [{ table: trigger_queue, kind: write }] }
   - { name: queue, match: [{ table: trigger_queue }] }
@@ -133,7 +133,7 @@ t.test('what a statement is decides, once the parser has spoken', async (t) => {
 
 t.test('pings and upkeep are in a class of their own, but not in a transaction', async (t) => {
   const judge = new Judge(new Parser(systemClock));
-  judge.want({ reads: true, tags: true, shapes: true, natures: false });
+  judge.want({ reads: true, places: false, tags: true, shapes: true, natures: false });
   const all = classes('  - { name: everything, match: [{ user: u }] }');
   const upkeep = [
     'SET a = 1',

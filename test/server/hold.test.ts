@@ -105,8 +105,17 @@ const primary = (timeline: number, systemId = 's'): Finding => ({
   systemId,
   timeline,
   lagMs: null,
+  lsn: 0,
+  askedAt: 0,
 });
-const standby = (systemId = 's'): Finding => ({ isInRecovery: true, systemId, timeline: 0, lagMs: 5 });
+const standby = (systemId = 's'): Finding => ({
+  isInRecovery: true,
+  systemId,
+  timeline: 0,
+  lagMs: 5,
+  lsn: 0,
+  askedAt: 0,
+});
 const rolesOf = (book: LineageBook) => [...book.roles.values()].map(({ role }) => role);
 
 t.test('the primary is who is not in recovery; a promotion moves it', async (t) => {
@@ -156,6 +165,8 @@ t.test('timelines never fall, and nobody of another cluster is ever written to',
         systemId: fc.constantFrom('s', 's', 's', 'other'),
         timeline: fc.integer({ min: 1, max: 4 }),
         lagMs: fc.constant(null),
+        lsn: fc.constant(0),
+        askedAt: fc.constant(0),
       }),
     ),
   });
