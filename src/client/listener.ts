@@ -367,7 +367,10 @@ function refuse(socket: net.Socket, failure: Refusal | ServerLoginError, clock: 
   let bytes: Buffer;
   if (!(failure instanceof ServerLoginError)) bytes = errorResponse(failure);
   else if (failure.fields === null) bytes = errorResponse(fatal(SqlState.CannotConnectNow, failure.message));
-  else bytes = errorFields(new Map([['S', 'FATAL'], ['V', 'FATAL'], ...failure.fields]));
+  else {
+    const hint: [string, string][] = failure.advice === '' ? [] : [['H', failure.advice]];
+    bytes = errorFields(new Map([['S', 'FATAL'], ['V', 'FATAL'], ...hint, ...failure.fields]));
+  }
   socket.end(bytes);
   linger(socket, clock);
 }

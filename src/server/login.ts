@@ -61,11 +61,24 @@ export class ServerLoginError extends Error {
     return this.fields?.get('C') ?? '';
   }
 
+  /** What can be done about it; '' when nobody here knows. */
+  get advice(): string {
+    if (this.sqlstate.startsWith('28')) return 'check this user’s password: databases.*.passwordFile, or auth.users';
+    return advices[this.sqlstate] ?? '';
+  }
+
   /** Trying again cannot help before somebody changes something: wrong password, no such database or role. */
   get isPermanent(): boolean {
     return this.sqlstate.startsWith('28') || ['3D000', '42501', '42704', '22023'].includes(this.sqlstate);
   }
 }
+
+const advices: Readonly<Record<string, string>> = {
+  '3D000': 'create the database, or check databases.*.dbname',
+  '42501': 'grant CONNECT on the database to this user',
+  '53300': 'lower pool.size or serversMax, or raise max_connections of the database',
+  '57P03': 'it is starting or stopping: wait',
+};
 
 const MESSAGE_MAX = 1024 * 1024;
 /** An idle server whose host is gone is noticed some 20 s later: from here on libuv has one probe sent each second, ten in all. */

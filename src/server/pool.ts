@@ -557,12 +557,12 @@ export class ServerPool implements Tenant, ClusterTenant {
   }
 
   /** Makes the ERROR 53000 that refused work of a class gets. `zone`: of the host's reserve; '' when it has none. */
-  refuse(reason: RefusalReason, why: string, className = 'normal', zone = ''): Refusal {
+  refuse(reason: RefusalReason, why: string, className = 'normal', zone = '', advice = ''): Refusal {
     this.counts.refused[reason]++;
     const retryMs = Math.round(300 + Math.random() * 900);
     return error(SqlState.InsufficientResources, `request refused: ${why}`, {
       detail: `id=${nextRefusalId++} class=${className} reason=${reason}${zone === '' ? '' : ` zone=${zone}`} database=${this.database} user=${this.user}`,
-      hint: `retry after ${retryMs} ms`,
+      hint: `${advice === '' ? '' : `${advice}; `}retry after ${retryMs} ms`,
     });
   }
 
@@ -627,11 +627,7 @@ export class ServerPool implements Tenant, ClusterTenant {
       for (let waiter = this.waiters.first; waiter !== null; waiter = this.waiters.first) {
         if (now - Math.max(waiter.waitingSince, this.#servedFrom) < this.config.waitMax) return;
         this.#unqueue(waiter);
-        waiter.onRefused(
-          this.#failure !== null && this.serverCount === 0
-            ? this.#refuseConnect(this.#failure)
-            : this.refuse('wait', `no server became free within ${this.config.waitMax} ms (pool.waitMax)`),
-        );
+        waiter.onRefused(this.#refuseLate());
       }
       return;
     }
@@ -947,8 +943,17 @@ export class ServerPool implements Tenant, ClusterTenant {
     });
   }
 
+  /** Somebody has waited for as long as anybody may. */
+  #refuseLate(): Refusal {
+    const failure = this.#failure;
+    if (failure !== null && this.serverCount === 0) return this.#refuseConnect(failure);
+    const why = `no server became free within ${this.config.waitMax} ms (pool.waitMax)`;
+    if (failure === null) return this.refuse('wait', why);
+    return this.refuse('wait', `${why}, and none can be opened: ${failure.message}`, 'normal', '', failure.advice);
+  }
+
   #refuseConnect(failure: ServerLoginError): Refusal {
-    return this.refuse('connect', `no server can be reached: ${failure.message}`);
+    return this.refuse('connect', `no server can be reached: ${failure.message}`, 'normal', '', failure.advice);
   }
 
   #onClosed(server: ServerConnection, host: Host, reason: string): void {

@@ -6,7 +6,7 @@ import t, { type Test } from 'tap';
 import { type Clock, systemClock } from '../../src/util/clock.ts';
 import { fatalOf, open, send, sqlstates, types } from '../fixtures/raw.ts';
 import { startRelay } from '../fixtures/relay.ts';
-import { connect, type Proxy as Pgweir, startProxy, until, withPostgres } from '../fixtures/stack.ts';
+import { connect, type Proxy as Pgweir, startProxy, temporaryFile, until, withPostgres } from '../fixtures/stack.ts';
 
 const postgres = await withPostgres();
 t.after(() => postgres.stop());
@@ -180,3 +180,74 @@ t.test('a server that was idle for long is asked for a sign of life', async (t) 
   clock.forward(3_000);
   t.not(await later, pid, 'it has not: another one');
 });
+
+t.test(
+  'one wrong password, one missing database: nobody else is affected, and the error says what to do',
+  async (t) => {
+    const own = await withPostgres({
+      hba: 'host all other 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n',
+    });
+    t.after(() => own.stop());
+    const direct = await connect(own.port);
+    await direct.query("CREATE ROLE other LOGIN PASSWORD 'right'");
+    await direct.end();
+    const wrong = temporaryFile('password', 'wrong');
+    t.after(wrong.remove);
+    const hosts = [`127.0.0.1:${own.port}`];
+    const tls = { mode: 'disable' };
+    const proxy = await startProxy(own.port, {
+      top: {
+        databases: {
+          good: { hosts, tls, dbname: 'postgres' },
+          locked: { hosts, tls, dbname: 'postgres', user: 'other', passwordFile: wrong.path },
+          missing: { hosts, tls, dbname: 'nowhere' },
+        },
+      },
+    });
+    t.after(() => proxy.stop());
+    const good = await open(t, proxy.port, { database: 'good' });
+    const bad = async (database: string) => {
+      const failures: { code: string; hint: string }[] = [];
+      for (let n = 0; n < 10; n++) await connect(proxy.port, { database }).catch((thrown) => failures.push(thrown));
+      return failures;
+    };
+    const [locked, missing] = await Promise.all([bad('locked'), bad('missing')]);
+    t.same(new Set(locked.map(({ code }) => code)), new Set(['28P01']));
+    t.match(locked[0], { hint: /passwordFile/ });
+    t.same(new Set(missing.map(({ code }) => code)), new Set(['3D000']));
+    t.match(missing[0], { hint: /create the database/ });
+    t.same(await good.rows('SELECT 1'), [['1']]);
+    const host = proxy.app.snapshot().hosts[0]!;
+    t.same([host.connector.state, host.connector.opened], ['closed', 0], 'the host is well');
+    t.ok([...proxy.app.snapshot().breakers.values()].every(({ isClosed }) => isClosed));
+  },
+);
+
+t.test(
+  'max_connections is reached: who has servers goes on, others are told; there is room again: all is well',
+  async (t) => {
+    const own = await withPostgres({ settings: { max_connections: '10', superuser_reserved_connections: '0' } });
+    t.after(() => own.stop());
+    const proxy = await startProxy(own.port, { pool: { size: 4, waitMax: '500ms' } });
+    t.after(() => proxy.stop());
+    const first = await open(t, proxy.port);
+    await first.rows('SELECT 1');
+    const others: { end(): Promise<void> }[] = [];
+    for (;;) {
+      const other = await connect(own.port).catch(() => null);
+      if (other === null) break;
+      others.push(other);
+    }
+    await first.rows('BEGIN');
+    await first.rows('SELECT 1');
+    const second = await open(t, proxy.port);
+    const refused = await second.ask(send.query('SELECT 1'));
+    t.same(sqlstates(refused), ['53000']);
+    t.same(await first.rows('SELECT 7'), [['7']], 'who has one goes on');
+    await first.rows('COMMIT');
+    t.same(await second.rows('SELECT 7'), [['7']], 'and lends it to others');
+    t.equal(proxy.app.snapshot().hosts[0]!.connector.state, 'closed', 'it can be reached');
+    t.equal(proxy.app.snapshot().clusters[0]!.hold.state, 'open');
+    await Promise.all(others.map((other) => other.end()));
+  },
+);
