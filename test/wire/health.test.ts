@@ -243,6 +243,7 @@ t.test(
     const second = await open(t, proxy.port);
     const refused = await second.ask(send.query('SELECT 1'));
     t.same(sqlstates(refused), ['53000']);
+    t.match(refused[0]!.body.toString(), /too many clients.*lower pool.size or serversMax, or raise max_connections/s);
     t.same(await first.rows('SELECT 7'), [['7']], 'who has one goes on');
     await first.rows('COMMIT');
     t.same(await second.rows('SELECT 7'), [['7']], 'and lends it to others');
