@@ -31,6 +31,7 @@ import { StateDir } from './ops/state.ts';
 import { statusOf } from './ops/status.ts';
 import { Switchboard } from './ops/switchboard.ts';
 import { Cluster } from './server/cluster.ts';
+import type { HoldConfig } from './server/hold.ts';
 import { addressOf, Hosts } from './server/hosts.ts';
 import { type Secret, ServerLoginError, type ServerTarget } from './server/login.ts';
 import { ServerPool } from './server/pool.ts';
@@ -143,6 +144,9 @@ export class App {
       pools: () => this.#allPools,
       sessions: () => this.#listener.sessions,
       stopListening: () => this.#listener.stopListening(),
+      endReplications: (isMeant) => this.#listener.endReplications(isMeant),
+      clients: () => this.#listener.clients,
+      isNamed: (database) => database in this.config.databases,
       shutDown: () => (options.onShutdown ?? (() => void this.stop()))(),
     });
     this.#console = new Console(() => this.snapshot(), {
@@ -170,7 +174,7 @@ export class App {
   async start(): Promise<{ port: number; opsPort: number }> {
     this.#setCaps();
     // Who is the primary is found out before anybody asks.
-    for (const [name, config] of Object.entries(this.config.databases)) this.#clusterOf(config, name);
+    this.#setHolds();
     const opsPort = await this.#ops.start();
     const port = await this.#listener.start().catch(async (thrown: unknown) => {
       await this.#ops.close();
@@ -206,6 +210,7 @@ export class App {
       if (pool.clients + pool.atWork > 0) continue;
       pool.close('the configuration has changed');
       this.#retired.delete(pool);
+      this.#sweepClusters();
     }
     for (const [key, pool] of this.#pools) {
       pool.tick();
@@ -371,14 +376,28 @@ export class App {
         openControl: isControlled
           ? (host) => this.#openControl(config, config.dbname ?? (database === '*' ? 'postgres' : database), host)
           : null,
-        lineage: this.#memory.lineages[addresses] ?? null,
+        lineage: this.#memory.lineageOf(config.hosts.map(addressOf)),
         onLineage: (lineage) => this.#memory.saveLineage(addresses, lineage),
         onEvent: (event, fields, isAlarm) => (isAlarm ? this.log.warn(fields, event) : this.log.info(fields, event)),
       });
       this.#clusters.set(key, cluster);
     }
-    cluster.hold.config = config.hold;
     return cluster;
+  }
+
+  /** Databases on the same hosts are held together: for as long as any of them wants. */
+  #setHolds(): void {
+    const holds = new Map<Cluster, HoldConfig[]>();
+    for (const [name, config] of Object.entries(this.config.databases)) {
+      const cluster = this.#clusterOf(config, name);
+      holds.set(cluster, [...(holds.get(cluster) ?? []), config.hold]);
+    }
+    for (const [cluster, all] of holds)
+      cluster.hold.config = {
+        for: Math.max(...all.map((hold) => hold.for)),
+        requestsMax: Math.max(...all.map((hold) => hold.requestsMax)),
+        bytesMax: Math.max(...all.map((hold) => hold.bytesMax)),
+      };
   }
 
   #targetOf(database: string, user: string, config: DatabaseConfig, host: HostConfig): ServerTarget {
@@ -441,22 +460,53 @@ export class App {
     const { host, port } = at;
     const { user, passwordFile } = config.control!;
     const password = passwordFile === undefined ? undefined : await this.#readSecret(passwordFile);
-    const client = new pg.Client({
-      host,
-      port,
-      user,
-      password,
-      database,
-      connectionTimeoutMillis: CONTROL_MS,
-      query_timeout: CONTROL_MS,
-      application_name: 'pgweir control',
-    });
-    client.on('error', () => {});
-    await client.connect();
+    const open = async (ssl: tls.ConnectionOptions | false) => {
+      const client = new pg.Client({
+        host,
+        port,
+        user,
+        password,
+        database,
+        ssl,
+        connectionTimeoutMillis: CONTROL_MS,
+        query_timeout: CONTROL_MS,
+        application_name: 'pgweir control',
+      });
+      client.on('error', () => {});
+      try {
+        await client.connect();
+      } catch (thrown) {
+        client.end().catch(() => {});
+        throw thrown;
+      }
+      return client;
+    };
+    const client = await this.#openAsTls(config.tls, open);
     return {
       query: async (sql) => (await client.query<(string | null)[]>({ text: sql, rowMode: 'array' })).rows,
       close: () => void client.end().catch(() => {}),
     };
+  }
+
+  /** As pools do: with `prefer` in clear text if the server has no TLS. */
+  async #openAsTls<T>(
+    { mode, ca, cert, key }: DatabaseConfig['tls'],
+    open: (ssl: tls.ConnectionOptions | false) => Promise<T>,
+  ): Promise<T> {
+    if (mode === 'disable') return open(false);
+    const read = (file: string | undefined) => (file === undefined ? undefined : readFileSync(this.#path(file)));
+    const ssl: tls.ConnectionOptions = {
+      rejectUnauthorized: mode.startsWith('verify-'),
+      ...(ca !== undefined && { ca: read(ca)! }),
+      ...(cert !== undefined && { cert: read(cert)! }),
+      ...(key !== undefined && { key: read(key)! }),
+      ...(mode === 'verify-ca' && { checkServerIdentity: () => undefined }),
+    };
+    if (mode !== 'prefer') return open(ssl);
+    return open(ssl).catch((thrown: unknown) => {
+      if (/does not support SSL/.test(messageOf(thrown))) return open(false);
+      throw thrown;
+    });
   }
 
   // --- Configuration --------------------------------------------------------------------------------------------
@@ -536,13 +586,19 @@ export class App {
     this.#setCaps();
     this.#catalogs.clear();
     for (const [key, pool] of this.#pools) this.#reloadPool(key, pool, before);
-    const kept = new Set(Object.entries(config.databases).map(([name, each]) => this.#clusterOf(each, name)));
+    this.#setHolds();
+    this.#sweepClusters();
+    return [];
+  }
+
+  /** Those that neither the configuration nor a pool has any more. */
+  #sweepClusters(): void {
+    const kept = new Set(Object.entries(this.config.databases).map(([name, each]) => this.#clusterOf(each, name)));
     for (const [key, cluster] of this.#clusters) {
       if (kept.has(cluster) || !cluster.isUnused) continue;
       cluster.close();
       this.#clusters.delete(key);
     }
-    return [];
   }
 
   /** A pool keeps its servers unless where or how they log in has changed. */
@@ -555,7 +611,7 @@ export class App {
       this.#retired.add(pool);
       return;
     }
-    const identity = ({ pool: _, serversMax: __, ...rest }: DatabaseConfig) => JSON.stringify(rest);
+    const identity = ({ pool: _, serversMax: __, hold: ___, ...rest }: DatabaseConfig) => JSON.stringify(rest);
     pool.config = now.pool;
     pool.catalog = this.#catalogOf(pool.database, now);
     if (old === undefined || identity(old) !== identity(now)) {

@@ -56,6 +56,18 @@ export class Alone {
     return controlGroup(message, reader.chunk, reader.position) !== null;
   }
 
+  /** Nothing in the request that begins with `message`, about one statement without parameters, could be refused by a server. */
+  mayAnswer(message: Frame, reader: FrameReader): boolean {
+    if (message.type === ClientMessage.Query) return isBare(message.type, message.source, message.start, message.end);
+    const group = controlGroup(message, reader.chunk, reader.position);
+    return group !== null && !(message.type === ClientMessage.Parse && this.#isTaken(group.name));
+  }
+
+  /** A name that is in use, or one too many: a server must say so. */
+  #isTaken(name: string): boolean {
+    return this.#names.get(name) !== undefined || this.#names.size >= NAMES_MAX;
+  }
+
   /** The batch that begins with `message` prepares or describes one statement and runs nothing. */
   isNaming(message: Frame, reader: FrameReader): boolean {
     if (message.type === ClientMessage.Query) return false;
@@ -190,9 +202,7 @@ export class Alone {
     }
     const group = controlGroup(message, reader.chunk, reader.position);
     if (group === null) return 'no';
-    // A name that is in use, or one too many: a server must say so.
-    const isParse = message.type === ClientMessage.Parse;
-    if (isParse && (this.#names.get(group.name) !== undefined || this.#names.size >= NAMES_MAX)) return 'no';
+    if (message.type === ClientMessage.Parse && this.#isTaken(group.name)) return 'no';
     const status = group.isExecuted ? after : before;
     this.#answerMessage(message, tag, status);
     for (let left = group.rest; left > 0; left--) {

@@ -298,6 +298,7 @@ export class Listener {
         socket,
         key,
         rest,
+        database: pool.database,
         target: { ...target, parameters: [...target.parameters, ...settings] },
         ...login,
         onEnd,
@@ -314,6 +315,11 @@ export class Listener {
         context.clock,
       );
     }
+  }
+
+  /** Ends the replication connections of some databases. */
+  endReplications(isMeant: (database: string) => boolean): void {
+    for (const replication of this.#replications) if (isMeant(replication.database)) replication.end();
   }
 
   /** No new clients; those without a transaction are told to go. True when none is left. */

@@ -12,6 +12,8 @@ export interface ReplicationOptions {
   key: CancelKey;
   /** Bytes that the client has sent since its login. */
   rest: Buffer;
+  /** As the client calls it. */
+  database: string;
   target: ServerTarget;
   secret: Secret;
   connectMs: number;
@@ -20,13 +22,15 @@ export interface ReplicationOptions {
 
 export class Replication implements Cancelable {
   readonly key: CancelKey;
+  readonly database: string;
   readonly #target: ServerTarget;
   readonly #client: net.Socket;
   #server: net.Socket | null = null;
   #serverKey: Buffer = Buffer.alloc(0);
 
-  private constructor({ socket, target, key }: ReplicationOptions) {
+  private constructor({ socket, target, key, database }: ReplicationOptions) {
     this.key = key;
+    this.database = database;
     this.#client = socket;
     this.#target = target;
   }

@@ -143,6 +143,11 @@ export class Requests {
     this.alone = new Alone(host, judge, this.#names, this.#unnamed);
   }
 
+  /** What was sent last commits, if it succeeds: COMMIT, or LISTEN and UNLISTEN outside a transaction. */
+  get hasCommitted(): boolean {
+    return this.#last.isCommit || this.#last.listening !== null;
+  }
+
   /** What runs, or ran last, does nothing but end a transaction. */
   get isCommitting(): boolean {
     return this.#last.isCommit;

@@ -169,6 +169,8 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   #leaveTarpit: (() => void) | null = null;
   /** What it listens to by the connection that listens for all; null: it never has. */
   #subscriber: Subscriber | null = null;
+  /** LISTEN and UNLISTEN that have run on its own server in the transaction that is open. */
+  #listened: Listening[] = [];
   /** The LISTEN that is held is for a server of its own: the other connection could not. */
   #mustListenItself = false;
   /** Cancelled before its request reached a server. */
@@ -507,7 +509,8 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     if (this.settings.isOpaque) return false;
     const verdict = this.#requests.alone.verdictOf(message);
     const move = moveOf(this.#block, verdict?.control ?? null, message.type);
-    if (move === null) return verdict?.listening != null && this.#answerListening(message, verdict.listening);
+    if (move === null)
+      return verdict?.listening?.isAlone === true && this.#answerListening(message, verdict.listening.all[0]!);
     if (move === 'refused') {
       this.#held = { ...message };
       this.#refuse(blockFailed());
@@ -526,7 +529,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   #answerListening(message: Frame, listening: Listening): boolean {
     const { alone } = this.#requests;
     const { channels } = this.pool;
-    if (this.#block !== 'none' || this.#mustListenItself || !alone.isSingle(message, this.#reader)) return false;
+    if (this.#block !== 'none' || this.#mustListenItself || !alone.mayAnswer(message, this.#reader)) return false;
     // What it hears is in the encoding of the connection that listens.
     const encoding = channels.encoding ?? this.pool.baseline?.reported.get('client_encoding');
     if (this.settings.reported.get('client_encoding') !== encoding) return false;
@@ -578,7 +581,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     const isBetween =
       server === null
         ? this.state === 'idle' && this.#block === 'none'
-        : this.state === 'active' && server.outstanding.isFree && !this.#reader.isInside;
+        : this.state === 'active' && server.outstanding.isFree && !server.isInside && !this.#reader.isInside;
     if (isBetween) for (const bytes of this.#subscriber!.take()) this.deliver(bytes);
   }
 
@@ -813,6 +816,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
       this.#turn?.sample(this.#requests.takeNumber(), elapsed);
       this.#turn?.rest(now);
     }
+    if (this.#listened.length > 0) this.#followListening(outstanding.status);
     if (this.state !== 'active') return;
     if (this.#isTerminating) {
       this.#endHold();
@@ -964,9 +968,19 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   }
 
   onRan(verdict: Verdict, isOk: boolean): void {
-    // It has asked its own server: that is where it hears from then on, or does not.
-    if (isOk && verdict.listening !== null) this.#subscriber?.unlisten(verdict.listening.channel);
+    if (isOk && verdict.listening !== null && this.#subscriber !== null) this.#listened.push(...verdict.listening.all);
     this.#lease.ran(verdict, isOk);
+  }
+
+  /**
+   * What it asks its own server for about channels counts when its transaction has committed: that is where it hears from then on, or
+   * does not.
+   */
+  #followListening(status: number): void {
+    if (status === Status.Transaction) return;
+    const listened = this.#listened.splice(0);
+    if (status === Status.Failed || !this.#requests.hasCommitted) return;
+    for (const { channel } of listened) this.#subscriber!.unlisten(channel);
   }
 
   // --- Cancel, time, end ----------------------------------------------------------------------------------------
@@ -1030,9 +1044,11 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     const isLate = this.deadline > 0 && waited > this.deadline;
     if (!isUnreachable && !isLate && (waited < config.waitMax || this.pool.isHeld)) return;
     this.#subscriber!.giveUp();
+    // No room for one more connection, say: a server of its own will do.
+    if (!isUnreachable && !isLate) return this.onSubscribed(false);
     this.#refuse(
       this.pool.refuse(
-        isUnreachable ? 'hold' : isLate ? 'deadline' : 'wait',
+        isUnreachable ? 'hold' : 'deadline',
         `the connection that listens is not there${this.pool.lastFailure === '' ? '' : `: ${this.pool.lastFailure}`}`,
       ),
     );
@@ -1061,10 +1077,9 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     this.#guard('unsuspend', () => this.#pump());
   }
 
-  /** All that it has sent was answered, and the answers have left. */
-  get isSettled(): boolean {
-    const isAnswered = this.state === 'idle' || (this.state === 'active' && this.server!.outstanding.size === 0);
-    return this.state === 'closed' || (isAnswered && this.isDelivered && this.socket.writableLength === 0);
+  /** Nothing is on its way to the client. */
+  get isFlushed(): boolean {
+    return this.state === 'closed' || (this.isDelivered && this.socket.writableLength === 0);
   }
 
   /** Drain: a client without a transaction is told to go (57P01); one with a transaction may finish it. */

@@ -25,8 +25,8 @@ export class Subscriber implements Listener {
   readonly #subscribed = new Set<string>();
   #kept: Buffer[] = [];
   #keptBytes = 0;
-  /** What it has asked for and waits for. */
-  #wanted: string | null = null;
+  /** What it has asked for and waits for, and whether it has not had that before. */
+  #wanted: { channel: string; isNew: boolean } | null = null;
 
   constructor(channels: Channels, client: SubscriberClient) {
     this.#channels = channels;
@@ -43,9 +43,10 @@ export class Subscriber implements Listener {
 
   /** True: it listens. False: `onSubscribed` will be called. */
   listen(channel: string): boolean {
+    const isNew = !this.#subscribed.has(channel);
     this.#subscribed.add(channel);
     if (this.#channels.subscribe(channel, this)) return true;
-    this.#wanted = channel;
+    this.#wanted = { channel, isNew };
     return false;
   }
 
@@ -59,7 +60,7 @@ export class Subscriber implements Listener {
 
   /** It waits no longer for LISTEN to take effect. */
   giveUp(): void {
-    if (this.#wanted !== null) this.unlisten(this.#wanted);
+    if (this.#wanted?.isNew) this.unlisten(this.#wanted.channel);
     this.#wanted = null;
   }
 
@@ -73,7 +74,7 @@ export class Subscriber implements Listener {
 
   onSubscribed(channel: string, isListening: boolean): void {
     if (!isListening) this.#subscribed.delete(channel);
-    if (this.#wanted !== channel) return;
+    if (this.#wanted?.channel !== channel) return;
     this.#wanted = null;
     this.#client.onSubscribed(isListening);
   }

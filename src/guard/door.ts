@@ -10,6 +10,8 @@ import type { Gate, Outage } from './gate.ts';
 export class Door {
   readonly #admission: Admission;
   readonly #addresses: readonly string[];
+  /** The host whose gate keeps everybody at the moment. */
+  #held: string | null = null;
 
   constructor(admission: Admission, addresses: readonly string[]) {
     this.#admission = admission;
@@ -42,8 +44,12 @@ export class Door {
     return this.#admission.isEnforced ? this.#admission.gateOf(address).limit : Number.POSITIVE_INFINITY;
   }
 
-  setOutage(outage: Outage | null, now: number): void {
-    for (const address of this.#addresses) this.#admission.gateOf(address).setOutage(outage, now);
+  /** Of the host at `address` only: the others may be somebody else's primary. */
+  setOutage(address: string, outage: Outage | null, now: number): void {
+    const before = this.#held;
+    this.#held = outage === null ? null : address;
+    if (before !== null && before !== this.#held) this.#admission.gateOf(before).setOutage(null, now);
+    if (outage !== null) this.#admission.gateOf(address).setOutage(outage, now);
   }
 
   /** The primary is not at `address` any more. */

@@ -184,7 +184,9 @@ export class Gate implements PermitHost {
 
   /** The primary is another host: who waits here is to wait there. */
   moveAll(now: number): void {
-    for (const { queue } of this.#lanes) for (const [{ request }] of queue.empty('hold')) request.onMoved(now);
+    // The highest first: that is the order in which they are admitted there.
+    for (const { queue } of [...this.#lanes].sort((a, b) => a.rank - b.rank))
+      for (const [{ request }] of queue.empty('hold')) request.onMoved(now);
   }
 
   /** Requests that wait, and their bytes. */

@@ -224,6 +224,8 @@ export class Console {
         ? { tag }
         : error(SqlState.InvalidParameterValue, `client not found: ${name}`, { hint: 'see the ids of SHOW CLIENTS' });
     }
+    if (verb === 'suspend' && name !== '') return unknownCommand(`${verb} ${name}`);
+    if (verb === 'resume' && controls.isShuttingDown) return error(SqlState.FeatureNotSupported, 'shutting down');
     const database = name === '' ? null : name;
     const { config, isPaused, isSuspended } = this.#snapshot();
     if (database === null && (verb === 'disable' || verb === 'enable'))

@@ -17,11 +17,16 @@ export interface ControlsHouse {
   sessions: () => ReadonlySet<Session>;
   /** No new clients from here on. */
   stopListening: () => void;
+  endReplications: (isMeant: (database: string) => boolean) => void;
+  /** Clients, with those that replicate. */
+  clients: () => number;
+  /** The configuration has a key for this database; if not, '*' stands for it. */
+  isNamed: (database: string) => boolean;
   /** Ends the process. */
   shutDown: () => void;
 }
 
-/** How long SUSPEND waits for answers that are under way; then their clients are ended (suspend_timeout of PgBouncer). */
+/** How long SUSPEND waits for clients to take what is on its way to them; then they are ended (suspend_timeout of PgBouncer). */
 const SUSPEND_MS = 10_000;
 const POLL_MS = 20;
 
@@ -29,6 +34,9 @@ export class Controls {
   readonly #house: ControlsHouse;
   isPaused = false;
   isSuspended = false;
+  isShuttingDown = false;
+  /** How often SUSPEND was said. */
+  #suspensions = 0;
   readonly #paused = new Set<string>();
   readonly #disabled = new Set<string>();
 
@@ -38,7 +46,7 @@ export class Controls {
 
   /** A pool was made. */
   onPool(pool: ServerPool): void {
-    if (this.isPaused || this.#paused.has(pool.database)) pool.pause(() => {});
+    if (this.isPaused || this.#has(this.#paused, pool.database)) pool.pause(() => {});
   }
 
   /** A client has logged in. */
@@ -46,12 +54,21 @@ export class Controls {
     if (this.isSuspended) session.suspend();
   }
 
-  #poolsOf(database: string | null): ServerPool[] {
-    return this.#house.pools().filter((pool) => database === null || pool.database === database);
+  /** Is something said of all, of this one, or of all that '*' stands for, said of `database`? */
+  #isMeant(said: string | null, database: string): boolean {
+    return said === null || said === database || (said === '*' && !this.#house.isNamed(database));
+  }
+
+  #has(said: ReadonlySet<string>, database: string): boolean {
+    return said.has(database) || (said.has('*') && this.#isMeant('*', database));
+  }
+
+  #poolsOf(said: string | null): ServerPool[] {
+    return this.#house.pools().filter(({ database }) => this.#isMeant(said, database));
   }
 
   isDisabled(database: string): boolean {
-    return this.#disabled.has(database);
+    return this.#has(this.#disabled, database);
   }
 
   /** Nobody gets a server any more. Resolves when none is in use. */
@@ -62,6 +79,7 @@ export class Controls {
   }
 
   resume(database: string | null): void {
+    if (this.isShuttingDown) return; // It waits for the servers to be free: they are not to be used again.
     if (database === null) {
       this.isPaused = false;
       this.#paused.clear();
@@ -96,8 +114,9 @@ export class Controls {
     else this.#paused.add(database);
     for (const pool of this.#poolsOf(database)) pool.pause(() => {});
     for (const session of this.#house.sessions())
-      if (database === null || session.database === database)
+      if (this.#isMeant(database, session.database))
         session.end('terminating connection due to administrator command (KILL)');
+    this.#house.endReplications((each) => this.#isMeant(database, each));
     for (const pool of this.#poolsOf(database)) pool.closeServers('KILL');
   }
 
@@ -111,12 +130,15 @@ export class Controls {
     return false;
   }
 
-  /** Clients are not read any more. Resolves when all that was under way has been answered, and nothing is in any buffer. */
+  /** Clients are not read any more. Resolves when nothing is in any buffer; what servers are doing goes on. */
   async suspend(): Promise<void> {
     this.isSuspended = true;
+    const own = ++this.#suspensions;
+    const isMeant = () => this.isSuspended && this.#suspensions === own;
     for (const session of this.#house.sessions()) session.suspend();
-    const busy = () => [...this.#house.sessions()].filter((session) => !session.isSettled);
-    for (let waited = 0; busy().length > 0 && waited < SUSPEND_MS; waited += POLL_MS) await poll();
+    const busy = () => [...this.#house.sessions()].filter((session) => !session.isFlushed);
+    for (let waited = 0; isMeant() && busy().length > 0 && waited < SUSPEND_MS; waited += POLL_MS) await poll();
+    if (!isMeant()) return;
     for (const session of busy()) session.end('terminating connection due to administrator command (SUSPEND)');
   }
 
@@ -126,9 +148,10 @@ export class Controls {
   }
 
   async #shutDown(mode: ShutdownMode): Promise<void> {
+    this.isShuttingDown = true;
     if (mode !== 'now') this.#house.stopListening();
     if (mode === 'servers') await this.pause(null);
-    while (mode === 'clients' && this.#house.sessions().size > 0) await poll();
+    while (mode === 'clients' && this.#house.clients() > 0) await poll();
     this.#house.shutDown();
   }
 }

@@ -55,6 +55,19 @@ export class Memory {
     this.lineages = state.load(LINEAGES, lineagesSchema) ?? {};
   }
 
+  /**
+   * What is known of the primary of these hosts. If a host has been added or taken out since, what was known of the others holds: of
+   * several that which is newest.
+   */
+  lineageOf(addresses: readonly string[]): Lineages[string] | null {
+    const own = this.lineages[addresses.join()];
+    if (own !== undefined) return own;
+    const related = Object.entries(this.lineages).filter(([key]) =>
+      key.split(',').some((each) => addresses.includes(each)),
+    );
+    return related.map(([, lineage]) => lineage).sort((a, b) => b.timeline - a.timeline)[0] ?? null;
+  }
+
   /** A primary was found. That is written down before anything is sent to it, or at least tried: who is killed must know. */
   saveLineage(key: string, lineage: Lineages[string]): void {
     this.lineages[key] = lineage;

@@ -55,10 +55,11 @@ export const SqlState = {
 
 /**
  * Does an error speak of the server's own health, and not of what it was asked for? Connections (08), resources (53), shutdown
- * and crash (57P01 to 57P03); and 57014, when it is a time limit that has struck and not somebody who cancelled.
+ * and crash (57P01 to 57P03); and 57014, when it is a time limit of the database that has struck, and neither somebody who cancelled
+ * nor a limit of the client's own (`isOwn`).
  */
-export function isUnhealthy(sqlstate: string, isCanceled: boolean): boolean {
-  if (sqlstate === SqlState.QueryCanceled) return !isCanceled;
+export function isUnhealthy(sqlstate: string, isOwn: boolean): boolean {
+  if (sqlstate === SqlState.QueryCanceled) return !isOwn;
   return /^(08(?!P01)|53|57P0[123])/.test(sqlstate);
 }
 

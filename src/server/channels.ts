@@ -51,7 +51,10 @@ export class Channels implements Owner {
   readonly #listeners = new Map<string, Set<Listener>>();
   /** What the connection listens to. */
   readonly #confirmed = new Set<string>();
-  readonly #reader = new FrameReader((_, size) => Math.min(size, NOTIFICATION_MAX), NOTIFICATION_MAX);
+  /** What somebody has been told that it is listened to. */
+  readonly #known = new Set<string>();
+  /** Of the connection that is open: each has its own. */
+  #reader = reader();
   #server: ServerConnection | null = null;
   #isOpening = false;
   #isClosed = false;
@@ -98,6 +101,7 @@ export class Channels implements Owner {
     if (!listeners?.delete(listener) || listeners.size > 0) return;
     this.#listeners.delete(channel);
     this.#confirmed.delete(channel);
+    this.#known.delete(channel);
     this.#server?.ask(`UNLISTEN ${quote(channel)}`, this, null);
   }
 
@@ -123,6 +127,7 @@ export class Channels implements Owner {
       if (server === null) return;
       if (this.#isClosed) return server.close('closed by the pool');
       this.#server = server;
+      this.#reader = reader();
       server.holder = this;
       for (const channel of this.#listeners.keys()) this.#ask(channel);
     } finally {
@@ -132,21 +137,35 @@ export class Channels implements Owner {
 
   #ask(channel: string): void {
     const server = this.#server;
+    // Who has given up and come back meanwhile waits for another answer.
+    const listeners = this.#listeners.get(channel);
     server?.ask(`LISTEN ${quote(channel)}`, this, {
-      done: () => this.#onAnswer(channel, true),
+      done: () => {
+        if (this.#listeners.get(channel) === listeners) this.#onListening(channel);
+        this.#tellMissed();
+      },
       dropped: () => {
-        if (!server.isClosed) this.#onAnswer(channel, false);
+        if (!server.isClosed && this.#listeners.get(channel) === listeners) this.#onRefused(channel, server);
       },
     });
   }
 
-  #onAnswer(channel: string, isListening: boolean): void {
-    const listeners = this.#listeners.get(channel);
-    if (listeners === undefined) return;
-    const isNew = !this.#confirmed.has(channel);
-    if (isListening) this.#confirmed.add(channel);
-    else this.#listeners.delete(channel);
-    if (isNew) for (const listener of [...listeners]) listener.onSubscribed(channel, isListening);
+  #onListening(channel: string): void {
+    this.#known.add(channel);
+    this.#confirmed.add(channel);
+    for (const listener of [...this.#listeners.get(channel)!]) listener.onSubscribed(channel, true);
+  }
+
+  /** Whoever has been told that he hears must not go deaf: then it is tried again, elsewhere perhaps. */
+  #onRefused(channel: string, server: ServerConnection): void {
+    if (this.#known.has(channel)) return server.close('it cannot listen');
+    const listeners = this.#listeners.get(channel)!;
+    this.#listeners.delete(channel);
+    for (const listener of listeners) listener.onSubscribed(channel, false);
+  }
+
+  /** All that was listened to before the connection was lost is listened to again. */
+  #tellMissed(): void {
     if (!this.#hasLost || this.#confirmed.size < this.#listeners.size) return;
     this.#hasLost = false;
     for (const listener of new Set([...this.#listeners.values()].flatMap((each) => [...each]))) listener.notify(MISSED);
@@ -167,7 +186,8 @@ export class Channels implements Owner {
   deliver(bytes: Buffer): boolean {
     const frame = emptyFrame();
     this.#reader.push(bytes);
-    for (let found = this.#reader.next(frame); found === 'frame'; found = this.#reader.next(frame)) {
+    let found = this.#reader.next(frame);
+    for (; found === 'frame'; found = this.#reader.next(frame)) {
       const { type, source, start, end } = frame;
       if (type !== ServerMessage.NotificationResponse) continue; // A notice, a parameter: nobody's.
       const nameEnd = stringEnd(source, start + HEADER + PID, end);
@@ -178,6 +198,7 @@ export class Channels implements Owner {
       for (const listener of listeners) listener.notify(message);
       this.counts.delivered += listeners.size;
     }
+    if (found !== 'starved') this.#server?.close('it sent a message of an impossible length');
     return true;
   }
 
@@ -193,6 +214,10 @@ export class Channels implements Owner {
   onWritable(): void {}
   onParameter(): void {}
   onTag(): void {}
+}
+
+function reader(): FrameReader {
+  return new FrameReader((_, size) => size, NOTIFICATION_MAX);
 }
 
 function quote(channel: string): string {

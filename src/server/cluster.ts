@@ -44,8 +44,8 @@ interface Door {
   readonly waitingBytes: number;
   /** Servers of a host that may be at work. */
   limitOf(address: string): number;
-  /** Nobody can be given a server, as long as `mayHold` may be asked; null: it is over. */
-  setOutage(outage: { mayHold(bytes: number): boolean } | null, now: number): void;
+  /** Nobody can be given a server of the host at `address`, as long as `mayHold` may be asked; null: it is over. */
+  setOutage(address: string, outage: { mayHold(bytes: number): boolean } | null, now: number): void;
   moveFrom(address: string, now: number): void;
 }
 
@@ -102,6 +102,7 @@ export class Cluster {
           this.#measure(address, finding);
         },
         onLost: (why) => this.#look(() => this.#book.lost(address, why)),
+        onBlind: (why) => this.#look(() => this.#book.blind(address, why)),
       });
       this.#probes.set(address, probe);
     }
@@ -173,7 +174,8 @@ export class Cluster {
 
   /** A pool could not connect. */
   onConnectFailed(failure: ServerLoginError): void {
-    if (!isOfHost(failure)) return;
+    // Who refuses somebody is there.
+    if (!isOfHost(failure)) return failure.sqlstate === '' ? undefined : this.onConnected();
     const now = this.#options.clock.now();
     this.hold.stumble(now);
     // The name may lead elsewhere by now.
@@ -226,7 +228,9 @@ export class Cluster {
   /** Goes where the primary is. The only host there is counts as one, standby or not, unless it must not be written to. */
   #follow(): void {
     const only = this.hosts.length === 1 ? addressOf(this.hosts[0]!) : null;
-    const isOnlyUp = only !== null && this.roles.get(only)!.role === 'standby';
+    const found = only === null ? null : this.roles.get(only)!;
+    // Of one that only does not say what it is a reason is known.
+    const isOnlyUp = found?.role === 'standby' || (found?.role === 'unknown' && found.why !== '');
     const primary = isOnlyUp ? only : this.#book.primary;
     if (primary === null) {
       const isKnown = [...this.roles.values()].every(({ role }) => role !== 'unknown');
@@ -235,8 +239,12 @@ export class Cluster {
       );
       // Until all were asked, only who was the primary can be missed.
       if (isKnown || this.roles.get(addressOf(this.#primary))!.role !== 'unknown') this.#fail(said.join('; '));
+      else if (this.hold.isBeginning) this.hold.why = said.join('; ');
       return;
     }
+    // The first that says so may be one that was replaced while nobody looked: the others are asked before it is believed.
+    const isAsked = [...this.roles.values()].every(({ role, why }) => role !== 'unknown' || why !== '');
+    if (this.hold.isBeginning && !isAsked) return;
     const before = addressOf(this.#primary);
     if (primary !== before) {
       this.#primary = this.hosts.find((host) => addressOf(host) === primary)!;
@@ -267,7 +275,7 @@ export class Cluster {
   #tell(): void {
     const { door, clock } = this.#options;
     const outage = this.hold.state === 'holding' ? { mayHold: (bytes: number) => this.whyNotHeld(bytes) === '' } : null;
-    door.setOutage(outage, clock.now());
+    door.setOutage(addressOf(this.#primary), outage, clock.now());
     for (const tenant of this.#tenants) tenant.onHold();
   }
 

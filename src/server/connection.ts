@@ -277,6 +277,11 @@ export class ServerConnection implements Link<ServerConnection> {
     );
   }
 
+  /** A message has arrived in part. */
+  get isInside(): boolean {
+    return this.#reader.isInside;
+  }
+
   /** Called every fraction of a second while somebody uses it. */
   tick(now: number): void {
     const { outstanding } = this;
@@ -353,6 +358,9 @@ export class ServerConnection implements Link<ServerConnection> {
   #onFrame(piece: Frame): void {
     // Take what is needed out of the shared frame: what follows may run other readers.
     const { type, source, start, end, isStart, isEnd } = piece;
+    if (isStart && type === ServerMessage.ErrorResponse && this.outstanding.isFree && this.holder !== null)
+      this.#part();
+    if (this.isClosed) return;
     if (isStart)
       this.#delivery = this.outstanding.begin(type, type === ServerMessage.ReadyForQuery ? source[start + HEADER]! : 0);
     const isWhole = isStart && isEnd;
@@ -365,6 +373,16 @@ export class ServerConnection implements Link<ServerConnection> {
     if (type !== ServerMessage.ReadyForQuery || holder?.onReady === undefined) return;
     this.#flush();
     holder.onReady();
+  }
+
+  /**
+   * It owes nothing and has something to complain of: it is about to go. Whoever was answered a moment ago need not hear of that,
+   * unless he keeps it.
+   */
+  #part(): void {
+    this.isDoomed = true;
+    this.#flush();
+    this.holder!.onProgress();
   }
 
   #sendResync(): void {
@@ -417,11 +435,13 @@ export class ServerConnection implements Link<ServerConnection> {
     this.#counts.errors++;
     const code = bytes.indexOf(CODE_FIELD) + CODE_FIELD.length;
     const sqlstate = bytes.toString('latin1', code, code + 5);
-    if (isUnhealthy(sqlstate, this.#isCancelSent)) this.#counts.failures++;
+    // A client's own statement_timeout is its own affair.
+    const isOwn = this.#isCancelSent || this.settings.custom.has('statement_timeout');
+    if (isUnhealthy(sqlstate, isOwn)) this.#counts.failures++;
     if (sqlstate === SqlState.QueryCanceled) this.#isCancelSent = false;
     if (bytes.includes('VFATAL\0') || bytes.includes('VPANIC\0')) {
       this.#reason = readErrorFields(bytes.subarray(HEADER)).get('M') ?? this.#reason;
-      this.#isTold = this.#delivery !== 'swallow';
+      this.#isTold = this.#delivery !== 'swallow' && this.#receiverNow() === this.holder;
     }
     const receiver = this.#receiverNow();
     if (replaceError === undefined || this.#delivery === 'swallow' || receiver === null) return false;

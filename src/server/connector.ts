@@ -7,7 +7,6 @@
  * with one user or one database only does not count against the host.
  */
 import CircuitBreaker from 'opossum';
-import { SqlState } from '../protocol/sqlstate.ts';
 import { type LoggedIn, ServerLoginError } from './login.ts';
 
 const CONNECTS_MAX = 2;
@@ -83,7 +82,10 @@ export class Connector {
   }
 }
 
-/** It is the host that cannot be reached, or does not take anybody: no answer, or one that it is starting or stopping. */
-export function isOfHost({ isPermanent, sqlstate }: ServerLoginError): boolean {
-  return !isPermanent && sqlstate !== SqlState.TooManyConnections;
+/**
+ * It is the host that cannot be reached, or does not take anybody: no answer, or one that it is starting or stopping. All else is about
+ * one user, one database, or how it is configured here.
+ */
+export function isOfHost({ isSilent, sqlstate }: ServerLoginError): boolean {
+  return isSilent || /^(57P0[123]|08)/.test(sqlstate);
 }

@@ -55,8 +55,9 @@ export class Hold {
   /** What cannot be reached, and why; '' when nothing is wrong. */
   why = '';
   readonly counts: HoldCounts = { outages: 0, outageMs: 0, released: 0, refused: 0 };
-  /** Start of the outage, end of the last hold, last step of the release; monotonic ms. */
+  /** Start of the outage, since when there is no primary, end of the last hold, last step of the release; monotonic ms. */
   #since = 0;
+  #closedAt = 0;
   #endedAt = Number.NEGATIVE_INFINITY;
   #steppedAt = 0;
   /** It is not an outage, but the beginning: nobody knows yet who the primary is. */
@@ -71,12 +72,18 @@ export class Hold {
     return this.state === 'holding' || this.state === 'refusing';
   }
 
+  /** Nobody knows yet who the primary is. */
+  get isBeginning(): boolean {
+    return this.isClosed && this.#isBeginning;
+  }
+
   /** Who the primary is has to be found out first. */
   begin(now: number): void {
     this.state = 'holding';
     this.allowance = 0;
     this.why = 'it is being found out which host is the primary';
     this.#since = now;
+    this.#closedAt = now;
     this.#isBeginning = true;
   }
 
@@ -90,6 +97,7 @@ export class Hold {
     }
     // Who fails again before all is released has not recovered: it is the same outage.
     const isSame = this.state === 'releasing';
+    this.#closedAt = now;
     const mayHold = isSame ? now - this.#since < this.config.for : now - this.#endedAt >= PAUSE * this.config.for;
     this.state = this.config.for > 0 && mayHold ? 'holding' : 'refusing';
     this.allowance = 0;
@@ -100,7 +108,7 @@ export class Hold {
   reach(now: number): boolean {
     if (!this.isClosed) return false;
     if (this.state === 'holding' && !this.#isBeginning) this.#endedAt = now;
-    if (!this.#isBeginning) this.counts.outageMs += now - this.#since;
+    if (!this.#isBeginning) this.counts.outageMs += now - this.#closedAt;
     this.#isBeginning = false;
     this.state = 'releasing';
     this.why = '';
@@ -133,8 +141,8 @@ export class Hold {
     return true;
   }
 
-  /** ms since the start of the outage; 0 when there is none. */
+  /** ms since when there is no primary; 0 when there is one. */
   outageMs(now: number): number {
-    return this.isClosed ? now - this.#since : 0;
+    return this.isClosed ? now - this.#closedAt : 0;
   }
 }

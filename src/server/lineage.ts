@@ -78,6 +78,13 @@ export class LineageBook {
     this.#set(address, { role: 'unreachable', why, finding: null });
   }
 
+  /** It answers, and will not say what it is: what was known still holds. */
+  blind(address: string, why: string): void {
+    const known = this.#roles.get(address);
+    if (known !== undefined)
+      this.#set(address, { ...known, role: known.finding === null ? 'unknown' : known.role, why });
+  }
+
   #set(address: string, role: HostRole): void {
     if (!this.#roles.has(address)) return;
     this.#roles.set(address, role);

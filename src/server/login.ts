@@ -49,6 +49,8 @@ export class ServerLoginError extends Error {
   override name = 'ServerLoginError';
   /** It took too long. */
   isTimeout = false;
+  /** Nobody has answered: no connection, none that lasts, or nothing in time. */
+  isSilent = false;
   /** What the server answered, when it was the server that refused. */
   readonly fields: ErrorFields | null;
 
@@ -125,7 +127,7 @@ class Inbox {
         throw new ServerLoginError('the server sent something that is not Postgres protocol');
       const { type, source, start, end } = this.#frame;
       if (found === 'frame') return { type, body: Buffer.from(source.subarray(start + 5, end)) };
-      if (this.#error !== null) throw new ServerLoginError(this.#error.message);
+      if (this.#error !== null) throw silent(this.#error);
       await new Promise<void>((resolve) => {
         this.#wake = resolve;
         this.#socket.resume();
@@ -149,6 +151,7 @@ export async function openServer(target: ServerTarget, secret: Secret, limitMs: 
     timer = setTimeout(() => {
       const late = new ServerLoginError(`no login within ${limitMs} ms`);
       late.isTimeout = true;
+      late.isSilent = true;
       reject(late);
     }, limitMs);
   });
@@ -165,6 +168,8 @@ export async function openServer(target: ServerTarget, secret: Secret, limitMs: 
     (socket as net.Socket | null)?.on('error', () => {}).destroy();
     void attempted.then(({ socket: late }) => late.destroy()).catch(() => {});
     if (thrown instanceof ServerLoginError) throw thrown;
+    // Errors of the system have a code such as ECONNREFUSED; others are ours.
+    if (/^E[A-Z]+$/.test(String((thrown as { code?: unknown }).code))) throw silent(thrown as Error);
     const fields: ErrorFields | null =
       thrown instanceof ScramMismatch ? new Map([['C', SqlState.InvalidAuthorization]]) : null;
     throw new ServerLoginError(messageOf(thrown), fields);
@@ -354,4 +359,10 @@ export function sendCancel(target: ServerTarget, key: Buffer, isStillWanted: () 
     });
   };
   run().then(done, done);
+}
+
+function silent({ message }: Error): ServerLoginError {
+  const failure = new ServerLoginError(message);
+  failure.isSilent = true;
+  return failure;
 }

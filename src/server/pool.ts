@@ -24,7 +24,6 @@ import { Channels } from './channels.ts';
 import { Cleanup } from './cleanup.ts';
 import type { Cluster, ClusterTenant } from './cluster.ts';
 import { ServerConnection, type TrafficCounts } from './connection.ts';
-import { isOfHost } from './connector.ts';
 import type { Host, Tenant } from './hosts.ts';
 import { Line, type Wish } from './line.ts';
 import { type LoggedIn, openServer, type Secret, ServerLoginError, type ServerTarget } from './login.ts';
@@ -324,7 +323,8 @@ export class ServerPool implements Tenant, ClusterTenant {
   }
 
   get hasHeld(): boolean {
-    return this.waiters.first !== null && this.waiters.first.waitingSince < this.#servedFrom;
+    // Who is paused is not waiting for a primary.
+    return !this.isPaused && this.waiters.first !== null && this.waiters.first.waitingSince < this.#servedFrom;
   }
 
   /** No primary can be reached, for longer than requests are held. */
@@ -509,7 +509,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   }
 
   #isSpent(server: ServerConnection): boolean {
-    if (server.isDoomed || this.#isClosed || this.serverCount >= this.config.size) return true;
+    if (server.isDoomed || this.#isClosed || this.isPaused || this.serverCount >= this.config.size) return true;
     return this.#isOld(server) || this.#host.owes(this);
   }
 
@@ -665,10 +665,11 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** Is anybody there? Rejects if not. */
   readonly #look = async () => {
     try {
-      const { socket } = await this.#open(this.#target, this.#host);
+      const { socket } = await openServer(this.#target, await this.#secret(false), this.config.connectMax);
       socket.on('error', () => {}).end(terminate);
     } catch (thrown) {
-      if (thrown instanceof ServerLoginError && isOfHost(thrown)) throw thrown;
+      // Whatever is answered, somebody is there.
+      if (thrown instanceof ServerLoginError && thrown.isSilent) throw thrown;
     }
   };
 
@@ -711,9 +712,11 @@ export class ServerPool implements Tenant, ClusterTenant {
       for (const server of chain) server.close('its host is the primary no longer');
   }
 
-  /** No more leases until `resume`; `done` is called when no server is in use. */
+  /** No more leases until `resume`, and no servers: they are closed, as they become free. `done` is called when none is left. */
   pause(done: () => void): void {
     this.isPaused = true;
+    this.channels.reconnect('PAUSE');
+    while (this.idle.size > 0) this.idle.shift()!.close('PAUSE');
     this.#onDrained.push(done);
     this.#checkDrained();
   }
@@ -837,7 +840,7 @@ export class ServerPool implements Tenant, ClusterTenant {
         (this.waiters.size > this.connecting + this.#checking && !this.isPaused) ||
         (this.#learners.length > 0 && this.serverCount === 0) ||
         (this.#isWanted && this.connecting === 0) ||
-        (this.serverCount < this.config.sizeMin && this.baseline !== null);
+        (this.serverCount < this.config.sizeMin && this.baseline !== null && !this.isPaused);
       if (!isWanted || this.serverCount >= this.config.size) return;
       if (!this.#host.take(this)) return;
       void this.#connect();
@@ -862,6 +865,7 @@ export class ServerPool implements Tenant, ClusterTenant {
     } catch (thrown) {
       this.connecting--;
       host.release();
+      if (target !== this.#target || this.#isClosed) return this.#grow(); // It says nothing of where servers are by now.
       this.#onConnectFailed(thrown instanceof ServerLoginError ? thrown : new ServerLoginError(messageOf(thrown)));
     }
   }
@@ -885,7 +889,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   async #openForChannels(): Promise<ServerConnection | null> {
     const host = this.#host;
     const target = this.#target;
-    if (this.#isClosed || this.isPaused || this.#cluster.hold.isClosed || !host.take(this)) return null;
+    if (this.#isClosed || this.isPaused || this.#cluster.hold.isClosed || !this.#takeRoom(host)) return null;
     try {
       const loggedIn = await this.#open(target, host);
       if (target === this.#target && !this.#isClosed) return this.#make(loggedIn, target, () => host.release());
@@ -895,6 +899,17 @@ export class ServerPool implements Tenant, ClusterTenant {
     }
     host.release();
     return null;
+  }
+
+  /** Room for a connection that no waiter stands in the queue for: if need be, that of an idle server. */
+  #takeRoom(host: Host): boolean {
+    if (host.take(this)) return true;
+    if (this.idle.size > 0) {
+      this.evictIdle();
+      if (host.take(this)) return true;
+    }
+    if (this.waiters.size === 0) host.leaveQueue(this);
+    return false;
   }
 
   async #open(target: ServerTarget, host: Host) {

@@ -2,7 +2,8 @@
  * Asks one host, again and again, what it is: primary or standby, of which cluster, on which timeline. Owned and ticked by
  * server/cluster; its connection is one of its own, so that pools that are full do not blind it.
  *
- * The one idea: a host is lost when it could not be asked twice in a row, on two connections; a single slow answer is none.
+ * The one idea: a host is lost when it could not be asked twice in a row, on two connections; a single slow answer is none. One that
+ * answers with an error (a wrong password, no such database, no connection left) is there: it is only not known what it is.
  */
 import { messageOf } from '../util/errors.ts';
 import type { Finding } from './lineage.ts';
@@ -16,6 +17,8 @@ export interface ControlConnection {
 export interface ProbeEvents {
   onFound(finding: Finding): void;
   onLost(why: string): void;
+  /** It answers, and does not say what it is. */
+  onBlind(why: string): void;
 }
 
 /** While something is wrong. */
@@ -85,7 +88,11 @@ export class Probe {
     } catch (thrown) {
       this.#connection?.close();
       this.#connection = null;
-      if (++this.#failures >= FAILURES && !this.#isClosed) this.#events.onLost(messageOf(thrown));
+      if (this.#isClosed) return;
+      if (isAnswer(thrown)) {
+        this.#failures = 0;
+        this.#events.onBlind(messageOf(thrown));
+      } else if (++this.#failures >= FAILURES) this.#events.onLost(messageOf(thrown));
       else this.hurry();
     } finally {
       this.#isRunning = false;
@@ -97,4 +104,10 @@ export class Probe {
     this.#isClosed = true;
     if (!this.#isRunning) this.#connection?.close();
   }
+}
+
+/** An error that the database itself has sent, and not because it is starting or stopping. */
+function isAnswer(thrown: unknown): boolean {
+  const { code } = thrown as { code?: unknown };
+  return typeof code === 'string' && /^[0-9A-Z]{5}$/.test(code) && !/^(E|57P0|08)/.test(code);
 }

@@ -8,7 +8,7 @@
 import { LRUCache } from 'lru-cache';
 import { harmlessFunctions } from './builtins.ts';
 import type { Catalog } from './catalog.ts';
-import { channelOf, type Listening } from './channel.ts';
+import { type Channels, channelsOf } from './channel.ts';
 import { type Control, controlOf } from './control.ts';
 import { type Effects, findEffects, mergeEffects, pinning, probing } from './effects.ts';
 import { type Kind, type Parser, SQL_BYTES_MAX, type Syntax, type TableReference } from './parser.ts';
@@ -47,8 +47,8 @@ export interface Verdict {
   isCommit: boolean;
   /** It begins or ends a transaction. */
   control: Control | null;
-  /** It begins or ends listening to a channel, and does nothing else. */
-  listening: Listening | null;
+  /** Where it begins or ends listening to channels. */
+  listening: Channels | null;
   /** Tags in a comment at its end (sqlcommenter), when somebody wants to know (`Judge.want`). */
   tags: ReadonlyMap<string, string> | null;
   /** The number of its shape (sql/shape), when somebody wants to know (`Judge.want`); else 0. */
@@ -146,7 +146,7 @@ export class Judge {
       };
       if (verdict.shape === null) verdict.effects = mergeEffects(effects, pinning('opaque'));
     } else if (effects !== null) {
-      verdict = { ...verdict, effects, listening: channelOf(tokens) };
+      verdict = { ...verdict, effects, listening: channelsOf(tokens) };
     } else if (verdict === harmless && this.#wanted.reads) {
       const read = readKey(tokens);
       if (read !== 0) verdict = { ...harmless, read, isLocal: this.#wanted.places && isLocal(tokens) };

@@ -60,11 +60,11 @@ t.test('rules over several keys', async (t) => {
 });
 
 t.test('what a later version will understand is refused by name', async (t) => {
-  const text = `cache: { mode: on }\nworkers: 2\n${base}    reads: spill\n`;
+  const text = `cache: { mode: on }\nworkers: 2\n${base}    cache: catalogue\n`;
   t.same(problems(text).sort(), [
     'f.yaml:1:1: cache: not supported yet by this version',
     'f.yaml:2:1: workers: not supported yet by this version',
-    'f.yaml:7:5: databases.app.reads: not supported yet by this version',
+    'f.yaml:7:5: databases.app.cache: not supported yet by this version',
   ]);
   t.match(problems(base.replace('trust', 'hba')), [/auth\.method: not supported yet/]);
   t.match(problems(base.replace('[db]', '[a, b]')), [/databases\.app: several hosts need control/]);

@@ -83,7 +83,7 @@ t.test('who is held is let go in time, once, and not at all when it has left', a
     JSON.stringify(at),
   );
   t.equal(tarpit.held, 0);
-  t.same(tarpit.counts, { retries: 2, reconnects: 2 });
+  t.same(tarpit.counts, { retries: 2, reconnects: 2, outage: 0 });
 });
 
 t.test('newcomers are held when too many of their kind leave on refusals, or the event loop is late', async (t) => {

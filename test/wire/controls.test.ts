@@ -149,3 +149,50 @@ t.test('only administrators', async (t) => {
   ])
     t.same(sqlstates(await eye.ask(send.query(command))), ['42501'], command);
 });
+
+t.test('SUSPEND lets long statements run, and RESUME ends it while it waits', async (t) => {
+  const { proxy, admin } = await start(t);
+  const [busy, other] = [await open(t, proxy.port), await open(t, proxy.port)];
+  const answer = busy.rows("SELECT 'done' FROM pg_sleep(1)");
+  await until(() => poolOf(proxy).active.size > 0, 'work');
+  const since = performance.now();
+  await admin.query('SUSPEND');
+  t.ok(performance.now() - since < 900, 'it is not waited for');
+  t.same(await answer, [['done']]);
+  await admin.query('RESUME');
+  t.same(await other.rows('SELECT 7'), [['7']]);
+  await t.rejects(admin.query('SUSPEND postgres'), { code: '42601' });
+});
+
+t.test('PAUSE and KILL leave no server behind, and end who replicates', async (t) => {
+  const { proxy, admin } = await start(t, { pool: { size: 4, sizeMin: 2 } });
+  const client = await open(t, proxy.port);
+  await client.rows('LISTEN ch');
+  await until(() => poolOf(proxy).serverCount === 2, 'the least that there are');
+  await admin.query('PAUSE');
+  await until(() => poolOf(proxy).serverCount === 0 && !poolOf(proxy).channels.isOpen, 'all to be closed');
+  t.equal(proxy.app.snapshot().hosts[0]!.count, 0);
+  await admin.query('RESUME');
+  t.same(await client.rows('SELECT 7'), [['7']]);
+  const replica = await open(t, proxy.port, { replication: 'database' });
+  const ended = replica.closed().catch(() => []);
+  await admin.query('KILL');
+  await ended;
+  await until(() => proxy.app.snapshot().replications === 0, 'the replication to end');
+  await new Promise((done) => setTimeout(done, 500));
+  t.equal(proxy.app.snapshot().hosts[0]!.count, 0, 'nothing is opened anew');
+});
+
+t.test("'*' means all databases that no key is for", async (t) => {
+  const { proxy, admin } = await start(t);
+  const client = await open(t, proxy.port);
+  await client.rows('SELECT 1');
+  await admin.query('DISABLE *');
+  await t.rejects(connect(proxy.port), { code: '55000' });
+  await admin.query('ENABLE *');
+  await admin.query('PAUSE *');
+  const answer = client.rows('SELECT 7');
+  await until(() => poolOf(proxy).waiters.size === 1, 'it to wait');
+  await admin.query('RESUME *');
+  t.same(await answer, [['7']]);
+});

@@ -173,3 +173,55 @@ t.test('of several hosts none is used before it is known which is the primary', 
   t.same(await client.rows('SELECT pg_is_in_recovery()'), [['f']]);
   t.same(rolesOf(proxy), ['standby', 'primary']);
 });
+
+t.test('who was replaced while the proxy was down is not believed before the others were asked', async (t) => {
+  const replicas = await startReplicas(['a', 'b'], { sql: LOG_TABLE, isSynchronous: false });
+  t.after(() => replicas.stop());
+  const [a, b] = replicas.members as [Member, Member];
+  await a.kill();
+  await replicas.promote(b);
+  await until(async () => !(await b.query('SELECT pg_is_in_recovery() AS is')).rows[0].is, 'the promotion');
+  await a.restart(); // Both say that they are it.
+  b.freeze();
+  const proxy = await startProxy(0, {
+    database: { hosts: [a, b].map(({ port }) => `127.0.0.1:${port}`), control: { user: 'postgres' } },
+  });
+  t.after(() => proxy.stop());
+  await until(() => rolesOf(proxy)[0] === 'primary', 'the old one to say so');
+  t.equal(clusterOf(proxy).hold.state, 'holding');
+  b.thaw();
+  const client = await open(t, proxy.port);
+  t.equal(types(await client.ask(send.query('INSERT INTO log VALUES (1, 1)'))), 'CZ');
+  t.same((await a.query('SELECT count(*) FROM log')).rows, [{ count: '0' }]);
+  t.same((await b.query('SELECT count(*) FROM log')).rows, [{ count: '1' }]);
+});
+
+t.test('what is known of a host outlives a change of the list of hosts', async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), 'pgweir-state-'));
+  t.after(() => rmSync(dir, { recursive: true, force: true }));
+  const replicas = await startReplicas(['a', 'b'], { sql: LOG_TABLE, isSynchronous: false });
+  t.after(() => replicas.stop());
+  const [a, b] = replicas.members as [Member, Member];
+  const start = async (...members: Member[]) => {
+    const proxy = await startProxy(0, {
+      database: {
+        hosts: members.map(({ port }) => `127.0.0.1:${port}`),
+        control: { user: 'postgres' },
+        hold: { for: '300ms' },
+      },
+      top: { state: { dir } },
+    });
+    t.after(() => proxy.stop());
+    return proxy;
+  };
+  const first = await start(a, b);
+  await primaryIs(first, a);
+  await a.kill();
+  await replicas.promote(b);
+  await primaryIs(first, b);
+  await a.restart();
+  await first.stop();
+  const second = await start(a);
+  await until(() => rolesOf(second)[0] === 'refused', 'the old one to be refused');
+  t.equal(clusterOf(second).hold.isClosed, true);
+});

@@ -71,20 +71,30 @@ t.test('what clients do wrong does not', async (t) => {
   t.equal(poolOf(proxy).counts.failures, 0);
 });
 
-t.test('time limits that strike count, cancel requests of clients do not', async (t) => {
-  const proxy = await start(t);
-  const client = await connect(proxy.port);
-  t.after(() => client.end());
-  await client.query("SET statement_timeout = '20ms'");
-  await t.rejects(client.query('SELECT pg_sleep(5)'), { code: '57014' });
-  t.equal(poolOf(proxy).counts.failures, 1);
-  const other = await open(t, proxy.port);
-  const answer = other.ask(send.query('SELECT pg_sleep(30)'));
-  await until(() => [...proxy.app.snapshot().sessions].some(({ server }) => server !== null), 'work');
-  [...proxy.app.snapshot().sessions].find(({ server }) => server !== null)!.cancel();
-  t.same(sqlstates(await answer), ['57014']);
-  t.equal(poolOf(proxy).counts.failures, 1);
-});
+t.test(
+  'time limits of the database that strike count; those of clients, and their cancel requests, do not',
+  async (t) => {
+    const direct = await connect(postgres.port);
+    await direct.query('CREATE DATABASE limited');
+    await direct.query("ALTER DATABASE limited SET statement_timeout = '20ms'");
+    await direct.end();
+    const limited = await start(t);
+    const client = await connect(limited.port, { database: 'limited' });
+    t.after(() => client.end());
+    await t.rejects(client.query('SELECT pg_sleep(5)'), { code: '57014' });
+    t.equal(poolOf(limited).counts.failures, 1);
+    await client.query("SET statement_timeout = '10ms'");
+    await t.rejects(client.query('SELECT pg_sleep(5)'), { code: '57014' });
+    t.equal(poolOf(limited).counts.failures, 1, 'its own affair');
+    const proxy = await start(t);
+    const other = await open(t, proxy.port);
+    const answer = other.ask(send.query('SELECT pg_sleep(30)'));
+    await until(() => [...proxy.app.snapshot().sessions].some(({ server }) => server !== null), 'work');
+    [...proxy.app.snapshot().sessions].find(({ server }) => server !== null)!.cancel();
+    t.same(sqlstates(await answer), ['57014']);
+    t.equal(poolOf(proxy).counts.failures, 0);
+  },
+);
 
 t.test('while the breaker is open nobody waits in vain', async (t) => {
   const proxy = await start(t, { pool: { size: 1 }, top: { breaker: { ...breaker, openFor: '5s' } } });
@@ -252,3 +262,40 @@ t.test(
     await Promise.all(others.map((other) => other.end()));
   },
 );
+
+t.test('a long statement during a smart shutdown: whoever is refused a login has been answered', async (t) => {
+  const own = await withPostgres();
+  t.after(() => own.stop('immediate'));
+  const clock = movable();
+  const proxy = await start(t, { clock }, own.port);
+  const client = await open(t, proxy.port);
+  const answer = client.rows("SELECT 'done' FROM pg_sleep(2)");
+  await until(() => poolOf(proxy).active.size > 0, 'work');
+  process.kill(own.pid, 'SIGTERM'); // Sessions may come to their end, newcomers get 57P03.
+  for (let n = 0; n < 40; n++) {
+    clock.forward(500);
+    await new Promise((done) => setTimeout(done, 20));
+  }
+  t.same(await answer, [['done']]);
+});
+
+t.test('a database that takes nobody is its own affair, not that of its host', async (t) => {
+  const proxy = await start(t, { pool: { size: 2 } });
+  const good = await open(t, proxy.port);
+  await good.rows('SELECT 1');
+  for (let n = 0; n < 12; n++) await connect(proxy.port, { database: 'template0' }).catch(() => {});
+  t.same(await good.rows('SELECT 7'), [['7']]);
+  t.equal(proxy.app.snapshot().hosts[0]!.connector.opened, 0);
+  t.equal(proxy.app.snapshot().clusters[0]!.hold.state, 'open');
+});
+
+t.test('a control user that may not log in blinds the probes, and nothing else', async (t) => {
+  const proxy = await start(t, { database: { control: { user: 'nosuch' }, hold: { for: '300ms' } } });
+  const client = await open(t, proxy.port);
+  t.same(await client.rows('SELECT 1'), [['1']]);
+  const [cluster] = proxy.app.snapshot().clusters;
+  await until(() => /nosuch/.test([...cluster!.roles.values()][0]!.why), 'it to be said');
+  await new Promise((done) => setTimeout(done, 1_000));
+  t.equal(cluster!.hold.state, 'open');
+  t.same(await client.rows('SELECT 7'), [['7']]);
+});

@@ -1,6 +1,7 @@
 /** LISTEN in transaction mode: one connection hears for all clients of a pool, and who listens keeps no server. */
 import t, { type Test } from 'tap';
 import { type Message, open, type RawClient, send, sqlstates, types } from '../fixtures/raw.ts';
+import { startRelay } from '../fixtures/relay.ts';
 import { type Member, startReplicas } from '../fixtures/replicas.ts';
 import { type Proxy as Pgweir, startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
@@ -171,4 +172,114 @@ t.test('after a failover it listens to the new primary', async (t) => {
   t.match((await client.until('N'))[0]!.body.toString(), /may have been missed/);
   await b.query(`NOTIFY ch, 'from the new one'`);
   t.same(await heard(client), [['ch', 'from the new one']]);
+});
+
+t.test('what is rolled back has changed nothing; what is committed has', async (t) => {
+  const proxy = await start(t);
+  const [a, speaker] = [await open(t, proxy.port), await open(t, proxy.port)];
+  await a.rows('LISTEN ch');
+  for (const sql of ['LISTEN ch', 'UNLISTEN ch']) {
+    for (const each of ['BEGIN', sql, 'ROLLBACK']) await a.rows(each);
+    await speaker.rows(`NOTIFY ch, '${sql}'`);
+    t.same(await heard(a), [['ch', sql]]);
+  }
+  for (const each of ['BEGIN', 'UNLISTEN ch', 'COMMIT']) await a.rows(each);
+  await speaker.rows(`NOTIFY ch, 'no'`);
+  t.same(bodies(await a.ask(send.query('SELECT 1'))), []);
+  t.equal(poolOf(proxy).channels.size, 0);
+  await a.rows('LISTEN ch');
+  await a.rows('LISTEN ch; LISTEN dh'); // On a server of its own from here on.
+  await speaker.rows(`NOTIFY ch, 'once'`);
+  await speaker.rows(`NOTIFY dh, 'end'`);
+  const all: string[][] = [];
+  while (all.at(-1)?.[1] !== 'end') all.push(...(await heard(a)));
+  t.same(all, [
+    ['ch', 'once'],
+    ['dh', 'end'],
+  ]);
+});
+
+t.test('names that mean something else, or nothing, are for a server to judge', async (t) => {
+  const proxy = await start(t);
+  const a = await open(t, proxy.port);
+  for (const [sql, wanted] of [
+    ['LISTEN select', ['42601']],
+    ['LISTEN "abc', ['42601']],
+    ['LISTEN ""', ['42601']],
+    ['LISTEN a.b', ['42601']],
+    ['LISTEN U&"ch"', []],
+  ] as const) {
+    const answer = await a.ask(send.query(sql));
+    t.same(sqlstates(answer), wanted, sql);
+    t.equal(poolOf(proxy).channels.size, 0, sql);
+  }
+  const speaker = await open(t, proxy.port);
+  await speaker.rows(`NOTIFY ch, 'x'`);
+  t.same(await heard(a), [['ch', 'x']]);
+  const b = await open(t, proxy.port);
+  await b.ask([send.parse('taken', 'SELECT 1'), send.sync()]);
+  t.same(sqlstates(await b.ask([send.parse('taken', 'LISTEN dh'), ...run('taken')])), ['42P05']);
+  t.equal(poolOf(proxy).channels.size, 0, 'it was refused');
+});
+
+t.test('without room for one more connection a server of its own is taken', async (t) => {
+  const proxy = await start(t, { size: 2, waitMax: '300ms' }, {});
+  const capped = await startProxy(postgres.port, { pool: { size: 2, waitMax: '300ms' }, database: { serversMax: 2 } });
+  t.after(() => capped.stop());
+  const clients = await Promise.all([1, 2, 3].map(() => open(t, capped.port)));
+  for (const client of clients.slice(0, 2)) await client.rows('BEGIN; SELECT 1');
+  for (const client of clients.slice(0, 2)) await client.rows('COMMIT');
+  t.equal(types(await clients[2]!.ask(send.query('LISTEN ch'))), 'CZ', 'an idle server made room');
+  t.ok(capped.app.snapshot().hosts[0]!.count <= 2);
+  t.equal(proxy.bugs() + capped.bugs(), 0);
+});
+
+t.test('a connection that is lost in the middle of a notification does not spoil the next', async (t) => {
+  let cut = false;
+  const port = await startRelay(t, postgres.port, (chunk, link) => {
+    if (chunk.includes('LISTEN "ch"') && cut) {
+      cut = false;
+      const half = Buffer.alloc(30);
+      half.write('A', 0);
+      half.writeUInt32BE(4000, 1);
+      setTimeout(() => link.answerLast(half), 100);
+    }
+    return false;
+  });
+  const proxy = await startProxy(port);
+  t.after(() => proxy.stop());
+  const a = await open(t, proxy.port);
+  cut = true;
+  await a.rows('LISTEN ch');
+  t.match((await a.until('N'))[0]!.body.toString(), /may have been missed/);
+  const direct = await open(t, postgres.port);
+  await direct.rows(`NOTIFY ch, 'heard'`);
+  t.same(await heard(a), [['ch', 'heard']]);
+});
+
+t.test('the host is a standby for a while: who was told that he listens does so in the end', async (t) => {
+  const replicas = await startReplicas(['a', 'b'], { isSynchronous: false });
+  t.after(() => replicas.stop());
+  const [a, b] = replicas.members as [Member, Member];
+  const address = { port: a.port };
+  const links = new Set<{ lose(): void }>();
+  const front = await startRelay(
+    t,
+    () => address.port,
+    (_, link) => {
+      links.add(link);
+      return false;
+    },
+  );
+  const proxy = await startProxy(front);
+  t.after(() => proxy.stop());
+  const client = await open(t, proxy.port);
+  await client.rows('LISTEN ch');
+  address.port = b.port;
+  for (const link of links) link.lose();
+  await until(() => poolOf(proxy).channels.counts.lost > 1, 'it to fail on the standby');
+  await replicas.promote(b);
+  t.match((await client.until('N'))[0]!.body.toString(), /may have been missed/);
+  await b.query(`NOTIFY ch, 'again'`);
+  t.same(await heard(client), [['ch', 'again']]);
 });
