@@ -441,7 +441,7 @@ export class ServerConnection implements Link<ServerConnection> {
     if (sqlstate === SqlState.QueryCanceled) this.#isCancelSent = false;
     if (bytes.includes('VFATAL\0') || bytes.includes('VPANIC\0')) {
       this.#reason = readErrorFields(bytes.subarray(HEADER)).get('M') ?? this.#reason;
-      this.#isTold = this.#delivery !== 'swallow' && this.#receiverNow() === this.holder;
+      this.#isTold = this.#delivery !== 'swallow' && this.#receiverNow() !== null;
     }
     const receiver = this.#receiverNow();
     if (replaceError === undefined || this.#delivery === 'swallow' || receiver === null) return false;

@@ -280,10 +280,11 @@ t.test('a long statement during a smart shutdown: whoever is refused a login has
 });
 
 t.test('a database that takes nobody is its own affair, not that of its host', async (t) => {
-  const proxy = await start(t, { pool: { size: 2 } });
+  const proxy = await start(t, { pool: { size: 2 }, top: { listen: { loginTimeout: '1s' } } });
   const good = await open(t, proxy.port);
   await good.rows('SELECT 1');
-  for (let n = 0; n < 12; n++) await connect(proxy.port, { database: 'template0' }).catch(() => {});
+  const others = Array.from({ length: 12 }, () => connect(proxy.port, { database: 'template0' }).catch(() => {}));
+  await Promise.all(others);
   t.same(await good.rows('SELECT 7'), [['7']]);
   t.equal(proxy.app.snapshot().hosts[0]!.connector.opened, 0);
   t.equal(proxy.app.snapshot().clusters[0]!.hold.state, 'open');
