@@ -219,15 +219,21 @@ t.test(
       t.same([types(messages), sqlstates(messages)], ['EZ', ['53000']]);
       return performance.now() - since;
     };
-    const hasty = async () => {
+    const hasty = async (laps = 20): Promise<RawClient> => {
       const client = await open(t, proxy.port, none);
-      for (let tries = 0; tries < 4; tries++) t.ok((await refusedAfter(client, group(`SELECT ${8 + tries}`))) < 200);
+      let slowest = 0;
+      for (let tries = 0; tries < 4; tries++)
+        slowest = Math.max(slowest, await refusedAfter(client, group(`SELECT ${8 + tries}`)));
+      // An event loop that is late, as on a busy machine, keeps hasty clients sooner: once more then.
+      if (slowest >= 200 && laps > 0) return hasty(laps - 1);
+      t.ok(slowest < 200, `${slowest} ms`);
       return client;
     };
     const client = await hasty();
+    const { retries: before } = tarpit.counts;
     const ms = await refusedAfter(client, group('SELECT 20'));
     t.ok(ms >= 245 && ms < 1000, `${ms} ms`);
-    t.equal(tarpit.counts.retries, 1);
+    t.equal(tarpit.counts.retries, before + 1);
     client.write(Q('SELECT 10'));
     await until(() => tarpit.held === 1, 'it to be held');
     await requestCancel(proxy.port, client.key!);
@@ -563,13 +569,15 @@ t.test('when Postgres is killed as a whole no permit is left, and all goes on wh
   const ends = clients.map((client) => client.closed().catch(() => []));
   await clients[0]!.ask(Q(OCCUPY));
   for (const client of clients.slice(1)) client.write(Q('SELECT pg_sleep(60)'));
-  await until(() => gateOf(proxy).atWork === 3 && waiting(proxy) > 0, 'work, and a queue');
+  const isAtWork = () => gateOf(proxy).atWork === 3 && proxy.app.snapshot().pools[0]!.active.size === 4;
+  await until(() => isAtWork() && waiting(proxy) > 0, 'work, and a queue');
   t.equal(permits(proxy), 4, 'three at work, and one whose client thinks');
   process.kill(mortal.pid, 'SIGKILL');
   await until(() => proxy.app.snapshot().pools[0]!.active.size === 0, 'its servers to be gone');
   const sessions = [...proxy.app.snapshot().sessions];
   t.equal(permits(proxy), sessions.filter(({ state }) => state === 'waiting').length, 'who has one waits for a server');
-  t.equal(sessions.length, 4, 'of eight three were at work, and one was in a transaction');
+  const states = sessions.map(({ state }) => state).join();
+  t.equal(sessions.length, 4, `of eight three were at work, and one was in a transaction: ${states}`);
   mortal = await startEmbeddedPostgres(options);
   await until(() => proxy.app.snapshot().pools[0]!.active.size === 3, 'others to be at work');
   for (const client of clients) client.socket.destroy();

@@ -21,7 +21,7 @@ t.test('the books balance, and nothing is left behind', async (t) => {
     top: { admission: { mode: 'enforce' }, limit: { mode: 'fixed', max: 6 } },
   });
   t.after(() => proxy.stop());
-  const work = new Soak(proxy.port, member, { clients: 16, seed });
+  const work = new Soak(proxy.port, member, { clients: 16, seed, pauseMs: 50 });
   await until(() => proxy.app.snapshot().sessions.size === 16, 'all clients');
   const files = readdirSync('/proc/self/fd').length;
   await work.run(1_000 * SECONDS);
