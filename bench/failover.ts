@@ -165,6 +165,9 @@ const codesOf = (errors: readonly { code: string }[]) => {
   return [...counts].map(([code, count]) => `${count} × ${code}`).join(', ') || 'none';
 };
 
+/** There may be more of them than a call takes arguments. */
+const longest = (all: readonly number[]) => all.reduce((most, each) => Math.max(most, each), 0);
+
 const addressesOf = ({ members }: Replicas) => members.map(({ port }) => `127.0.0.1:${port}`);
 
 async function untilPrimary(proxy: Contender, { port }: Member): Promise<void> {
@@ -208,7 +211,7 @@ async function kill(): Promise<Finding[]> {
       5,
       ' s',
     ),
-    told('longest that a row took', `${(Math.max(...writers.times.map(({ ms }) => ms)) / 1000).toFixed(1)} s`),
+    told('longest that a row took', `${(longest(writers.times.map(({ ms }) => ms)) / 1000).toFixed(1)} s`),
     ...(await leaks(proxy)),
   ];
   await proxy.stop();
@@ -280,7 +283,7 @@ async function trouble(
     told('errors', codesOf(writers.errors)),
     most(
       'longest that a client waited for an answer, row or error',
-      Math.max(...waits) / 1000,
+      longest(waits) / 1000,
       (DEADLINE_MS + GRACE_MS) / 1000,
       ' s',
     ),
