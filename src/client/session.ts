@@ -331,9 +331,9 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     }
   }
 
-  /** Upkeep was let through without much ado: what comes behind it must ask for itself. */
+  /** Upkeep was let through without much ado, and a standby takes reads only: what comes behind them must ask for itself. */
   get #isHeldBack(): boolean {
-    if (this.#turn?.isUpkeep !== true) return false;
+    if (this.#turn?.isUpkeep !== true && this.#lender === null) return false;
     const { outstanding } = this.server!;
     return outstanding.size > 0 && !outstanding.isBatchOpen;
   }

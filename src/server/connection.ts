@@ -294,7 +294,8 @@ export class ServerConnection implements Link<ServerConnection> {
 
   /** For how long it has owed an answer and sent nothing, in ms, to within a tick. */
   silentFor(now: number): number {
-    return now - this.#silentSince;
+    // Nobody looks while it is idle.
+    return now - Math.max(this.#silentSince, this.changedAt);
   }
 
   /** Closes with Terminate, or at once when something is still outstanding. */

@@ -300,3 +300,20 @@ t.test('a control user that may not log in blinds the probes, and nothing else',
   t.equal(cluster!.hold.state, 'open');
   t.same(await client.rows('SELECT 7'), [['7']]);
 });
+
+t.test(
+  'a server that was idle has not been silent: the statement_timeout of the next client begins with its statement',
+  async (t) => {
+    const clock = movable();
+    const proxy = await start(t, { clock, pool: { size: 1 } });
+    const client = await open(t, proxy.port);
+    await client.ask(send.query("SET statement_timeout = '2s'"));
+    for (let lap = 0; lap < 5; lap++) {
+      await client.rows('SELECT 1');
+      await new Promise((done) => setTimeout(done, 300)); // A tick of everybody, so that nothing is new.
+      clock.forward(20_000);
+      t.same(await client.rows("SELECT 'done' FROM pg_sleep(0.5)"), [['done']]);
+    }
+    t.match(poolOf(proxy).counts.timeouts, { deadline: 0, cancel: 0 });
+  },
+);

@@ -1,7 +1,7 @@
 /** Reads on standbys: where they go, what they see, and what happens when a standby falls behind, dies or is promoted. */
 import t, { type Test } from 'tap';
 import { Replicas } from '../../src/server/replicas.ts';
-import { open, type RawClient } from '../fixtures/raw.ts';
+import { open, type RawClient, send } from '../fixtures/raw.ts';
 import { type Member, startReplicas } from '../fixtures/replicas.ts';
 import { connect, type Proxy as Pgweir, startProxy, until } from '../fixtures/stack.ts';
 
@@ -135,6 +135,22 @@ t.test('the standby is promoted: everything goes there', async (t) => {
   await client.rows('INSERT INTO rows VALUES (1)');
   t.same(await client.rows('SELECT count(*) FROM rows'), [['1']]);
   t.equal(await portOf(client), b.port);
+});
+
+t.test('what a client sends behind a read, before that is answered, goes where it belongs', async (t) => {
+  const { proxy, a, b } = await start(t, { pool: { share: 'off' } });
+  const client = await open(t, proxy.port);
+  await readsFrom(client, b);
+  const errors: string[] = [];
+  for (let id = 0; id < 20; id++) {
+    client.write(send.query(`SELECT current_setting('port') FROM (SELECT count(*) FROM generate_series(1, 100000)) s`));
+    await new Promise((done) => setTimeout(done, 1)); // Another packet, and no answer yet.
+    client.write(send.query(`INSERT INTO rows VALUES (${id})`));
+    const messages = [...(await client.until('Z')), ...(await client.until('Z'))];
+    errors.push(...messages.filter(({ type }) => type === 'E').map(({ body }) => body.toString()));
+  }
+  t.same(errors, []);
+  t.same((await a.query('SELECT count(*) FROM rows')).rows, [{ count: '20' }]);
 });
 
 t.test('spill: only while it is wanted; standbys that are fresh enough take turns', (t) => {
