@@ -10,7 +10,6 @@ import { readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import tls from 'node:tls';
-import pg from 'pg';
 import { Listener, type ListenerContext } from './client/listener.ts';
 import { Users } from './client/users.ts';
 import type { Loaded } from './config/load.ts';
@@ -31,11 +30,11 @@ import { StateDir } from './ops/state.ts';
 import { statusOf } from './ops/status.ts';
 import { Switchboard } from './ops/switchboard.ts';
 import { Cluster } from './server/cluster.ts';
+import { type ControlConnection, openControl } from './server/control.ts';
 import type { HoldConfig } from './server/hold.ts';
 import { addressOf, Hosts } from './server/hosts.ts';
 import { type Secret, ServerLoginError, type ServerTarget } from './server/login.ts';
 import { ServerPool } from './server/pool.ts';
-import type { ControlConnection } from './server/probe.ts';
 import { Replicas } from './server/replicas.ts';
 import { Catalog } from './sql/catalog.ts';
 import { Parser } from './sql/parser.ts';
@@ -62,7 +61,6 @@ const GATE_TICK_MS = 20;
 const SHARES_MS = 10_000;
 const MEMORY_MS = 60_000;
 const DRAIN_CHECK_MS = 50;
-const CONTROL_MS = 5_000;
 const PROBE_MS = 1_000;
 /** Where standbys are read from, hosts are asked so often in the time that their lag may be. */
 const PROBES_IN_LAG = 4;
@@ -457,56 +455,9 @@ export class App {
 
   /** A connection of the control user to one host. */
   async #openControl(config: DatabaseConfig, database: string, at: HostConfig): Promise<ControlConnection> {
-    const { host, port } = at;
     const { user, passwordFile } = config.control!;
     const password = passwordFile === undefined ? undefined : await this.#readSecret(passwordFile);
-    const open = async (ssl: tls.ConnectionOptions | false) => {
-      const client = new pg.Client({
-        host,
-        port,
-        user,
-        password,
-        database,
-        ssl,
-        connectionTimeoutMillis: CONTROL_MS,
-        query_timeout: CONTROL_MS,
-        application_name: 'pgweir control',
-      });
-      client.on('error', () => {});
-      try {
-        await client.connect();
-      } catch (thrown) {
-        client.end().catch(() => {});
-        throw thrown;
-      }
-      return client;
-    };
-    const client = await this.#openAsTls(config.tls, open);
-    return {
-      query: async (sql) => (await client.query<(string | null)[]>({ text: sql, rowMode: 'array' })).rows,
-      close: () => void client.end().catch(() => {}),
-    };
-  }
-
-  /** As pools do: with `prefer` in clear text if the server has no TLS. */
-  async #openAsTls<T>(
-    { mode, ca, cert, key }: DatabaseConfig['tls'],
-    open: (ssl: tls.ConnectionOptions | false) => Promise<T>,
-  ): Promise<T> {
-    if (mode === 'disable') return open(false);
-    const read = (file: string | undefined) => (file === undefined ? undefined : readFileSync(this.#path(file)));
-    const ssl: tls.ConnectionOptions = {
-      rejectUnauthorized: mode.startsWith('verify-'),
-      ...(ca !== undefined && { ca: read(ca)! }),
-      ...(cert !== undefined && { cert: read(cert)! }),
-      ...(key !== undefined && { key: read(key)! }),
-      ...(mode === 'verify-ca' && { checkServerIdentity: () => undefined }),
-    };
-    if (mode !== 'prefer') return open(ssl);
-    return open(ssl).catch((thrown: unknown) => {
-      if (/does not support SSL/.test(messageOf(thrown))) return open(false);
-      throw thrown;
-    });
+    return openControl(this.#targetOf(database, user, config, at), password);
   }
 
   // --- Configuration --------------------------------------------------------------------------------------------

@@ -14,11 +14,12 @@ import net from 'node:net';
 import type { HostConfig } from '../config/schema.ts';
 import type { Clock } from '../util/clock.ts';
 import { isOfHost } from './connector.ts';
+import type { ControlConnection } from './control.ts';
 import { Hold, type HoldConfig } from './hold.ts';
 import { addressOf } from './hosts.ts';
 import { type Finding, type HostRole, type Lineage, LineageBook } from './lineage.ts';
 import type { ServerLoginError } from './login.ts';
-import { type ControlConnection, Probe } from './probe.ts';
+import { Probe } from './probe.ts';
 
 /** A pool, as its cluster sees it. */
 export interface ClusterTenant {

@@ -193,7 +193,7 @@ function connect(host: HostConfig, isPlain: boolean, limitMs = 0): Promise<net.S
 }
 
 /** TLS is not asked for: by configuration, or on a Unix socket. */
-function isPlain({ tls: { mode }, host }: Pick<ServerTarget, 'tls' | 'host'>): boolean {
+export function isPlain({ tls: { mode }, host }: Pick<ServerTarget, 'tls' | 'host'>): boolean {
   return mode === 'disable' || host.host.startsWith('/');
 }
 
@@ -217,22 +217,25 @@ async function secure(socket: net.Socket, { tls: options, host }: ServerTarget):
     throw new ServerLoginError(`the server does not offer TLS, which tls.mode ${options.mode} asks for`);
   }
   if (answer[0] !== 0x53) throw new ServerLoginError('the server answered SSLRequest with neither S nor N');
-  return handshake(socket, options, host.host);
+  return handshake(socket, { tls: options, host });
 }
 
-function handshake(socket: net.Socket, options: ServerTlsConfig, host: string): Promise<tls.TLSSocket> {
+/** What `tls` means for the host that it is spoken with. */
+export function tlsOptionsOf({ tls: { mode, ca, cert, key }, host: { host } }: Pick<ServerTarget, 'tls' | 'host'>) {
   const read = (file: string | undefined) => (file === undefined ? undefined : readFileSync(file));
-  const isVerified = options.mode.startsWith('verify-');
+  return {
+    ca: read(ca),
+    cert: read(cert),
+    key: read(key),
+    servername: net.isIP(host) ? '' : host,
+    rejectUnauthorized: mode.startsWith('verify-'),
+    ...(mode === 'verify-full' ? { host } : { checkServerIdentity: () => undefined }),
+  };
+}
+
+function handshake(socket: net.Socket, target: Pick<ServerTarget, 'tls' | 'host'>): Promise<tls.TLSSocket> {
   return new Promise((resolve, reject) => {
-    const secured = tls.connect({
-      socket,
-      ca: read(options.ca),
-      cert: read(options.cert),
-      key: read(options.key),
-      servername: net.isIP(host) ? '' : host,
-      rejectUnauthorized: isVerified,
-      ...(options.mode === 'verify-full' ? { host } : { checkServerIdentity: () => undefined }),
-    });
+    const secured = tls.connect({ socket, ...tlsOptionsOf(target) });
     secured.once('error', reject);
     secured.once('secureConnect', () => {
       secured.off('error', reject);

@@ -6,13 +6,8 @@
  * answers with an error (a wrong password, no such database, no connection left) is there: it is only not known what it is.
  */
 import { messageOf } from '../util/errors.ts';
+import type { ControlConnection } from './control.ts';
 import type { Finding } from './lineage.ts';
-
-/** A connection of the control user; values are as node-postgres reads them. */
-export interface ControlConnection {
-  query(sql: string): Promise<(string | null)[][]>;
-  close(): void;
-}
 
 export interface ProbeEvents {
   onFound(finding: Finding): void;

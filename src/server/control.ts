@@ -1,0 +1,62 @@
+/**
+ * Connections of the control user, for questions of the proxy's own: what a host is (server/probe), the catalogue, metrics. Opened by
+ * app. node-postgres speaks there: these connections are few, and no client's bytes pass.
+ */
+import pg from 'pg';
+import { messageOf } from '../util/errors.ts';
+import { isPlain, type ServerTarget, tlsOptionsOf } from './login.ts';
+
+/** Values are as node-postgres reads them. */
+export interface ControlConnection {
+  query(sql: string): Promise<(string | null)[][]>;
+  close(): void;
+}
+
+/** Longest time for the login, and for one question. */
+const CONTROL_MS = 5_000;
+
+/** Opens one to `target`, with TLS as pools have it. */
+export async function openControl(target: ServerTarget, password: string | undefined): Promise<ControlConnection> {
+  const client = await connect(target, password);
+  return {
+    query: async (sql) => (await client.query<(string | null)[]>({ text: sql, rowMode: 'array' })).rows,
+    close: () => void client.end().catch(() => {}),
+  };
+}
+
+async function connect(target: ServerTarget, password: string | undefined): Promise<pg.Client> {
+  if (isPlain(target)) return logIn(target, password, false);
+  try {
+    return await logIn(target, password, tlsOptionsOf(target));
+  } catch (thrown) {
+    // With `prefer` a server without TLS is spoken to in clear text.
+    if (target.tls.mode !== 'prefer' || !messageOf(thrown).includes('does not support SSL')) throw thrown;
+    return logIn(target, password, false);
+  }
+}
+
+async function logIn(
+  { host: { host, port }, database, user }: ServerTarget,
+  password: string | undefined,
+  ssl: ReturnType<typeof tlsOptionsOf> | false,
+): Promise<pg.Client> {
+  const client = new pg.Client({
+    host,
+    port,
+    user,
+    password,
+    database,
+    ssl,
+    connectionTimeoutMillis: CONTROL_MS,
+    query_timeout: CONTROL_MS,
+    application_name: 'pgweir control',
+  });
+  client.on('error', () => {});
+  try {
+    await client.connect();
+  } catch (thrown) {
+    client.end().catch(() => {});
+    throw thrown;
+  }
+  return client;
+}
