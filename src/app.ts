@@ -161,7 +161,7 @@ export class App {
       users: () => this.#users,
       status: () => statusOf(this.snapshot(), switches, this.#clock.wall()),
       switches,
-      isReady: () => this.#isListening && !this.#isDraining,
+      isReady: () => this.#isReady,
       checks: () => this.#checks(),
       metrics: () => this.#metrics.render(),
       contentType: this.#metrics.contentType,
@@ -591,7 +591,16 @@ export class App {
   // --- Seeing it ------------------------------------------------------------------------------------------------
 
   #checks(): Record<string, boolean> {
-    return { config: this.#isReloadOk, listener: this.#isListening, draining: !this.#isDraining };
+    return { config: this.#isReloadOk, listener: this.#isListening, draining: !this.#isEnding };
+  }
+
+  /** No new clients are wanted: TERM, or SHUTDOWN that waits. */
+  get #isEnding(): boolean {
+    return this.#isDraining || this.#controls.isShuttingDown;
+  }
+
+  get #isReady(): boolean {
+    return this.#isListening && !this.#isEnding;
   }
 
   /** What there is to see, for ops. */
@@ -605,7 +614,7 @@ export class App {
       isPaused: this.#controls.isPaused,
       isSuspended: this.#controls.isSuspended,
       isDisabled: (database) => this.#controls.isDisabled(database),
-      isReady: this.#isListening && !this.#isDraining,
+      isReady: this.#isReady,
       clientsMax: this.config.listen.clientsMax,
       open: this.#listener.open,
       loggingIn: this.#listener.loggingIn,

@@ -28,39 +28,48 @@ export interface Doing {
   silentMs: number;
 }
 
-/** What is exceeded: of 'query' and 'deadline' the statement is to be cancelled, otherwise the session ends (`endOf`). */
-export type Overdue = 'query' | 'deadline' | keyof typeof ends;
+/** What is exceeded, and what follows: the statement is cancelled, or the session ends. */
+export type Overdue =
+  | { follows: 'cancel'; limit: 'query' | 'deadline' }
+  | { follows: 'end'; limit: 'clientIdle' | 'idleInTransaction' | 'transaction'; refusal: Refusal };
 
-const ends = {
-  clientIdle: fatal(
+const query: Overdue = { follows: 'cancel', limit: 'query' };
+const deadline: Overdue = { follows: 'cancel', limit: 'deadline' };
+const clientIdle: Overdue = {
+  follows: 'end',
+  limit: 'clientIdle',
+  refusal: fatal(
     SqlState.IdleSessionTimeout,
     'terminating connection due to idle-session timeout (pool.clientIdleMax)',
   ),
-  idleInTransaction: fatal(
+};
+const idleInTransaction: Overdue = {
+  follows: 'end',
+  limit: 'idleInTransaction',
+  refusal: fatal(
     SqlState.IdleInTransactionTimeout,
     'terminating connection due to idle-in-transaction timeout (pool.idleInTransactionMax)',
   ),
-  transaction: fatal(
+};
+const transaction: Overdue = {
+  follows: 'end',
+  limit: 'transaction',
+  refusal: fatal(
     SqlState.TransactionTimeout,
     'terminating connection due to transaction timeout (pool.transactionMax)',
   ),
-} as const;
+};
 
 /** A server that has not kept a statement_timeout by then, in ms, will not. */
 const GRACE_MS = 1_000;
 
-/** The last word of a session that ends because of a limit; null: it does not. */
-export function endOf(limit: Overdue): Refusal | null {
-  return limit === 'query' || limit === 'deadline' ? null : ends[limit];
-}
-
+/** Null: nothing is exceeded. */
 export function overdue(limits: TimeLimits, doing: Doing, now: number): Overdue | null {
   const isOver = (since: number, max: number) => max > 0 && now - since > max;
-  if (doing.isIdle && !doing.isInTransaction)
-    return isOver(doing.changedAt, limits.clientIdleMax) ? 'clientIdle' : null;
-  if (doing.workingSince > 0 && isOver(doing.workingSince, limits.queryMax)) return 'query';
-  if (doing.timeoutMs > 0 && doing.silentMs > doing.timeoutMs + GRACE_MS) return 'deadline';
+  if (doing.isIdle && !doing.isInTransaction) return isOver(doing.changedAt, limits.clientIdleMax) ? clientIdle : null;
+  if (doing.workingSince > 0 && isOver(doing.workingSince, limits.queryMax)) return query;
+  if (doing.timeoutMs > 0 && doing.silentMs > doing.timeoutMs + GRACE_MS) return deadline;
   if (!doing.isInTransaction) return null;
-  if (doing.workingSince === 0 && isOver(doing.changedAt, limits.idleInTransactionMax)) return 'idleInTransaction';
-  return isOver(doing.beganAt, limits.transactionMax) ? 'transaction' : null;
+  if (doing.workingSince === 0 && isOver(doing.changedAt, limits.idleInTransactionMax)) return idleInTransaction;
+  return isOver(doing.beganAt, limits.transactionMax) ? transaction : null;
 }

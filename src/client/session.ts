@@ -38,7 +38,7 @@ import { type Block, blockFailed, FAIL, moveOf, statusOf } from './block.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
 import { Lease, type Lessee } from './lease.ts';
 import { linger } from './linger.ts';
-import { endOf, overdue } from './overdue.ts';
+import { overdue } from './overdue.ts';
 import type { Read } from './read.ts';
 import { clientWants, type RequestHost, Requests } from './request.ts';
 import { Subscriber, type SubscriberClient } from './subscriber.ts';
@@ -536,6 +536,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     if (listening.kind === 'unlisten') this.#subscriber?.unlisten(listening.channel);
     else if (!alone.isNaming(message, this.#reader)) {
       this.#subscriber ??= new Subscriber(channels, this);
+      if (!this.#subscriber.mayListen(listening.channel)) return false;
       if (!this.#subscriber.listen(listening.channel)) {
         this.#held = { ...message };
         this.waitingSince = this.#house.clock.now();
@@ -1032,16 +1033,16 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
       now,
     );
     if (found === null) return;
-    const end = endOf(found);
-    if (end === null) return this.#stopQuery(server!, found as 'query' | 'deadline', now);
-    this.pool.countTimeout(found);
-    this.#end(end);
+    if (found.follows === 'cancel') return this.#stopQuery(server!, found.limit, now);
+    this.pool.countTimeout(found.limit);
+    this.#end(found.refusal);
   }
 
   #waitForChannel(now: number): void {
     const { config, isUnreachable } = this.pool;
     const waited = now - this.waitingSince;
-    const isLate = this.deadline > 0 && waited > this.deadline;
+    const deadline = statementTimeoutOf(this.settings);
+    const isLate = deadline > 0 && waited > deadline;
     if (!isUnreachable && !isLate && (waited < config.waitMax || this.pool.isHeld)) return;
     this.#subscriber!.giveUp();
     // No room for one more connection, say: a server of its own will do.

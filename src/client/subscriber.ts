@@ -5,7 +5,7 @@
  * The one idea: a client is told between transactions and never within a reply, as by Postgres itself ("Asynchronous
  * Operations"); until then what it has heard is kept, up to a bound.
  */
-import type { Channels, Listener } from '../server/channels.ts';
+import type { ChannelListener, Channels } from '../server/channels.ts';
 
 export interface SubscriberClient {
   /** It may be told something. */
@@ -16,10 +16,12 @@ export interface SubscriberClient {
   onTooMuch(): void;
 }
 
+/** More channels than this are for a server of the client's own, as if nobody shared. */
+const CHANNELS_MAX = 1_000;
 /** Bytes that are kept for a client that is busy. */
 const KEPT_MAX = 1024 * 1024;
 
-export class Subscriber implements Listener {
+export class Subscriber implements ChannelListener {
   readonly #channels: Channels;
   readonly #client: SubscriberClient;
   readonly #subscribed = new Set<string>();
@@ -33,8 +35,9 @@ export class Subscriber implements Listener {
     this.#client = client;
   }
 
-  get isUsed(): boolean {
-    return this.#subscribed.size > 0;
+  /** There is room for this channel, or it listens to it already. */
+  mayListen(channel: string): boolean {
+    return this.#subscribed.size < CHANNELS_MAX || this.#subscribed.has(channel);
   }
 
   get hasNews(): boolean {

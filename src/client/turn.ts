@@ -201,7 +201,7 @@ export class Turn implements Request {
 
   /** What its client is told when it is refused. */
   refusalOf(reason: ShedReason): Refusal {
-    return this.#client.pool.refuse(reason, whyShed[reason], this.class.name, this.#gate.zone);
+    return this.#client.pool.refuse(reason, whyShed[reason], { className: this.class.name, zone: this.#gate.zone });
   }
 
   /** Its client leaves: right after a refusal its pool will replace it at once. */

@@ -243,6 +243,10 @@ const database = z
     (value) => value.hosts.length === 1 || value.control !== undefined,
     'several hosts need control: it is the control user who finds out which of them is the primary',
   )
+  .refine(
+    ({ hosts }) => new Set(hosts.map(({ host, port }) => `${host}:${port}`)).size === hosts.length,
+    'the same host stands in hosts twice',
+  )
   .refine((value) => value.reads === 'primary' || value.hosts.length > 1, 'reads on standbys need more than one host')
   .refine((value) => value.passwordFile === undefined || value.user !== undefined, 'passwordFile needs user')
   .describe('One database, by the name that clients ask for; "*" stands for every other name.');

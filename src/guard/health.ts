@@ -77,13 +77,6 @@ export class Health {
     return `${Math.round(100 * this.config.failures)} % or more of its answers said that it cannot (53, 57P0, 08, timeouts), so the breaker is ${this.state}`;
   }
 
-  /** ms until more passes. */
-  retryMs(now: number): number {
-    return this.isClosed
-      ? 0
-      : Math.max(0, this.#changedAt + (this.state === 'open' ? this.config.openFor : STEP_MS) - now);
-  }
-
   /** So many requests were answered since the last call, and so many of them failed, or were lost. */
   count(requests: number, failures: number, now: number): void {
     this.#turn(now);

@@ -42,7 +42,7 @@ export class Memory {
   #saving: Promise<void> = Promise.resolve();
   /** What was known of ledgers. */
   readonly learned: LearnedByHost;
-  readonly lineages: Lineages;
+  readonly #lineages: Lineages;
 
   /** Remembers at once. */
   constructor(admission: Admission, state: StateDir, onProblem: (message: string) => void) {
@@ -52,7 +52,7 @@ export class Memory {
     const saved = state.load(FILE, savedSchema);
     if (saved !== null) admission.restoreBaselines(saved);
     this.learned = state.load(LEDGERS, learnedSchema) ?? {};
-    this.lineages = state.load(LINEAGES, lineagesSchema) ?? {};
+    this.#lineages = state.load(LINEAGES, lineagesSchema) ?? {};
   }
 
   /**
@@ -60,9 +60,9 @@ export class Memory {
    * several that which is newest.
    */
   lineageOf(addresses: readonly string[]): Lineages[string] | null {
-    const own = this.lineages[addresses.join()];
+    const own = this.#lineages[addresses.join()];
     if (own !== undefined) return own;
-    const related = Object.entries(this.lineages).filter(([key]) =>
+    const related = Object.entries(this.#lineages).filter(([key]) =>
       key.split(',').some((each) => addresses.includes(each)),
     );
     return related.map(([, lineage]) => lineage).sort((a, b) => b.timeline - a.timeline)[0] ?? null;
@@ -70,10 +70,10 @@ export class Memory {
 
   /** A primary was found. That is written down before anything is sent to it, or at least tried: who is killed must know. */
   saveLineage(key: string, lineage: Lineages[string]): void {
-    this.lineages[key] = lineage;
+    this.#lineages[key] = lineage;
     if (!this.#state.isKept) return;
     try {
-      this.#state.save(LINEAGES, this.lineages);
+      this.#state.save(LINEAGES, this.#lineages);
     } catch (thrown) {
       this.#onProblem(`who is the primary could not be saved: ${messageOf(thrown)}`);
     }

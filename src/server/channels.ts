@@ -15,16 +15,11 @@ import { emptyFrame, FrameReader } from '../protocol/frame.ts';
 import { ServerMessage, stringEnd } from '../protocol/messages.ts';
 import type { Owner, ServerConnection } from './connection.ts';
 
-export interface Listener {
+export interface ChannelListener {
   /** Its channel is listened to, or will not be: then a server of its own must say why. */
   onSubscribed(channel: string, isListening: boolean): void;
   /** A whole NotificationResponse, or a notice that some may be missing. */
   notify(bytes: Buffer): void;
-}
-
-export interface ChannelsOptions {
-  /** Opens the connection; null: not now. It must be given back by closing it. */
-  open: () => Promise<ServerConnection | null>;
 }
 
 export interface ChannelCounts {
@@ -46,9 +41,9 @@ const MISSED = encode.notice(
 );
 
 export class Channels implements Owner {
-  readonly #options: ChannelsOptions;
+  readonly #openConnection: () => Promise<ServerConnection | null>;
   /** Who listens to what. */
-  readonly #listeners = new Map<string, Set<Listener>>();
+  readonly #listeners = new Map<string, Set<ChannelListener>>();
   /** What the connection listens to. */
   readonly #confirmed = new Set<string>();
   /** What somebody has been told that it is listened to. */
@@ -63,8 +58,9 @@ export class Channels implements Owner {
   #idleSince = 0;
   readonly counts: ChannelCounts = { received: 0, delivered: 0, lost: 0 };
 
-  constructor(options: ChannelsOptions) {
-    this.#options = options;
+  /** `open`: opens the connection; null: not now. It is given back by closing it. */
+  constructor(open: () => Promise<ServerConnection | null>) {
+    this.#openConnection = open;
   }
 
   /** Clients that listen, each once for each of its channels. */
@@ -85,7 +81,7 @@ export class Channels implements Owner {
   }
 
   /** True: `listener` hears `channel` from here on. False: `onSubscribed` will be called. */
-  subscribe(channel: string, listener: Listener): boolean {
+  subscribe(channel: string, listener: ChannelListener): boolean {
     let listeners = this.#listeners.get(channel);
     if (listeners === undefined) {
       listeners = new Set();
@@ -96,7 +92,7 @@ export class Channels implements Owner {
     return this.#confirmed.has(channel);
   }
 
-  unsubscribe(channel: string, listener: Listener): void {
+  unsubscribe(channel: string, listener: ChannelListener): void {
     const listeners = this.#listeners.get(channel);
     if (!listeners?.delete(listener) || listeners.size > 0) return;
     this.#listeners.delete(channel);
@@ -123,7 +119,7 @@ export class Channels implements Owner {
     this.#isOpening = true;
     this.#dueAt = now + RETRY_MS;
     try {
-      const server = await this.#options.open();
+      const server = await this.#openConnection();
       if (server === null) return;
       if (this.#isClosed) return server.close('closed by the pool');
       this.#server = server;

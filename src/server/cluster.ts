@@ -175,8 +175,11 @@ export class Cluster {
 
   /** A pool could not connect. */
   onConnectFailed(failure: ServerLoginError): void {
-    // Who refuses somebody is there.
-    if (!isOfHost(failure)) return failure.sqlstate === '' ? undefined : this.onConnected();
+    if (!isOfHost(failure)) {
+      // Who refuses somebody is there.
+      if (failure.sqlstate !== '') this.onConnected();
+      return;
+    }
     const now = this.#options.clock.now();
     this.hold.stumble(now);
     // The name may lead elsewhere by now.

@@ -200,7 +200,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** Where reads may go instead; null: nowhere. */
   replicas: Replicas | null = null;
   /** LISTEN for all its clients, on one more connection. */
-  readonly channels = new Channels({ open: () => this.#openForChannels() });
+  readonly channels = new Channels(() => this.#openForChannels());
   readonly counts: PoolCounts = {
     transactions: 0,
     queries: 0,
@@ -557,7 +557,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   }
 
   /** Makes the ERROR 53000 that refused work of a class gets. `zone`: of the host's reserve; '' when it has none. */
-  refuse(reason: RefusalReason, why: string, className = 'normal', zone = '', advice = ''): Refusal {
+  refuse(reason: RefusalReason, why: string, { className = 'normal', zone = '', advice = '' } = {}): Refusal {
     this.counts.refused[reason]++;
     const retryMs = Math.round(300 + Math.random() * 900);
     return error(SqlState.InsufficientResources, `request refused: ${why}`, {
@@ -964,11 +964,11 @@ export class ServerPool implements Tenant, ClusterTenant {
     if (failure !== null && this.serverCount === 0) return this.#refuseConnect(failure);
     const why = `no server became free within ${this.config.waitMax} ms (pool.waitMax)`;
     if (failure === null) return this.refuse('wait', why);
-    return this.refuse('wait', `${why}, and none can be opened: ${failure.message}`, 'normal', '', failure.advice);
+    return this.refuse('wait', `${why}, and none can be opened: ${failure.message}`, { advice: failure.advice });
   }
 
   #refuseConnect(failure: ServerLoginError): Refusal {
-    return this.refuse('connect', `no server can be reached: ${failure.message}`, 'normal', '', failure.advice);
+    return this.refuse('connect', `no server can be reached: ${failure.message}`, { advice: failure.advice });
   }
 
   #onClosed(server: ServerConnection, host: Host, reason: string): void {

@@ -10,7 +10,7 @@ import { Token, type Tokens } from './shape.ts';
 /** `channel`: its name, without quotes; null: all (UNLISTEN *). */
 export type Listening = { kind: 'listen'; channel: string } | { kind: 'unlisten'; channel: string | null };
 
-export interface Channels {
+export interface Listenings {
   /** The text is one such statement. */
   isAlone: boolean;
   all: Listening[];
@@ -33,7 +33,7 @@ const reserved = new Set(
 );
 
 /** What the text in `tokens` has to do with channels; null: nothing that can be read. */
-export function channelsOf(tokens: Tokens): Channels | null {
+export function channelsOf(tokens: Tokens): Listenings | null {
   const all: Listening[] = [];
   let statements = 0;
   for (let at = 0; at < tokens.count; at++) {

@@ -8,7 +8,7 @@
 import { LRUCache } from 'lru-cache';
 import { harmlessFunctions } from './builtins.ts';
 import type { Catalog } from './catalog.ts';
-import { type Channels, channelsOf } from './channel.ts';
+import { channelsOf, type Listenings } from './channel.ts';
 import { type Control, controlOf } from './control.ts';
 import { type Effects, findEffects, mergeEffects, pinning, probing } from './effects.ts';
 import { type Kind, type Parser, SQL_BYTES_MAX, type Syntax, type TableReference } from './parser.ts';
@@ -48,7 +48,7 @@ export interface Verdict {
   /** It begins or ends a transaction. */
   control: Control | null;
   /** Where it begins or ends listening to channels. */
-  listening: Channels | null;
+  listening: Listenings | null;
   /** Tags in a comment at its end (sqlcommenter), when somebody wants to know (`Judge.want`). */
   tags: ReadonlyMap<string, string> | null;
   /** The number of its shape (sql/shape), when somebody wants to know (`Judge.want`); else 0. */

@@ -68,6 +68,7 @@ t.test('what a later version will understand is refused by name', async (t) => {
   ]);
   t.match(problems(base.replace('trust', 'hba')), [/auth\.method: not supported yet/]);
   t.match(problems(base.replace('[db]', '[a, b]')), [/databases\.app: several hosts need control/]);
+  t.match(problems(base.replace('[db]', "[a, 'a:5432']")), [/need control/, /the same host stands in hosts twice/]);
 });
 
 t.test('values come from the environment, and keys can be overridden', async (t) => {

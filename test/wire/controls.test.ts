@@ -123,6 +123,7 @@ t.test('SHUTDOWN WAIT_FOR_SERVERS lets transactions end, WAIT_FOR_CLIENTS lets c
     const idleEnds = idle.closed();
     t.equal((await admin.query(`SHUTDOWN ${mode}`)).command, 'SHUTDOWN');
     await t.rejects(connect(proxy.port), { code: 'ECONNREFUSED' }, 'no new clients');
+    t.equal((await fetch(`http://127.0.0.1:${proxy.opsPort}/readyz`)).status, 503, 'and nobody is to be sent here');
     t.same(await busy.rows('SELECT 7'), [['7']]);
     await busy.rows('COMMIT');
     if (mode === 'WAIT_FOR_CLIENTS') {

@@ -227,9 +227,15 @@ t.test('TLS towards the server: required, verified, and refused when it is not t
   t.teardown(() => secure.stop());
   for (const mode of ['prefer', 'require', 'verify-ca', 'verify-full']) {
     const proxy = await startProxy(secure.port, {
-      database: { hosts: [`localhost:${secure.port}`], tls: { mode, ca: path('ca.pem') } },
+      database: {
+        hosts: [`localhost:${secure.port}`],
+        tls: { mode, ca: path('ca.pem') },
+        control: { user: 'postgres' },
+      },
     });
     const client = await connect(proxy.port);
+    const roles = () => [...proxy.app.snapshot().clusters[0]!.roles.values()].map(({ role }) => role);
+    await until(() => roles()[0] === 'primary', `the control user to get in by TLS, ${mode}`);
     t.same(
       (await client.query('SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()')).rows,
       [{ ssl: true }],
