@@ -322,7 +322,10 @@ export class Cluster {
     }
   }
 
+  /** It is over: whoever its outage keeps is for another cluster to judge. */
   close(): void {
     for (const probe of this.#probes.values()) probe.close();
+    const { door, clock } = this.#options;
+    door.setOutage(addressOf(this.#primary), null, clock.now());
   }
 }

@@ -225,3 +225,26 @@ t.test('what is known of a host outlives a change of the list of hosts', async (
   await until(() => rolesOf(second)[0] === 'refused', 'the old one to be refused');
   t.equal(clusterOf(second).hold.isClosed, true);
 });
+
+t.test('a reload in the middle of an outage leaves nobody held by what is gone', async (t) => {
+  const replicas = await startReplicas(['a'], { sql: `${LOG_TABLE}; CREATE ROLE second LOGIN`, isSynchronous: false });
+  t.after(() => replicas.stop());
+  const [a] = replicas.members as [Member];
+  const control = { user: 'postgres' };
+  const proxy = await startProxy(a.port, {
+    database: { control },
+    top: { admission: { mode: 'enforce' }, limit: { mode: 'fixed', max: 4 } },
+  });
+  t.after(() => proxy.stop());
+  const client = await open(t, proxy.port);
+  await client.rows('SELECT 1');
+  await a.kill();
+  await until(() => clusterOf(proxy).hold.state === 'holding', 'the hold');
+  const answer = client.rows('SELECT 7');
+  await until(() => [...proxy.app.snapshot().gates.values()].some(({ waiting }) => waiting === 1), 'it to be held');
+  control.user = 'second';
+  t.same(proxy.app.reload(), []);
+  await a.restart();
+  t.same(await answer, [['7']]);
+  t.same(await client.rows('SELECT 8'), [['8']]);
+});
