@@ -6,6 +6,14 @@ import type { EmbeddedPostgres } from '../src/embedded.ts';
 import type { Quota } from './quota.ts';
 
 const PERIOD_US = 20_000;
+/** The system takes no smaller quota. */
+const QUOTA_MIN_US = 1_000;
+
+/** Quota and period, in µs, for this part of a processor. */
+function share(processors: number): { quota: number; period: number } {
+  const period = Math.max(PERIOD_US, Math.ceil(QUOTA_MIN_US / processors));
+  return { quota: Math.round(period * processors), period };
+}
 const ROOT = '/sys/fs/cgroup';
 
 /** Version 1: cpu and cpuacct are hierarchies of their own. */
@@ -18,7 +26,6 @@ export class ControlGroupV1 implements Quota {
     this.#cpu = join(ROOT, 'cpu', `pgweir-bench-${pid}`);
     this.#account = join(ROOT, 'cpuacct', `pgweir-bench-${pid}`);
     for (const group of [this.#cpu, this.#account]) fill(group, pid);
-    writeFileSync(join(this.#cpu, 'cpu.cfs_period_us'), String(PERIOD_US));
   }
 
   static isPossible(): boolean {
@@ -26,8 +33,12 @@ export class ControlGroupV1 implements Quota {
   }
 
   set(processors: number): void {
-    const us = Number.isFinite(processors) ? Math.round(PERIOD_US * processors) : -1;
-    writeFileSync(join(this.#cpu, 'cpu.cfs_quota_us'), String(us));
+    const write = (name: string, us: number) => writeFileSync(join(this.#cpu, `cpu.cfs_${name}_us`), String(us));
+    write('quota', -1); // Neither may be wrong for the other on the way.
+    if (!Number.isFinite(processors)) return;
+    const { quota, period } = share(processors);
+    write('period', period);
+    write('quota', quota);
   }
 
   get usedNs(): number {
@@ -58,10 +69,8 @@ export class ControlGroupV2 implements Quota {
   }
 
   set(processors: number): void {
-    writeFileSync(
-      join(this.#group, 'cpu.max'),
-      `${Number.isFinite(processors) ? Math.round(PERIOD_US * processors) : 'max'} ${PERIOD_US}`,
-    );
+    const { quota, period } = Number.isFinite(processors) ? share(processors) : { quota: 'max', period: PERIOD_US };
+    writeFileSync(join(this.#group, 'cpu.max'), `${quota} ${period}`);
   }
 
   get usedNs(): number {

@@ -50,6 +50,8 @@ export class Health {
   #changedAt = 0;
   /** What has passed, in fractions: who brings it to a whole one may go. */
   #passed = 0;
+  /** Something has failed since the last `tick`. */
+  #hasNews = false;
   /** Of the present step while it is half-open. */
   #stepRequests = 0;
   #stepFailures = 0;
@@ -81,6 +83,7 @@ export class Health {
   count(requests: number, failures: number, now: number): void {
     this.#turn(now);
     const all = Math.max(requests, failures);
+    if (failures > 0) this.#hasNews = true;
     this.#stepRequests += all;
     this.#stepFailures += failures;
     this.#requests[this.#bucket]! += all;
@@ -92,9 +95,13 @@ export class Health {
   /** Moves on. True: the state has changed. */
   tick(now: number): boolean {
     this.#turn(now);
+    const hasNews = this.#hasNews;
+    this.#hasNews = false;
     switch (this.state) {
       case 'closed': {
         const { requestsMin, failures } = this.config;
+        // It opens because something fails, and not because it is long ago that anything did not.
+        if (!hasNews) return false;
         if (this.requests < requestsMin || this.failures < failures * this.requests) return false;
         return this.#open(now);
       }

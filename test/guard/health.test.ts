@@ -42,6 +42,17 @@ t.test('what is older than the window is forgotten', (t) => {
   t.end();
 });
 
+t.test('it does not open because successes are forgotten sooner than failures', (t) => {
+  const health = new Health(config);
+  let now = run(health, 0, 2_000, 100, 0);
+  // A host freezes: nothing is answered, and after seven seconds those who waited are lost.
+  now = run(health, now, 7_000, 0, 0);
+  now = run(health, now, 200, 20, 20);
+  run(health, now, 9_000, 0, 0);
+  t.equal(health.state, 'closed');
+  t.end();
+});
+
 t.test('half-open: one passes, then 5 %, 10 %, …, all', (t) => {
   const health = new Health(config);
   let now = run(health, 0, 400, 20, 20);
