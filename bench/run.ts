@@ -4,7 +4,9 @@
  *     npm run bench -- [--quick] [--check] [--only REGEXP] [--rounds N] [--seconds N] [--pgbouncer PATH] [--out FOLDER]
  *
  *     npm run bench -- overload [--seconds N] [--loads 0.5,1,2,4,10] [--spike] [--only REGEXP]     (bench/overload)
+ *     npm run bench -- cache [--rounds N] [--seconds N] [--only REGEXP]     (bench/cache)
  *     npm run bench -- failover [--only REGEXP] [--down S] [--soak S] [--seed N]     (bench/failover)
+ *     npm run bench -- incident-a [--seconds N] [--only REGEXP]     (bench/incident-a)
  *     npm run bench -- incident-b [--compress N] [--hours N] [--variants …] [--fall cliff|taper] [--only REGEXP]   (bench/incident-b)
  *
  * The one idea: only ratios mean anything on a small, noisy machine. Contenders take turns (A B C A B C …), ratios are
@@ -17,8 +19,10 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import pg from 'pg';
 import { startEmbeddedPostgres } from '../src/embedded.ts';
+import { cacheBench } from './cache.ts';
 import { type Contender, direct, findPgbouncer, PASSWORD, pgbouncer, pgbouncerVersion, pgweir } from './contenders.ts';
 import { failover } from './failover.ts';
+import { incidentA } from './incident-a.ts';
 import { incidentB } from './incident-b.ts';
 import { overload } from './overload.ts';
 import { type Baseline, chart, check, type Result, summarize, table } from './report.ts';
@@ -63,6 +67,25 @@ if (positionals[0] === 'failover') {
     down: Number(options.down),
     soak: Number(options.soak),
     seed: Number(options.seed),
+    out: options.out,
+    pgbouncer: options.pgbouncer ?? null,
+  });
+  process.exit(0);
+}
+if (positionals[0] === 'incident-a') {
+  await incidentA({
+    seconds: Number(options.seconds ?? 10),
+    only: new RegExp(options.only ?? ''),
+    out: options.out,
+    pgbouncer: options.pgbouncer ?? null,
+  });
+  process.exit(0);
+}
+if (positionals[0] === 'cache') {
+  await cacheBench({
+    rounds: Number(options.rounds ?? 3),
+    seconds: Number(options.seconds ?? 4),
+    only: new RegExp(options.only ?? ''),
     out: options.out,
     pgbouncer: options.pgbouncer ?? null,
   });

@@ -169,7 +169,12 @@ function sample(value: number, contender: Contender): Sample {
   return { value, cpuUs: null, p50: null, p99: null, servers: null, rssKib: rss };
 }
 
-async function pgbench(contender: Contender, { admin, folder, seconds }: Place, args: string[]): Promise<Sample> {
+/** Runs pgbench with `args` against a contender. */
+export async function pgbench(
+  contender: Contender,
+  { admin, folder, seconds }: Place,
+  args: string[],
+): Promise<Sample> {
   // pgbench counts from before it connects.
   const duration = Math.max(seconds, args.includes('256') ? MANY_SECONDS : 0);
   const log = ['-l', `--log-prefix=${join(folder, 'latency')}`, `--sampling-rate=${LOG_SHARE}`];
