@@ -10,6 +10,7 @@ import { readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import tls from 'node:tls';
+import { type BackendConfig, type CachedDatabase, Caches } from './cache/caches.ts';
 import { Listener, type ListenerContext } from './client/listener.ts';
 import { Users } from './client/users.ts';
 import type { Loaded } from './config/load.ts';
@@ -29,6 +30,7 @@ import type { Snapshot } from './ops/snapshot.ts';
 import { StateDir } from './ops/state.ts';
 import { statusOf } from './ops/status.ts';
 import { Switchboard } from './ops/switchboard.ts';
+import { openChanges } from './server/changes.ts';
 import { Cluster } from './server/cluster.ts';
 import { type ControlConnection, openControl } from './server/control.ts';
 import type { HoldConfig } from './server/hold.ts';
@@ -83,6 +85,7 @@ export class App {
   readonly #judge: Judge;
   readonly #admission: Admission;
   readonly #credits: CreditBook;
+  readonly #caches: Caches;
   readonly #listener: Listener;
   readonly #shares: Shares;
   readonly #memory: Memory;
@@ -111,6 +114,11 @@ export class App {
     this.#parser = new Parser(this.#clock);
     this.#judge = new Judge(this.#parser);
     this.#admission = new Admission(options.config);
+    this.#caches = new Caches(
+      (sql, done) => this.#parser.parse(sql, done),
+      this.#clock,
+      (event, fields) => this.log.info(fields, event),
+    );
     // Instances are told apart in cancel keys; until they share anything, chance is as good as a number.
     this.#listener = new Listener(Math.floor(Math.random() * 128), () => this.#listenerContext());
     const state = new StateDir(this.#path(options.config.state.dir));
@@ -184,6 +192,7 @@ export class App {
     const stopGates = every(this.#clock, GATE_TICK_MS, () => {
       const now = this.#clock.now();
       this.#credits.tick(now);
+      this.#caches.tick(now);
       this.#admission.tick(now, this.#clock.wall(), now - dueAt);
       dueAt = now + GATE_TICK_MS;
     });
@@ -242,6 +251,7 @@ export class App {
       clock: this.#clock,
       admission: this.#admission,
       poolOf: (database, user) => this.#poolOf(database, user),
+      cacheOf: (pool) => this.#caches.of(pool.database),
       isDisabled: (database) => this.#controls.isDisabled(database),
       onSession: (session) => this.#controls.onSession(session),
       replicationOf: async (pool, mode) => ({
@@ -268,6 +278,7 @@ export class App {
     if (pool === undefined) {
       pool = this.#makePool(database, user, config);
       this.#pools.set(key, pool);
+      if (config.cache !== null && this.#caches.of(database) === null) this.#setCaches();
       this.#controls.onPool(pool);
     }
     return pool;
@@ -375,7 +386,10 @@ export class App {
           ? (host) => this.#openControl(config, config.dbname ?? (database === '*' ? 'postgres' : database), host)
           : null,
         lineage: this.#memory.lineageOf(config.hosts.map(addressOf)),
-        onLineage: (lineage) => this.#memory.saveLineage(addresses, lineage),
+        onLineage: (lineage) => {
+          this.#memory.saveLineage(addresses, lineage);
+          this.#caches.startAnew();
+        },
         onEvent: (event, fields, isAlarm) => (isAlarm ? this.log.warn(fields, event) : this.log.info(fields, event)),
       });
       this.#clusters.set(key, cluster);
@@ -488,18 +502,60 @@ export class App {
     this.#admission.setBudgets(this.#credits.hosts);
     this.#admission.configure(this.config);
     const { isConfigured, classes } = this.#admission;
+    const isCached = this.config.cache.mode !== 'off' && databases.some(({ cache }) => cache !== null);
     this.#judge.want({
-      reads: databases.some(({ pool, reads }) => pool.share === 'auto' || reads !== 'primary'),
+      reads: isCached || databases.some(({ pool, reads }) => pool.share === 'auto' || reads !== 'primary'),
       places: databases.some(({ reads }) => reads !== 'primary'),
       tags: isConfigured,
-      shapes: isConfigured,
-      natures: isConfigured && classes.hasNatures,
+      shapes: isConfigured || isCached,
+      natures: isCached || (isConfigured && classes.hasNatures),
     });
+    this.#setCaches();
     for (const breaker of this.#breakers.values()) breaker.config = this.config.breaker;
     this.#hosts.setCaps(
       databases.flatMap((database) => database.hosts.map((host) => [host, database.serversMax] as const)),
       this.config.instances,
     );
+  }
+
+  /** The read caches: of databases by the names that clients ask for. */
+  #setCaches(): void {
+    const names = new Set(Object.keys(this.config.databases));
+    for (const { database } of this.#pools.values()) names.add(database);
+    names.delete('*');
+    const cached = [...names].flatMap((name) => this.#cachedDatabase(name, this.#databaseOf(name)) ?? []);
+    this.#caches.configure(this.config.cache, cached, this.#backendConfig());
+    for (const session of this.#listener.sessions) session.onCacheChanged();
+  }
+
+  #backendConfig(): BackendConfig | null {
+    const { backend } = this.config.cache;
+    if (backend === undefined) return null;
+    const { url, budget, passwordFile, macSecretFile } = backend;
+    const read = (file: string | null) =>
+      file === null ? undefined : readFileSync(this.#path(file), 'utf8').replace(/\r?\n$/, '');
+    try {
+      return { url, budget, password: read(passwordFile), secret: read(macSecretFile) ?? '', problem: '' };
+    } catch (thrown) {
+      return { url, budget, password: undefined, secret: '', problem: messageOf(thrown) };
+    }
+  }
+
+  #cachedDatabase(name: string, config: DatabaseConfig | null): CachedDatabase | null {
+    if (config === null || config.cache === null) return null;
+    return {
+      name,
+      rules: this.config.cache.sets[config.cache]!,
+      servers: config.pool.size,
+      place: JSON.stringify([config.hosts, config.control, config.tls, config.dbname]),
+      openControl: () => this.#openControl(config, config.dbname ?? name, this.#clusterOf(config, name).primary),
+      openChanges: async (hear) => {
+        const { user, passwordFile } = config.control!;
+        const password = passwordFile === undefined ? undefined : await this.#readSecret(passwordFile);
+        const target = this.#targetOf(config.dbname ?? name, user, config, this.#clusterOf(config, name).primary);
+        return openChanges(target, password, hear);
+      },
+    };
   }
 
   /** Loads the configuration again: all of it takes effect, or nothing. Gives problems; none means it worked. */
@@ -633,6 +689,7 @@ export class App {
       credits: this.#credits.hosts,
       sources: this.#credits.sources,
       isPassthrough: this.#admission.isPassthrough,
+      caches: this.#caches,
       statements: [...this.#pools.values()].reduce((sum, pool) => sum + pool.statements.size, 0),
       users: this.#users,
     };
@@ -681,6 +738,7 @@ export class App {
     for (const cluster of this.#clusters.values()) cluster.close();
     for (const host of this.#hosts) host.connector.close();
     await this.#ops.close();
+    this.#caches.close();
     await this.#parser.close();
     await this.#memory.save(this.#credits.save());
     this.#credits.close();

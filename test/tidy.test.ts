@@ -20,7 +20,7 @@ const floors: readonly (readonly string[])[] = [
   ['app.ts', 'embedded.ts'],
   ['ops'],
   ['client'],
-  ['guard', 'credits', 'server'],
+  ['guard', 'credits', 'cache', 'server'],
   ['sql'],
   ['protocol'],
   ['config'],
@@ -47,7 +47,7 @@ t.test('imports go down only, and nobody but app loads a configuration', async (
 });
 
 t.test('the data path knows no metrics, logger or HTTP', async (t) => {
-  for (const room of ['client', 'guard', 'server', 'sql', 'protocol', 'util']) {
+  for (const room of ['client', 'guard', 'cache', 'server', 'sql', 'protocol', 'util']) {
     for (const file of readdirSync(join(root, 'src', room))) {
       if (/from '(prom-client|pino|node:http)'/.test(read(join('src', room, file)))) t.fail(`${room}/${file}`);
     }

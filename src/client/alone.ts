@@ -214,18 +214,34 @@ export class Alone {
     return 'done';
   }
 
-  #answerMessage({ type, source, start, end }: Frame, tag: string, status: number): void {
+  /** Others answer the read that begins with `message`, and goes on with `rest` messages in `reader`: what it names is remembered. */
+  passOver(message: Frame, reader: FrameReader, rest: number): void {
+    const host = this.#host;
+    if (message.type === ClientMessage.Query) this.#unnamed.forget();
+    for (let left = rest; ; left--) {
+      if (message.type === ClientMessage.Parse) this.#remember(message);
+      else if (message.type === ClientMessage.Bind) host.counts.binds++;
+      if (left === 0) return;
+      reader.next(message);
+    }
+  }
+
+  #remember({ source, start, end }: Frame): void {
+    const nameEnd = stringEnd(source, start + HEADER, end);
+    const body = Buffer.from(source.subarray(nameEnd + 1, end));
+    if (nameEnd === start + HEADER) this.#unnamed.keep(body, this.judgeBody(body, 0, body.length));
+    else this.#names.define(source.toString('latin1', start + HEADER, nameEnd), this.find(body));
+    this.#host.counts.clientParses++;
+  }
+
+  #answerMessage(message: Frame, tag: string, status: number): void {
+    const { type, source, start } = message;
     const host = this.#host;
     switch (type) {
-      case ClientMessage.Parse: {
-        const nameEnd = stringEnd(source, start + HEADER, end);
-        const body = Buffer.from(source.subarray(nameEnd + 1, end));
-        if (nameEnd === start + HEADER) this.#unnamed.keep(body, this.judgeBody(body, 0, body.length));
-        else this.#names.define(source.toString('latin1', start + HEADER, nameEnd), this.find(body));
-        host.counts.clientParses++;
+      case ClientMessage.Parse:
+        this.#remember(message);
         host.deliver(encode.parseComplete);
         break;
-      }
       case ClientMessage.Bind:
         host.counts.binds++;
         host.deliver(encode.bindComplete);

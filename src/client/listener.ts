@@ -8,6 +8,9 @@
 import { chmodSync, existsSync, unlinkSync } from 'node:fs';
 import net from 'node:net';
 import type { SecureContext } from 'node:tls';
+import type { Cache } from '../cache/cache.ts';
+import type { Fill } from '../cache/flight.ts';
+import { Identities } from '../cache/key.ts';
 import type { AuthConfig, ListenConfig } from '../config/schema.ts';
 import type { Admission } from '../guard/admission.ts';
 import * as encode from '../protocol/encode.ts';
@@ -21,6 +24,7 @@ import { type Clock, every } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
 import { moveConnection } from '../util/intake.ts';
 import { type CancelKey, CancelKeys } from './cancel.ts';
+import { runErrand } from './errand.ts';
 import { linger } from './linger.ts';
 import { type ClientIdentity, logInClient } from './login.ts';
 import { Replication } from './replication.ts';
@@ -38,6 +42,8 @@ export interface ListenerContext {
   admission: Admission;
   /** The pool for a database and user, or null when no key of `databases` fits. */
   poolOf(database: string, user: string): ServerPool | null;
+  /** The read cache of its database. */
+  cacheOf(pool: ServerPool): Cache | null;
   /** New clients of this database are refused (DISABLE). */
   isDisabled(database: string): boolean;
   /** Somebody has logged in, and is about to be served. */
@@ -91,7 +97,16 @@ export class Listener {
     this.keys = new CancelKeys(instance, 0);
     this.#context = context;
     const { judge, clock, admission } = context();
-    this.#house = { judge, clock, admission, onEnd: this.#onEnd, onBug: this.#onBug };
+    this.#house = {
+      judge,
+      clock,
+      admission,
+      identities: new Identities(),
+      cacheOf: (pool) => context().cacheOf(pool),
+      runErrand: (session, request, fill, done) => this.#runErrand(session, request, fill, done),
+      onEnd: this.#onEnd,
+      onBug: this.#onBug,
+    };
   }
 
   get loggingIn(): number {
@@ -267,6 +282,18 @@ export class Listener {
     pool.counts.logins++;
     context.onSession(session);
     session.start(greeting(settings, key), client.rest);
+  }
+
+  /** For the cache: what `session` has asked is asked again, as it would. */
+  #runErrand(
+    { user, pool, settings }: Session,
+    request: Buffer,
+    fill: Fill | null,
+    done: (answer: Buffer | null) => void,
+  ): void {
+    const { listen } = this.#context();
+    const options = { user, pool, settings, messageMax: listen.messageMax, wantedClass: '' };
+    runErrand(options, this.#house, request, fill, done);
   }
 
   readonly #onSocketClosed = (): void => {

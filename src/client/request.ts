@@ -21,7 +21,7 @@ import type { PoolCounts } from '../server/pool.ts';
 import type { ReadBook } from '../server/reads.ts';
 import { isOurs, type Statement, type StatementBook } from '../server/statements.ts';
 import { pinning, probing } from '../sql/effects.ts';
-import { harmless, isHarmless, type Judge, TEXT_BYTES_MAX, type Verdict } from '../sql/verdict.ts';
+import { harmless, isHarmless, type Judge, opaque, TEXT_BYTES_MAX, type Verdict } from '../sql/verdict.ts';
 import { assert } from '../util/errors.ts';
 import { Alone } from './alone.ts';
 import { NAMES_MAX, Names } from './names.ts';
@@ -52,6 +52,8 @@ export interface RequestHost extends Owner {
   readonly planSettings: string;
   /** May this statement run? Not when it would pin its client, too many are pinned, and nothing is under way yet. */
   mayRun(verdict: Verdict): boolean;
+  /** A text with this verdict is sent. */
+  onRunning(verdict: Verdict): void;
   /** The server is asked for something first; the present frame is to be handled again after `unblock`. */
   block(): void;
   unblock(): void;
@@ -223,6 +225,17 @@ export class Requests {
     return answered;
   }
 
+  /** The read that begins with `message`, and goes on with `rest` messages in `reader`, is answered by the cache. */
+  answerCached(message: Frame, reader: FrameReader, rest: number): void {
+    this.alone.passOver(message, reader, rest);
+    this.#portal = harmlessPortal;
+    this.#host.counts.queries++;
+  }
+
+  statementNamed(name: string): Statement | undefined {
+    return this.#names.get(name);
+  }
+
   /** Begins a transaction on a server that owes this client nothing. */
   begin(sql: string, server: ServerConnection): void {
     this.#names.settle();
@@ -372,6 +385,7 @@ export class Requests {
   #running(verdict: Verdict, translation: Translation | null, server: ServerConnection): Note | null {
     this.#last = verdict;
     this.#statements++;
+    this.#host.onRunning(verdict);
     const { effects } = verdict;
     if (effects === null) return this.#ran(verdict);
     if (effects.isCopyIn) this.#copy = 'asked';
@@ -635,6 +649,7 @@ export class Requests {
 
   /** A text too large to keep: it streams to the server under the client's own name, and the session is opaque. */
   #onHugeParse(frame: Frame, server: ServerConnection): Handled {
+    this.#host.onRunning(opaque);
     this.#host.onRan(this.#judge.judge(frame.source, frame.start, frame.start + frame.size), true);
     this.#unnamed.forget();
     server.unnamedId = 0;
@@ -720,9 +735,9 @@ export class Requests {
   }
 
   #setPortal(name: string, verdict: Verdict, translation: Translation | null): void {
-    const portal = isHarmless(verdict) && !verdict.isCommit ? harmlessPortal : { verdict, translation };
+    const portal = { verdict, translation };
     if (name === '') this.#portal = portal;
-    else if (portal === harmlessPortal) this.#portals?.delete(name);
+    else if (isHarmless(verdict) && !verdict.isCommit) this.#portals?.delete(name);
     else {
       this.#portals ??= new Map();
       this.#portals.set(name, portal);
@@ -811,6 +826,7 @@ export class Requests {
     this.#host.counts.queries++;
     const oid = frame.end - frame.start >= FUNCTION_OID_END ? frame.source.readUInt32BE(frame.start + HEADER) : 0;
     if (largeObjectFunctions.has(oid)) return this.#pass('FunctionCall', frame, server, null);
+    this.#host.onRunning(functionCall);
     return this.#pass('FunctionCall', frame, server, this.#ran(functionCall));
   }
 }

@@ -16,6 +16,10 @@
  * session is bounded, because the side that is ahead is not read; a bug ends this session and nothing else.
  */
 import type net from 'node:net';
+import type { Cache } from '../cache/cache.ts';
+import type { Entry } from '../cache/entry.ts';
+import type { Fill } from '../cache/flight.ts';
+import type { Identities } from '../cache/key.ts';
 import type { Admission } from '../guard/admission.ts';
 import type { Shed } from '../guard/queue.ts';
 import * as encode from '../protocol/encode.ts';
@@ -26,6 +30,7 @@ import { CANCEL_MS, type ServerConnection } from '../server/connection.ts';
 import type { Line, Rider } from '../server/line.ts';
 import type { ServerPool, Waiter } from '../server/pool.ts';
 import type { Settings } from '../server/settings.ts';
+import type { Statement } from '../server/statements.ts';
 import type { Listening } from '../sql/channel.ts';
 import type { PinReason } from '../sql/effects.ts';
 import type { Judge, Verdict } from '../sql/verdict.ts';
@@ -35,6 +40,7 @@ import { messageOf } from '../util/errors.ts';
 import { sharedReads } from '../util/intake.ts';
 import { Outbox } from '../util/outbox.ts';
 import { type Block, blockFailed, FAIL, moveOf, statusOf } from './block.ts';
+import { type CachedClient, CachedReads, piecesOf } from './cached.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
 import { Lease, type Lessee } from './lease.ts';
 import { linger } from './linger.ts';
@@ -43,6 +49,7 @@ import type { Read } from './read.ts';
 import { clientWants, type RequestHost, Requests } from './request.ts';
 import { Subscriber, type SubscriberClient } from './subscriber.ts';
 import { isBegin, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
+import { Written } from './written.ts';
 
 export type SessionState =
   /** No server; nothing asked. */
@@ -53,6 +60,8 @@ export type SessionState =
   | 'delayed'
   /** LISTEN is kept in `#held` until the connection that listens for all does. */
   | 'subscribing'
+  /** A read is kept in `#held`: somebody else asks for the same, or the database is asked often enough for the cache. */
+  | 'fetching'
   /** In the pool's queue; the first message is kept in `#held`. */
   | 'waiting'
   /** The server is being given this client's settings. */
@@ -70,6 +79,11 @@ export interface SessionHouse {
   judge: Judge;
   clock: Clock;
   admission: Admission;
+  identities: Identities;
+  /** The read cache of the database of a pool; null: it has none. */
+  cacheOf: (pool: ServerPool) => Cache | null;
+  /** Asks once more what a session has asked, for the cache alone (client/errand). */
+  runErrand: (session: Session, request: Buffer, fill: Fill | null, done: (answer: Buffer | null) => void) => void;
   onEnd: (session: Session) => void;
   onBug: (where: string, thrown: unknown) => void;
 }
@@ -96,12 +110,16 @@ const OUTPUT_MAX = 256 * 1024;
 const OUTSTANDING_MAX = 4096;
 /** Bytes kept for a client that does not read while others wait behind it on the same server: more, and it is ended. */
 const RIDER_OUTPUT_MAX = 1024 * 1024;
+/** Nobody waits longer for what somebody else has asked for. */
+const FETCH_MS = 5_000;
 /** A server that has not kept a statement_timeout, and says nothing, is not waited for as long as one that works. */
 const SILENT_CANCEL_MS = 1_000;
 const limitNames = { query: 'pool.queryMax', deadline: 'its statement_timeout' };
 const frame = emptyFrame();
 
-export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, Cancelable, SubscriberClient {
+export class Session
+  implements Waiter, RequestHost, Lessee, Rider, TurnClient, Cancelable, SubscriberClient, CachedClient
+{
   chain: Chain<Waiter> | null = null;
   before: Waiter | null = null;
   behind: Waiter | null = null;
@@ -173,6 +191,10 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   #listened: Listening[] = [];
   /** The LISTEN that is held is for a server of its own: the other connection could not. */
   #mustListenItself = false;
+  /** Its way past the database; null: there is none. */
+  #cached: CachedReads | null = null;
+  /** What it has written, or may have, since it was last known to have ended; null: its database has no cache. */
+  #written: Written | null = null;
   /** Cancelled before its request reached a server. */
   #isCancelWanted = false;
 
@@ -191,6 +213,23 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     this.#reader = new FrameReader(clientWants, options.messageMax);
     this.#outbox = new Outbox(options.socket);
     this.#wantedClass = options.wantedClass;
+    this.onCacheChanged();
+  }
+
+  /** Its database has got a cache, has lost it, or may have. */
+  onCacheChanged(): void {
+    const { cacheOf, identities } = this.#house;
+    const cache = cacheOf(this.pool);
+    if (cache === (this.#cached?.cache ?? null)) return;
+    this.#endFill();
+    this.#cached = cache === null ? null : new CachedReads(this, cache, identities, this.#reader);
+    this.#written = cache === null ? null : new Written(cache);
+  }
+
+  /** This is no client's session, but asks what is to be kept as `fill`. */
+  beginErrand(fill: Fill | null): void {
+    if (fill !== null) this.#cached?.adopt(fill);
+    else this.#cached = null;
   }
 
   /** Begins to serve: with `welcome`, then `rest`, which is what the client has sent since its login. */
@@ -387,12 +426,14 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   #handleIdle(message: Frame): void {
     if (!message.isStart) return; // The rest of a message that was skipped.
     const isTransactional = this.pool.config.mode === 'transaction' || this.#block !== 'none';
+    // Before anybody looks at the text: what the cache has was looked at when it was asked first.
+    if (this.#cached !== null && this.pool.config.mode !== 'session' && this.#answerCached(message, this.#cached))
+      return;
     if (isTransactional && this.#answerBlock(message)) return;
-    if (this.pool.replicas !== null && this.#block === 'none' && this.#readElsewhere(message)) return;
-    if (this.#house.admission.isOn) {
-      this.#turn ??= new Turn(this, this.#wantedClass, this.#house.admission, this.#requests.alone, this.#reader);
-      this.#turn.classify(message, this.#block !== 'none');
-    }
+    // What is kept must be as new as its table's version says.
+    const mayLag = this.#block === 'none' && this.#cached?.isFilling !== true;
+    if (this.pool.replicas !== null && mayLag && this.#readElsewhere(message)) return;
+    this.#classify(message);
     this.#first = this.#block === 'none' ? null : this.#requests.alone.verdictOf(message);
     if (this.#block !== 'none') this.#read = null;
     else if (this.pool.config.share === 'auto' && !this.#house.admission.isPassthrough && this.#ride(message)) return;
@@ -490,7 +531,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
 
   /** The pool refuses the held message; while no primary can be reached everybody asks again, and nobody is to do so at once. */
   #refuseLate(refusal: Refusal): void {
-    if (!this.pool.isUnreachable) return this.#refuse(refusal);
+    if (!this.pool.isUnreachable || this.#cached?.hasOld === true) return this.#refuse(refusal);
     const { admission, clock } = this.#house;
     const { tarpit } = admission;
     this.#turn?.end(clock.now());
@@ -523,6 +564,87 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     this.changedAt = this.#house.clock.now();
     this.#beganAt = this.changedAt;
     return true;
+  }
+
+  /** The cache has the answer, or will have it. */
+  #answerCached(message: Frame, cached: CachedReads): boolean {
+    const isInBlock = this.#block !== 'none';
+    if (this.settings.isOpaque || this.#house.admission.isPassthrough || (isInBlock && !this.#mayReadInBlock))
+      return false;
+    const asked = cached.ask(message, isInBlock, this.#house.clock.now());
+    switch (asked.kind) {
+      case 'go':
+        return false;
+      case 'answer':
+        this.#requests.answerCached(message, this.#reader, asked.group.rest);
+        for (const piece of piecesOf(asked.entry, asked.group, statusOf(this.#block))) this.deliver(piece);
+        this.changedAt = this.#house.clock.now();
+        return true;
+      case 'wait':
+        this.#held = { ...message };
+        this.waitingSince = this.#house.clock.now();
+        this.become('fetching');
+        return true;
+      case 'refuse':
+        this.#held = { ...message };
+        this.onMissRefused();
+        return true;
+      default:
+        return asked satisfies never;
+    }
+  }
+
+  /** It has begun at READ COMMITTED, and no server knows: each statement in it would see what has been committed by then. */
+  get #mayReadInBlock(): boolean {
+    const block = this.#block;
+    if (typeof block === 'string' || this.#cached?.cache.config.inTransactions !== 'on') return false;
+    const isolation = this.settings.custom.get('default_transaction_isolation') ?? 'read committed';
+    return !/serializable|repeatable|uncommitted/i.test(block.sql) && isolation.toLowerCase() === 'read committed';
+  }
+
+  onAnswered(): void {
+    this.#guard('answered', () => {
+      if (this.state !== 'fetching') return;
+      this.become('idle');
+      this.#pump();
+    });
+  }
+
+  onMissRefused(): void {
+    this.#guard('miss', () => {
+      this.#refuse(
+        this.pool.refuse(
+          'misses',
+          'the cache has not got it, and the database is asked as often as it can bear (cache.missesMax)',
+        ),
+      );
+      this.#pump();
+    });
+  }
+
+  askAgain(request: Buffer, fill: Fill | null, done: (answer: Buffer | null) => void): void {
+    this.#house.runErrand(this, request, fill, done);
+  }
+
+  statementNamed(name: string): Statement | undefined {
+    return this.#requests.statementNamed(name);
+  }
+
+  /** The cache has not got it: from here on its class matters. */
+  verdictOf(message: Frame): Verdict | null {
+    this.#classify(message);
+    return this.#requests.alone.verdictOf(message);
+  }
+
+  #classify(message: Frame): void {
+    if (!this.#house.admission.isOn) return;
+    this.#turn ??= new Turn(this, this.#wantedClass, this.#house.admission, this.#requests.alone, this.#reader);
+    this.#turn.classify(message, this.#block !== 'none');
+  }
+
+  /** What was asked for, a copy of which was to be kept, is over. */
+  #endFill(): void {
+    this.#cached?.end(this.#house.clock.now());
   }
 
   /** LISTEN and UNLISTEN need no server of the client's own: one connection listens for all clients of the pool. */
@@ -667,6 +789,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   onRideEnd(): void {
     this.#guard('ride', () => {
       if (this.state === 'closed') return;
+      this.#endFill();
       this.#line = null;
       this.become('idle');
       this.#pump();
@@ -706,6 +829,9 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     if (refusal.severity === 'FATAL' || held === null) return this.#end(refusal);
     this.become('idle');
     this.#turn?.end(this.#house.clock.now());
+    const old = this.#cached?.staleFor(refusal.sqlstate, this.#house.clock.now()) ?? null;
+    if (old !== null) return this.#answerOld(held, old);
+    this.#endFill();
     // Who has sent BEGIN believes to be in a transaction, and must not go on without it.
     const { alone } = this.#requests;
     const hasBegun = isBegin(alone.verdictOf(held)) && !alone.isNaming(held, this.#reader);
@@ -714,6 +840,14 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     const isExtended = held.type !== ClientMessage.Query && held.type !== ClientMessage.FunctionCall;
     if (isExtended) this.#isSkipping = true;
     else this.deliver(encode.readyForQuery(statusOf(this.#block)));
+  }
+
+  /** The database cannot be asked, or cannot answer: the held read is given what was kept of it. */
+  #answerOld(held: Frame, old: Entry): void {
+    const group = this.#cached!.group;
+    this.#requests.answerCached(held, this.#reader, group.rest);
+    this.#endFill();
+    for (const piece of piecesOf(old, group, Status.Idle)) this.deliver(piece);
   }
 
   /** True: the server suits this client as it is. */
@@ -765,9 +899,27 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
 
   deliver(bytes: Buffer): boolean {
     if (this.state === 'closed') return true;
+    // Before its client hears of it, everybody else does.
+    if (this.#written?.isPending) this.#written.bump();
+    if (this.#cached?.isFilling && this.workingServer !== null) {
+      const pieces = this.#cached.pass(bytes, this.#house.clock.now());
+      if (pieces.length !== 1 || pieces[0] !== bytes) {
+        for (const piece of pieces) this.#send(piece);
+        return this.#isTaken;
+      }
+    }
+    return this.#send(bytes);
+  }
+
+  #send(bytes: Buffer): boolean {
     this.delivered += bytes.length;
     this.#outbox.add(bytes);
     if (this.#outbox.pending > OUTPUT_MAX) this.#outbox.flush();
+    return this.#isTaken;
+  }
+
+  /** There is room for more. */
+  get #isTaken(): boolean {
     // Only what the system has not taken counts: for that there will be a 'drain'.
     if (this.#line === null) return this.socket.writableLength <= OUTPUT_MAX;
     // Others are behind it: it is not waited for. What it is being sent may be half a message, so there is no last word.
@@ -818,6 +970,10 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
       this.#turn?.rest(now);
     }
     if (this.#listened.length > 0) this.#followListening(outstanding.status);
+    if (this.#written?.isPending && outstanding.isFree) {
+      this.#written.end();
+      if (this.#cached !== null) this.#cached.wroteAt = now;
+    }
     if (this.state !== 'active') return;
     if (this.#isTerminating) {
       this.#endHold();
@@ -852,6 +1008,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     this.#read?.cost.add(elapsed, this.delivered - this.#deliveredBefore);
     if (this.#read === null) this.#wroteAt = this.#house.clock.now(); // As far as anybody knows.
     this.#read = null;
+    this.#endFill();
     const wasPinned = this.#lease.end();
     const lender = this.#takeLender();
     this.become('idle');
@@ -893,7 +1050,9 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
       this.#lender = null;
       this.#turn?.end(this.#house.clock.now());
       this.#line = null;
+      this.#written?.end();
       if (this.state === 'closed') return;
+      if (this.#answerLost()) return;
       if (isTold) return this.#leave();
       const isUnknown = server !== null && server.outstanding.size > 0 && this.#requests.isCommitting;
       this.#end(
@@ -912,6 +1071,24 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
             }),
       );
     });
+  }
+
+  /** Its server was lost before it had answered a read, all that it did: what was kept of it will do. */
+  #answerLost(): boolean {
+    const cached = this.#cached;
+    const old = cached?.staleFor(SqlState.AdminShutdown, this.#house.clock.now()) ?? null;
+    const kept = cached?.takeKept() ?? [];
+    if (old === null || cached!.hasPassed) {
+      for (const bytes of kept) this.#send(bytes);
+      this.#endFill();
+      return false;
+    }
+    const { group } = cached!;
+    this.#endFill();
+    this.become('idle');
+    for (const piece of piecesOf(old, group, Status.Idle)) this.deliver(piece);
+    this.#pump();
+    return true;
   }
 
   /** The message would pin this client, and pool.pinnedMax is reached: nothing of it has been sent. */
@@ -938,6 +1115,10 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   }
 
   // --- Effects and pins -----------------------------------------------------------------------------------------
+
+  onRunning(verdict: Verdict): void {
+    if (this.#written !== null && verdict.read === 0) this.#written.add(verdict, this.#cached!.identity);
+  }
 
   block(): void {
     this.#isBlocked = true;
@@ -994,6 +1175,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
         case 'waiting':
         case 'delayed':
         case 'subscribing':
+        case 'fetching':
           this.#leaveTarpit?.();
           this.#subscriber?.giveUp();
           this.pool.leave(this);
@@ -1018,6 +1200,7 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   tick(now: number): void {
     const { server } = this;
     if (this.state === 'subscribing') return this.#waitForChannel(now);
+    if (this.state === 'fetching') return this.#waitForAnswer(now);
     if (server === null && this.state !== 'idle') return; // A rider is its line's affair, a waiter the pool's.
     const found = overdue(
       this.pool.config,
@@ -1036,6 +1219,19 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     if (found.follows === 'cancel') return this.#stopQuery(server!, found.limit, now);
     this.pool.countTimeout(found.limit);
     this.#end(found.refusal);
+  }
+
+  /** Somebody else's question may take longer than its own client wants to wait. */
+  #waitForAnswer(now: number): void {
+    const waited = now - this.waitingSince;
+    const deadline = statementTimeoutOf(this.settings);
+    if (deadline > 0 && waited > deadline) {
+      this.#refuse(error(SqlState.QueryCanceled, 'canceling statement due to statement timeout'));
+    } else if (waited > FETCH_MS) {
+      this.#cached!.goAlone(now);
+      this.become('idle');
+    } else return;
+    this.#pump();
   }
 
   #waitForChannel(now: number): void {
@@ -1086,7 +1282,8 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
   /** Drain: a client without a transaction is told to go (57P01); one with a transaction may finish it. */
   drain(): boolean {
     if (this.state !== 'idle' && this.isInTransaction) return false;
-    if (['queued', 'waiting', 'subscribing', 'syncing', 'settling', 'sharing'].includes(this.state)) return false;
+    if (['queued', 'waiting', 'subscribing', 'fetching', 'syncing', 'settling', 'sharing'].includes(this.state))
+      return false;
     this.end('terminating connection due to administrator command');
     return true;
   }
@@ -1122,6 +1319,8 @@ export class Session implements Waiter, RequestHost, Lessee, Rider, TurnClient, 
     const isSpent = isMidMessage || this.state === 'syncing' || this.#lease.isSpent;
     if (this.state === 'waiting') this.pool.leave(this);
     this.#leaveTarpit?.();
+    this.#endFill();
+    this.#written?.end();
     const now = this.#house.clock.now();
     this.#line?.abandon(this);
     this.#line = null;

@@ -28,6 +28,9 @@ const duration = () => measure(DURATION, DURATION_UNITS, '250ms, 5s, 10m, 1h or 
 const size = () => measure(SIZE, SIZE_UNITS, '64KiB or 256MiB');
 const share = () => measure(SHARE, {}, '5%');
 const count = (min = 0) => z.int().min(min);
+/** YAML 1.1 takes on and off for true and false. */
+const onOff = <S extends z.ZodType>(schema: S) =>
+  z.preprocess((value) => (typeof value === 'boolean' ? (value ? 'on' : 'off') : value), schema);
 const port = () => z.int().min(0).max(65_535);
 
 const listenTls = z
@@ -238,6 +241,7 @@ const database = z
     lagMax: duration().prefault('1s').describe('How old what a standby has may be for that; below 500ms it seldom is.'),
     hold: hold.prefault({}).describe('While no primary can be reached.'),
     ledgers: z.array(z.string()).prefault([]).describe('Reserves of its hosts.'),
+    cache: z.string().nullable().prefault(null).describe('Which of cache.sets says what may be kept of its answers.'),
   })
   .refine(
     (value) => value.hosts.length === 1 || value.control !== undefined,
@@ -488,10 +492,7 @@ const ledger = z
   .refine((value) => value.load === undefined || value.unit === 'cpu-credits', 'load is for cpu-credits only')
   .describe('A reserve that burst capacity lives on.');
 
-const position = z.preprocess(
-  (value) => (typeof value === 'boolean' ? (value ? 'on' : 'off') : value),
-  z.union([z.enum(['on', 'off', 'hold']), share()]),
-);
+const position = onOff(z.union([z.enum(['on', 'off', 'hold']), share()]));
 
 const switches = z
   .record(
@@ -514,6 +515,85 @@ const switches = z
   .prefault({})
   .describe('Switches by name; set by hand with pgweir switch, or SET SWITCH in the console.');
 
+const consistency = z.enum(['ttl', 'session', 'proxy', 'wal']);
+
+const cacheRule = z
+  .strictObject({
+    tables: z
+      .array(z.string().min(1))
+      .min(1)
+      .optional()
+      .describe('Tables and views that statements of this rule read: name or schema.name, with * for any characters.'),
+    hint: z.boolean().prefault(false).describe('Statements that say /*+ pgweir cache ttl=30s */ themselves.'),
+    ttl: duration()
+      .prefault('30s')
+      .describe('How long an answer counts as fresh; a tenth of it less or more, by chance.'),
+    staleWhileRevalidate: duration()
+      .prefault('0s')
+      .describe('How long after that it is still given, while it is asked for again.'),
+    staleIfError: duration()
+      .prefault('0s')
+      .describe('How long after that it is still given when the database cannot answer.'),
+    consistency: consistency
+      .prefault('session')
+      .describe(
+        'ttl: up to that old; session: and each client sees its own writes; proxy: and those of all clients of this proxy; wal: and those that bypass it.',
+      ),
+  })
+  .refine((rule) => rule.hint !== (rule.tables !== undefined), 'either tables or hint is needed');
+
+const cache = z
+  .strictObject({
+    mode: onOff(z.enum(['off', 'observe', 'on']))
+      .prefault('observe')
+      .describe('observe: count what would have been answered, and answer nothing; on: answer.'),
+    memoryMax: size().prefault('64MiB').describe('Most memory for answers.'),
+    entryMax: size().prefault('1MiB').describe('Largest answer that is kept.'),
+    missesMax: share()
+      .prefault('50%')
+      .describe('Of the servers of a pool, how many may be filling the cache at the same time.'),
+    verify: share().prefault('1%').describe('Of the answers given, how many are compared with those of the database.'),
+    inTransactions: onOff(z.enum(['off', 'on']))
+      .prefault('off')
+      .describe('Whether a transaction that has only begun, at READ COMMITTED, may be answered from the cache.'),
+    backend: z
+      .strictObject({
+        url: z
+          .string()
+          .describe(
+            'redis://host:port, rediss://…, redis+cluster://a,b or redis+sentinel://a,b/name: Redis or Valkey.',
+          ),
+        budget: duration().prefault('15ms').describe('The longest that a read may wait for it.'),
+        passwordFile: z.string().nullable().prefault(null).describe('File with its password.'),
+        macSecretFile: z
+          .string()
+          .nullable()
+          .prefault(null)
+          .describe(
+            'File with the secret that answers there are signed with. Without it only damage is found, not forgery.',
+          ),
+      })
+      .optional()
+      .describe('A cache that several pgweirs share. Left out: memory only. It may be down, at the start and later.'),
+    wal: z
+      .strictObject({
+        lagMax: duration()
+          .prefault('200ms')
+          .describe(
+            'How far the stream of changes may be behind; beyond it, consistency wal is not answered from the cache.',
+          ),
+      })
+      .prefault({})
+      .describe('Hearing of writes that bypass the proxy.'),
+    sets: z
+      .record(z.string(), z.array(cacheRule).min(1))
+      .prefault({})
+      .describe(
+        'Rules by the name that databases.*.cache gives. A statement needs a rule for each table that it reads; the strictest counts.',
+      ),
+  })
+  .describe('Answers that are kept and given again.');
+
 export const configSchema = z
   .strictObject({
     listen: listen.prefault({}),
@@ -525,6 +605,7 @@ export const configSchema = z
     admission: admission.prefault({}),
     limit: limit.prefault({}),
     breaker: breaker.prefault({}),
+    cache: cache.prefault({}),
     ledgers: z.record(z.string(), ledger).prefault({}).describe('Reserves by name.'),
     classes,
     switches,
@@ -534,6 +615,15 @@ export const configSchema = z
     databases: z
       .record(z.string(), database)
       .refine((all) => Object.keys(all).length > 0, 'at least one database is needed'),
+  })
+  .superRefine(({ databases, cache }, context) => {
+    for (const [name, { cache: set, control }] of Object.entries(databases)) {
+      const complain = (message: string) =>
+        context.addIssue({ code: 'custom', path: ['databases', name, 'cache'], message });
+      if (set === null) continue;
+      if (!Object.hasOwn(cache.sets, set)) complain(`there is no set "${set}" in cache.sets`);
+      if (control === undefined) complain('a cache needs a control user, who reads what tables there are');
+    }
   })
   .superRefine(({ databases, ledgers, admission, classes }, context) => {
     const complain = (path: PropertyKey[], message: string) => context.addIssue({ code: 'custom', path, message });
@@ -581,14 +671,7 @@ export const configSchema = z
  * Keys of the contract that a later version will understand. They are errors of their own, so that nobody believes a
  * protection to be in force that is not there. `*` stands for any one name or index.
  */
-export const laterKeys: readonly string[] = [
-  'cache',
-  'trustFunctions',
-  'workers',
-  'auth.hba',
-  'auth.query',
-  'databases.*.cache',
-];
+export const laterKeys: readonly string[] = ['trustFunctions', 'workers', 'auth.hba', 'auth.query'];
 
 /** Values that a later version will understand. */
 export const laterValues: Readonly<Record<string, readonly string[]>> = {
@@ -611,4 +694,7 @@ export type LedgerConfig = Config['ledgers'][string];
 export type ReadingConfig = LedgerConfig['metric'];
 export type ClassConfig = Config['classes'][number];
 export type ClassMatch = ClassConfig['match'][number];
+export type CacheConfig = Config['cache'];
+export type CacheRule = CacheConfig['sets'][string][number];
+export type Consistency = CacheRule['consistency'];
 export type SwitchConfig = Config['switches'][string];

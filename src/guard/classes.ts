@@ -13,6 +13,7 @@ import { BlockList, isIPv6 } from 'node:net';
 import type { ClassConfig, ClassMatch, SwitchConfig } from '../config/schema.ts';
 import { cut, numberOf, Tokens } from '../sql/shape.ts';
 import type { Verdict } from '../sql/verdict.ts';
+import { globOf } from '../util/glob.ts';
 
 /** Priorities, highest first. */
 export const priorities = ['critical', 'normal', 'batch', 'deferrable'] as const;
@@ -242,12 +243,6 @@ function shapeNumberOf(sql: string): number {
   const source = Buffer.from(sql);
   cut(tokens, source, 0, source.length);
   return numberOf(tokens);
-}
-
-/** `*` stands for any characters. */
-function globOf(pattern: string): RegExp {
-  const parts = pattern.split('*').map((part) => part.replaceAll(/[\\^$.*+?()[\]{}|]/g, String.raw`\$&`));
-  return new RegExp(`^${parts.join('.*')}$`, 's');
 }
 
 /** Is an address in the network `text` (CIDR, or one address)? */

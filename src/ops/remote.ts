@@ -116,6 +116,28 @@ function ledgerTable({ ledgers }: Status): string {
   );
 }
 
+function cacheTable({ caches }: Status): string {
+  const shown = [
+    'database',
+    'mode',
+    'hears',
+    'lag_ms',
+    'hit_ratio',
+    'hits',
+    'stale',
+    'stale_on_error',
+    'misses',
+    'filling',
+    'saved_ms',
+    'backend',
+    'problem',
+  ];
+  return table(
+    shown,
+    caches.map((cache) => shown.map((name) => cache[name] ?? '')),
+  );
+}
+
 export function statusText(status: Status): string {
   const { clients, pools, hosts, classes } = status;
   const flags = [
@@ -172,6 +194,7 @@ export function statusText(status: Status): string {
       ]),
     ),
     ...(status.ledgers.length > 0 ? [ledgerTable(status)] : []),
+    ...(status.caches.length > 0 ? [cacheTable(status)] : []),
     switchTable(status),
   ].join('\n\n');
 }

@@ -1,4 +1,5 @@
 /** What app shows to the rest of ops: references to live counters and lists, read and never changed. */
+import type { Caches } from '../cache/caches.ts';
 import type { ClientCounts } from '../client/listener.ts';
 import type { Session } from '../client/session.ts';
 import type { Users } from '../client/users.ts';
@@ -47,6 +48,7 @@ export interface Snapshot {
   credits: ReadonlyMap<string, HostCredits>;
   sources: ReadonlyMap<string, PollCounts>;
   isPassthrough: boolean;
+  caches: Caches;
   /** Prepared statements known, over all clients. */
   statements: number;
   users: Users;

@@ -1,6 +1,7 @@
 /** What /status.json says and `pgweir status` prints: the state of the proxy in one page. Called by ops/http. */
 import { shedReasons } from '../guard/gate.ts';
 import type { Position, Valve } from '../guard/switches.ts';
+import { CACHE_COLUMNS, CACHE_SHAPE_COLUMNS, cacheRows, cacheShapeRows } from './caches.ts';
 import { breakersOf } from './hosts.ts';
 import { LEDGER_COLUMNS, ledgerRows } from './ledgers.ts';
 import type { Snapshot } from './snapshot.ts';
@@ -22,6 +23,9 @@ export interface Status {
   hosts: HostStatus[];
   /** As SHOW LEDGERS. */
   ledgers: Record<string, string | number | null>[];
+  /** As SHOW CACHE, and SHOW CACHE_SHAPES. */
+  caches: Record<string, string | number | null>[];
+  cacheShapes: Record<string, string | number | null>[];
   classes: ClassStatus[];
   switches: SwitchStatus[];
 }
@@ -86,7 +90,14 @@ interface SwitchStatus {
   work: number;
 }
 
-const ledgerNames = LEDGER_COLUMNS.split(',').map((column) => column.trim().split(' ')[0]!);
+const namesIn = (columns: string) => columns.split(',').map((column) => column.trim().split(' ')[0]!);
+const ledgerNames = namesIn(LEDGER_COLUMNS);
+const cacheNames = namesIn(CACHE_COLUMNS);
+const shapeNames = namesIn(CACHE_SHAPE_COLUMNS);
+
+function named(names: readonly string[], rows: (string | number | null)[][]): Record<string, string | number | null>[] {
+  return rows.map((row) => Object.fromEntries(names.map((name, at) => [name, row[at]!])));
+}
 
 export function statusOf(snapshot: Snapshot, switches: Switchboard, wall: number): Status {
   const { config, counts, gates } = snapshot;
@@ -131,7 +142,9 @@ export function statusOf(snapshot: Snapshot, switches: Switchboard, wall: number
         slowdown: gate?.ratio ?? 1,
       };
     }),
-    ledgers: ledgerRows(snapshot).map((row) => Object.fromEntries(ledgerNames.map((name, at) => [name, row[at]!]))),
+    ledgers: named(ledgerNames, ledgerRows(snapshot)),
+    caches: named(cacheNames, cacheRows(snapshot)),
+    cacheShapes: named(shapeNames, cacheShapeRows(snapshot)),
     classes: [...gates].flatMap(([host, { lanes }]) =>
       lanes.map(({ class: of, queue, atWork, counts: { offered, admitted, shed, retries } }) => ({
         host,

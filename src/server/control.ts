@@ -17,21 +17,26 @@ const CONTROL_MS = 5_000;
 
 /** Opens one to `target`, with TLS as pools have it. */
 export async function openControl(target: ServerTarget, password: string | undefined): Promise<ControlConnection> {
-  const client = await connect(target, password);
+  const client = await openClient(target, password, { query_timeout: CONTROL_MS });
   return {
     query: async (sql) => (await client.query<(string | null)[]>({ text: sql, rowMode: 'array' })).rows,
     close: () => void client.end().catch(() => {}),
   };
 }
 
-async function connect(target: ServerTarget, password: string | undefined): Promise<pg.Client> {
-  if (isPlain(target)) return logIn(target, password, false);
+/** A client of node-postgres, logged in to `target`, with TLS as pools have it. */
+export async function openClient(
+  target: ServerTarget,
+  password: string | undefined,
+  more: pg.ClientConfig & { replication?: string },
+): Promise<pg.Client> {
+  if (isPlain(target)) return logIn(target, password, false, more);
   try {
-    return await logIn(target, password, tlsOptionsOf(target));
+    return await logIn(target, password, tlsOptionsOf(target), more);
   } catch (thrown) {
     // With `prefer` a server without TLS is spoken to in clear text.
     if (target.tls.mode !== 'prefer' || !messageOf(thrown).includes('does not support SSL')) throw thrown;
-    return logIn(target, password, false);
+    return logIn(target, password, false, more);
   }
 }
 
@@ -39,6 +44,7 @@ async function logIn(
   { host: { host, port }, database, user }: ServerTarget,
   password: string | undefined,
   ssl: ReturnType<typeof tlsOptionsOf> | false,
+  more: pg.ClientConfig,
 ): Promise<pg.Client> {
   const client = new pg.Client({
     host,
@@ -48,8 +54,8 @@ async function logIn(
     database,
     ssl,
     connectionTimeoutMillis: CONTROL_MS,
-    query_timeout: CONTROL_MS,
     application_name: 'pgweir control',
+    ...more,
   });
   client.on('error', () => {});
   try {

@@ -81,7 +81,9 @@ export type RefusalReason =
   | 'credits'
   | 'switch'
   | 'hold'
-  | 'breaker';
+  | 'breaker'
+  /** The cache has not got the answer, and may not ask the database for more (cache/misses). */
+  | 'misses';
 
 /** Limits that end something. */
 export type TimeLimit =
@@ -153,6 +155,7 @@ export const refusalReasons: readonly RefusalReason[] = [
   'switch',
   'hold',
   'breaker',
+  'misses',
 ];
 export const timeLimits: readonly TimeLimit[] = [
   'query',

@@ -45,11 +45,33 @@ export class Statement {
   /** Some server has taken its Parse. */
   isVerified = false;
 
-  constructor(id: number, key: string, body: Buffer, verdict: Verdict) {
+  /** The settings that its names were looked up with (Settings.planKey). */
+  readonly planSettings: string;
+  #text: { text: string; types: string } | null = null;
+
+  constructor(id: number, key: string, body: Buffer, verdict: Verdict, planSettings: string) {
     this.name = PREFIX + id;
     this.key = key;
     this.body = body;
     this.verdict = verdict;
+    this.planSettings = planSettings;
+  }
+
+  /** Its text, and the types of its parameters as they came: Latin-1, kept once somebody has asked. */
+  get text(): string {
+    return this.#cut().text;
+  }
+
+  get types(): string {
+    return this.#cut().types;
+  }
+
+  #cut(): { text: string; types: string } {
+    if (this.#text === null) {
+      const end = this.body.indexOf(0);
+      this.#text = { text: this.body.toString('latin1', 0, end), types: this.body.toString('latin1', end + 1) };
+    }
+    return this.#text;
   }
 }
 
@@ -72,7 +94,7 @@ export class StatementBook {
     const key = `${text.length > KEY_MAX ? createHash('sha256').update(body).digest('base64') : text}${planSettings}${own}`;
     const known = this.#used.get(key) ?? this.#unused.get(key);
     if (known !== undefined) return known;
-    const statement = new Statement(nextId++, key, Buffer.from(body), judge(body));
+    const statement = new Statement(nextId++, key, Buffer.from(body), judge(body), planSettings);
     this.#unused.set(key, statement);
     return statement;
   }

@@ -5,6 +5,7 @@
 import { parentPort } from 'node:worker_threads';
 import { loadModule, parseSync } from 'libpg-query';
 import type { Kind, Syntax } from './parser.ts';
+import { readingOf } from './reading.ts';
 
 type Tree = { [key: string]: unknown };
 
@@ -19,9 +20,11 @@ function read(sql: string): Syntax {
     isParsed: true,
     functions: [],
     isTemporary: false,
+    count: 1,
     isOpaque: false,
     kind: 'other',
     tables: [],
+    reading: null,
   };
   try {
     const tree = parseSync(sql);
@@ -32,6 +35,8 @@ function read(sql: string): Syntax {
       lookForTables(key, value, syntax, seen);
     });
     syntax.kind = kindOf(tree as unknown as Tree);
+    syntax.reading = readingOf(tree);
+    syntax.count = tree.stmts?.length ?? 0;
   } catch {
     syntax.isParsed = false;
   }

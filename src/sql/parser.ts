@@ -6,8 +6,10 @@
  * else. A watchdog ends a worker that takes too long; the text it was on is never tried again by its shape
  * (sql/verdict remembers 'opaque'); a new worker starts with the next text.
  */
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
 import type { Clock } from '../util/clock.ts';
+import { startWorker } from '../util/worker.ts';
+import type { Reading } from './reading.ts';
 
 /**
  * What a statement is for, as far as its text says; of several the strongest. 'write': it changes rows or locks them.
@@ -31,10 +33,14 @@ export interface Syntax {
   functions: string[];
   /** Makes a temporary table, view or sequence. */
   isTemporary: boolean;
+  /** How many statements there are. */
+  count: number;
   /** Runs code that cannot be judged from the text. */
   isOpaque: boolean;
   kind: Kind;
   tables: TableReference[];
+  /** What it reads, for the read cache; null: it could not be parsed. */
+  reading: Reading | null;
 }
 
 export const SQL_BYTES_MAX = 16 * 1024;
@@ -101,9 +107,7 @@ export class Parser {
   }
 
   #start(): Worker {
-    const { code, isText } = workerCode();
-    const worker = new Worker(code, {
-      eval: isText,
+    const worker = startWorker(import.meta.url, 'parser', {
       resourceLimits: { stackSizeMb: STACK_MB, maxOldGenerationSizeMb: HEAP_MB },
     });
     worker.unref();
@@ -144,11 +148,4 @@ export class Parser {
     this.#running = null;
     job?.done(syntax, !this.#isClosed);
   }
-}
-
-/** Compiled code runs compiled code; from the sources (tests) the worker first needs a loader that knows TypeScript. */
-function workerCode(): { code: string | URL; isText: boolean } {
-  if (!import.meta.url.endsWith('.ts')) return { code: new URL('./parser-worker.js', import.meta.url), isText: false };
-  const { href } = new URL('./parser-worker.ts', import.meta.url);
-  return { code: `import('tsx/esm/api').then((tsx) => (tsx.register(), import('${href}')))`, isText: true };
 }

@@ -331,6 +331,14 @@ export function shapeOf(tokens: Tokens): string {
   return parts.join(' ');
 }
 
+/** The shape of a text, given as Latin-1. */
+export function shapeText(text: string): string {
+  const tokens = new Tokens();
+  const source = Buffer.from(text, 'latin1');
+  cut(tokens, source, 0, source.length);
+  return shapeOf(tokens);
+}
+
 /** Tokens without the semicolons at the end. */
 export function lengthOf({ kinds, count }: Tokens): number {
   let end = count;

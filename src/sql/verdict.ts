@@ -13,6 +13,7 @@ import { type Control, controlOf } from './control.ts';
 import { type Effects, findEffects, mergeEffects, pinning, probing } from './effects.ts';
 import { type Kind, type Parser, SQL_BYTES_MAX, type Syntax, type TableReference } from './parser.ts';
 import { isLocal, readKey } from './read.ts';
+import type { Reading } from './reading.ts';
 import { cut, numberOf, shapeOf, Tokens } from './shape.ts';
 import { tagsOf } from './tags.ts';
 import { isUpkeep } from './upkeep.ts';
@@ -36,6 +37,9 @@ export interface Nature {
   /** Null while the parser has not spoken, and when it cannot. */
   kind: Kind | null;
   tables: readonly TableReference[];
+  reading: Reading | null;
+  /** It does nothing but make a temporary table, or use one. */
+  isTemporary: boolean;
 }
 
 export interface Verdict {
@@ -76,7 +80,8 @@ export const harmless: Verdict = {
   isLocal: false,
   isUpkeep: false,
 };
-const opaque: Verdict = { ...harmless, effects: pinning('opaque') };
+/** Of it nothing is known. */
+export const opaque: Verdict = { ...harmless, effects: pinning('opaque') };
 /** The longest text that is cut into tokens; a longer one is opaque. */
 export const TEXT_BYTES_MAX = 1024 * 1024;
 
@@ -179,11 +184,13 @@ export class Judge {
   #natureOf(number: number, source: Buffer, start: number, end: number): Nature {
     const known = this.#natures.get(number);
     if (known !== undefined) return known;
-    const nature: Nature = { kind: null, tables: [] };
+    const nature: Nature = { kind: null, tables: [], reading: null, isTemporary: false };
     this.#natures.set(number, nature);
     this.#parser.parse(source.toString('utf8', start, end), (syntax, isFinal) => {
       if (!isFinal) this.#natures.delete(number);
-      if (syntax?.isParsed) Object.assign(nature, { kind: syntax.kind, tables: syntax.tables });
+      if (syntax === null || !syntax.isParsed) return;
+      const { kind, tables, reading } = syntax;
+      Object.assign(nature, { kind, tables, reading, isTemporary: syntax.isTemporary && syntax.count === 1 });
     });
     return nature;
   }

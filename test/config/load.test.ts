@@ -57,14 +57,15 @@ t.test('rules over several keys', async (t) => {
   t.match(problems(`${base}    pool: { size: 2, sizeMin: 3 }\n`), [/sizeMin must not exceed size/]);
   t.match(problems(`listen: { tls: { mode: require } }\n${base}`), [/cert and key are needed/]);
   t.match(problems(`${base}    passwordFile: x\n`), [/passwordFile needs user/]);
+  t.match(problems(`${base}    cache: catalogue\n`), [/there is no set "catalogue"/, /a cache needs a control user/]);
+  t.match(problems(`cache: { sets: { a: [{ ttl: 1s }] } }\n${base}`), [/either tables or hint is needed/]);
 });
 
 t.test('what a later version will understand is refused by name', async (t) => {
-  const text = `cache: { mode: on }\nworkers: 2\n${base}    cache: catalogue\n`;
+  const text = `trustFunctions: []\nworkers: 2\n${base}`;
   t.same(problems(text).sort(), [
-    'f.yaml:1:1: cache: not supported yet by this version',
+    'f.yaml:1:1: trustFunctions: not supported yet by this version',
     'f.yaml:2:1: workers: not supported yet by this version',
-    'f.yaml:7:5: databases.app.cache: not supported yet by this version',
   ]);
   t.match(problems(base.replace('trust', 'hba')), [/auth\.method: not supported yet/]);
   t.match(problems(base.replace('[db]', '[a, b]')), [/databases\.app: several hosts need control/]);

@@ -1,0 +1,199 @@
+/**
+ * The read caches of all databases: one memory for the answers of all of them, and for each database what is known of its tables. Made by app.
+ *
+ * The one idea: databases that are the same one behind different names are told apart; nobody is given what another name has asked for.
+ */
+import type { CacheConfig, CacheRule } from '../config/schema.ts';
+import type { Parser } from '../sql/parser.ts';
+import type { Clock } from '../util/clock.ts';
+import { messageOf } from '../util/errors.ts';
+import { Backend, type Space } from './backend.ts';
+import { Cache } from './cache.ts';
+import { Freshness } from './freshness.ts';
+import { type Control, Schema } from './schema.ts';
+import { Store } from './store.ts';
+import { type ChangeStream, type Heard, Wal } from './wal.ts';
+
+export interface CachedDatabase {
+  name: string;
+  rules: readonly CacheRule[];
+  /** Servers of its pools. */
+  servers: number;
+  /** What its control connection is made from: another one is another database. */
+  place: string;
+  openControl: () => Promise<Control>;
+  /** Opens the stream of changes of its primary. */
+  openChanges: (hear: (heard: Heard) => void) => Promise<ChangeStream>;
+}
+
+/** Files are read by app. */
+export interface BackendConfig {
+  url: string;
+  budget: number;
+  password: string | undefined;
+  secret: string;
+  /** Why it cannot be used; ''. */
+  problem: string;
+}
+
+const SWEEP_MS = 1_000;
+
+interface Kept {
+  cache: Cache;
+  schema: Schema;
+  /** Only for who has a rule with consistency wal. */
+  wal: Wal | null;
+  space: Space | null;
+  place: string;
+}
+
+export class Caches {
+  readonly #parse: Parser['parse'];
+  readonly #clock: Clock;
+  readonly #onEvent: (event: string, fields: Record<string, unknown>) => void;
+  readonly #caches = new Map<string, Kept>();
+  #store = new Store(0);
+  #sweptAt = 0;
+  #backend: Backend | null = null;
+  #backendKey = 'null';
+  /** Why there is no backend although one is configured; ''. */
+  backendProblem = '';
+
+  constructor(parse: Parser['parse'], clock: Clock, onEvent: (event: string, fields: Record<string, unknown>) => void) {
+    this.#parse = parse;
+    this.#clock = clock;
+    this.#onEvent = onEvent;
+  }
+
+  get backend(): Backend | null {
+    return this.#backend;
+  }
+
+  get store(): Store {
+    return this.#store;
+  }
+
+  /** Those that there are, in the order of the configuration. */
+  get all(): Cache[] {
+    return [...this.#caches.values()].map(({ cache }) => cache);
+  }
+
+  /** What each knows of the definitions in its database, and how it hears of writes. */
+  sensesOf(database: string): { schema: Schema; wal: Wal | null } | null {
+    return this.#caches.get(database) ?? null;
+  }
+
+  of(database: string): Cache | null {
+    return this.#caches.get(database)?.cache ?? null;
+  }
+
+  /** Makes what is new, and closes what is not wanted any more. */
+  configure(config: CacheConfig, databases: readonly CachedDatabase[], backend: BackendConfig | null): void {
+    this.#configureBackend(config.mode === 'off' ? null : backend);
+    if (this.#store.memoryMax !== config.memoryMax) this.#store = new Store(config.memoryMax);
+    const wanted = config.mode === 'off' ? [] : databases;
+    for (const [name, kept] of this.#caches) {
+      const now = wanted.find((each) => each.name === name);
+      const isSame = now?.place === kept.place && kept.cache.store === this.#store;
+      if (isSame && wantsWal(now.rules) === (kept.wal !== null)) continue;
+      close(kept);
+      this.#caches.delete(name);
+    }
+    for (const database of wanted) {
+      const kept = this.#caches.get(database.name);
+      if (kept === undefined) this.#caches.set(database.name, this.#make(config, database));
+      else {
+        kept.cache.configure(config, database.rules, database.servers);
+        if (kept.wal !== null) kept.wal.lagMax = config.wal.lagMax;
+      }
+    }
+  }
+
+  /** A backend that cannot be is none: the proxy serves all the same. */
+  #configureBackend(config: BackendConfig | null): void {
+    const key = JSON.stringify(config);
+    if (key === this.#backendKey) return;
+    this.#backendKey = key;
+    for (const kept of this.#caches.values()) close(kept);
+    this.#caches.clear();
+    this.#backend?.close();
+    this.#backend = null;
+    this.backendProblem = config?.problem ?? '';
+    if (config !== null && config.problem === '') {
+      try {
+        this.#backend = new Backend({ ...config, clock: this.#clock, onEvent: this.#onEvent });
+      } catch (thrown) {
+        this.backendProblem = messageOf(thrown);
+      }
+    }
+    if (this.backendProblem !== '') this.#onEvent('cache backend', { state: 'disarmed', why: this.backendProblem });
+  }
+
+  #make(config: CacheConfig, database: CachedDatabase): Kept {
+    const { name, rules, servers, place, openControl, openChanges } = database;
+    const space = this.#backend?.space(place) ?? null;
+    const freshness = new Freshness((oids) => space?.invalidate(oids));
+    const schema = new Schema({ open: openControl, parse: this.#parse, freshness, clock: this.#clock });
+    const wal = wantsWal(rules)
+      ? new Wal(config.wal.lagMax, {
+          open: openControl,
+          openChanges,
+          freshness,
+          relations: () => schema.relations,
+          clock: this.#clock,
+          onEvent: (event, fields) => this.#onEvent(event, { database: name, ...fields }),
+        })
+      : null;
+    const cache = new Cache({
+      database: name,
+      config,
+      rules,
+      store: this.#store,
+      freshness,
+      schema: () => {
+        const { relations, views } = schema;
+        return relations === null || views === null ? null : { relations, views };
+      },
+      onDefined: () => schema.read(),
+      stream: wal ?? { isReliable: () => false },
+      servers,
+      space,
+      clock: this.#clock,
+    });
+    return { cache, schema, wal, space, place };
+  }
+
+  /** There is another primary somewhere, which need not have what was read of the one before. */
+  startAnew(): void {
+    for (const { cache, schema, wal } of this.#caches.values()) {
+      cache.freshness.redefine();
+      schema.reconnect();
+      wal?.reconnect();
+    }
+  }
+
+  /** Everything that time brings. */
+  tick(now: number): void {
+    for (const { cache } of this.#caches.values()) cache.tick(now);
+    if (now - this.#sweptAt >= SWEEP_MS) {
+      this.#sweptAt = now;
+      this.#store.sweep(now);
+    }
+    this.#backend?.tick(now);
+  }
+
+  close(): void {
+    for (const kept of this.#caches.values()) close(kept);
+    this.#backend?.close();
+  }
+}
+
+function close({ schema, wal, space }: Kept): void {
+  schema.close();
+  wal?.close();
+  space?.close();
+}
+
+function wantsWal(rules: readonly CacheRule[]): boolean {
+  return rules.some(({ consistency }) => consistency === 'wal');
+}

@@ -1,0 +1,464 @@
+/**
+ * A session's way past the database: recognises the read that has arrived, asks the cache for it, and keeps a copy of what the server answers
+ * when the cache has not got it. Made by client/session when its database has a cache.
+ *
+ *     Query        [Parse] Bind [Describe portal] Execute [Flush] Sync          one statement, all of its rows, up to Sync
+ *
+ * The one idea: a group of messages is answered as a whole or not at all (cache.md, traps 10 to 12), and only while the client
+ * holds no server: then nothing of it has been sent anywhere.
+ */
+import type { Cache, Missed } from '../cache/cache.ts';
+import type { Entry } from '../cache/entry.ts';
+import type { Fill, Leader } from '../cache/flight.ts';
+import {
+  extendedKey,
+  hasVolatileParameter,
+  type Identities,
+  type Identity,
+  plainText,
+  simpleKey,
+} from '../cache/key.ts';
+import * as encode from '../protocol/encode.ts';
+import type { Frame, FrameReader } from '../protocol/frame.ts';
+import { ClientMessage, ServerMessage, Status, stringEnd } from '../protocol/messages.ts';
+import type { ServerPool } from '../server/pool.ts';
+import type { Settings } from '../server/settings.ts';
+import type { Statement } from '../server/statements.ts';
+import { shapeText } from '../sql/shape.ts';
+import type { Verdict } from '../sql/verdict.ts';
+
+export interface CachedClient {
+  readonly pool: ServerPool;
+  readonly settings: Settings;
+  /** 0 is critical. */
+  readonly rank: number;
+  /** The statement that the client has prepared by this name. */
+  statementNamed(name: string): Statement | undefined;
+  /** What is known of the request that begins with `message`. */
+  verdictOf(message: Frame): Verdict | null;
+  /** What it waited for has come, or will not: the held message is to be handled again. */
+  onAnswered(): void;
+  /** The database is asked often enough by others: the held message is refused. */
+  onMissRefused(): void;
+  /** Asks the database what the client has asked for once more, for the cache alone: to keep it as `fill`, or to see what it says. */
+  askAgain(request: Buffer, fill: Fill | null, done: (answer: Buffer | null) => void): void;
+}
+
+/** One statement, asked for in one or more messages, the first of which is not counted in `rest`. */
+export interface CachedGroup {
+  rest: number;
+  hasDescription: boolean;
+  /** What is answered before the rows. */
+  prefix: Buffer;
+}
+
+/** 'answer': by `entry`; 'wait': the message is to be held; 'go': to a server; 'refuse': it is too much for the database. */
+export type Asked =
+  | { kind: 'answer'; entry: Entry; group: CachedGroup }
+  | { kind: 'wait' }
+  | { kind: 'go' }
+  | { kind: 'refuse' };
+
+const HEADER = 5;
+const PORTAL = 0x50;
+const GO: Asked = { kind: 'go' };
+const WAIT: Asked = { kind: 'wait' };
+const REFUSE: Asked = { kind: 'refuse' };
+
+/** What was found in the messages at hand; one for all sessions, used at once. */
+const found = {
+  rest: 0,
+  hasDescription: false,
+  isExtended: false,
+  hasParse: false,
+  /** The statement's text, and the types of its parameters that Parse gives: Latin-1. */
+  text: '',
+  types: '',
+  /** Bind behind the names: formats, parameters, formats of results. */
+  source: Buffer.alloc(0) as Buffer,
+  valuesStart: 0,
+  valuesEnd: 0,
+  /** Where its messages end in `chunk`. */
+  end: 0,
+};
+
+export class CachedReads implements Leader {
+  readonly #client: CachedClient;
+  readonly #cache: Cache;
+  readonly #identities: Identities;
+  readonly #reader: FrameReader;
+  /** The settings that `#identity` is made from. */
+  #settings: Settings | null = null;
+  #identity: Identity | null = null;
+  /** What it has asked the database for, and a copy of which is kept. */
+  #fill: Fill | null = null;
+  /** Somebody else's, for which it waits. */
+  #followed: Fill | null = null;
+  /** What it has waited for. */
+  #given: Entry | null = null;
+  /** Bytes of the server that are kept back: should it fail, an old answer is given instead. */
+  #kept: Buffer[] = [];
+  /** What it has asked for, or waits for. */
+  #group: CachedGroup = { rest: 0, hasDescription: false, prefix: NOTHING };
+  /** The request that is handled next is for the database, whatever the cache may have. */
+  #isAlone = false;
+  /** Monotonic ms of the last write. */
+  wroteAt = Number.NEGATIVE_INFINITY;
+
+  constructor(client: CachedClient, cache: Cache, identities: Identities, reader: FrameReader) {
+    this.#client = client;
+    this.#cache = cache;
+    this.#identities = identities;
+    this.#reader = reader;
+  }
+
+  get cache(): Cache {
+    return this.#cache;
+  }
+
+  get rank(): number {
+    return this.#client.rank;
+  }
+
+  /** What it has asked for. */
+  get group(): CachedGroup {
+    return this.#group;
+  }
+
+  /** There is something to give when the database cannot answer. */
+  get hasOld(): boolean {
+    return (this.#fill?.stale ?? null) !== null;
+  }
+
+  /** Its client has been told a part of the server's answer. */
+  get hasPassed(): boolean {
+    return this.#fill?.stale === null || (this.#fill?.collector.isDecided === true && !this.#fill.collector.isError);
+  }
+
+  /** A copy is being made of what the server answers. */
+  get isFilling(): boolean {
+    return this.#fill !== null;
+  }
+
+  get identity(): Identity {
+    const { settings, pool } = this.#client;
+    if (this.#settings !== settings) {
+      this.#settings = settings;
+      this.#identity = this.#identities.of(pool.database, pool.user, settings);
+    }
+    return this.#identity!;
+  }
+
+  /** What becomes of the request that begins with `message`? `isInBlock`: in a transaction that has only begun. */
+  ask(message: Frame, isInBlock: boolean, now: number): Asked {
+    if (this.#isAlone) {
+      this.#isAlone = false;
+      return GO;
+    }
+    if (this.#fill !== null) return this.#fill.stage === 'database' ? GO : WAIT;
+    if (!mayRead(message) || !this.#find(message)) return GO;
+    const { hasDescription, isExtended, text, types, source, valuesStart, valuesEnd } = found;
+    const plain = plainText(text);
+    const key = isExtended
+      ? extendedKey(this.identity, plain, types, source.toString('latin1', valuesStart, valuesEnd))
+      : simpleKey(this.identity, plain);
+    const given = this.#given;
+    this.#given = null;
+    const cache = this.#cache;
+    const isOurs = given !== null && given.key === key && (!hasDescription || given.descriptionEnd > 0);
+    const entry = isOurs ? given : cache.find(key, hasDescription, this.wroteAt, now);
+    if (entry !== null) {
+      const group = groupFound();
+      if (!isOurs && cache.isStale(entry, now)) this.#refresh(entry, message, now);
+      else if (cache.isToVerify()) this.#verify(entry, group, message);
+      return { kind: 'answer', entry, group };
+    }
+    if (isInBlock) return GO;
+    return this.#miss(key, message, now);
+  }
+
+  #miss(key: string, message: Frame, now: number): Asked {
+    const { text, isExtended, source, valuesStart, valuesEnd } = found;
+    const verdict = this.#client.verdictOf(message);
+    if (verdict === null || verdict.read === 0) return GO;
+    this.#group = groupFound();
+    const missed: Missed = this.#cache.miss(
+      {
+        key,
+        identity: this.identity,
+        text,
+        number: verdict.number,
+        shape: () => shapeText(text),
+        reading: verdict.nature?.reading ?? null,
+        isVolatile: () => isExtended && hasVolatileParameter(source.subarray(valuesStart, valuesEnd)),
+        wroteAt: this.wroteAt,
+      },
+      this,
+      now,
+    );
+    switch (missed.kind) {
+      case 'no':
+        return GO;
+      case 'fill':
+        this.#fill = missed.fill;
+        return GO;
+      case 'wait':
+        if (missed.fill.leader === this) this.#fill = missed.fill;
+        else this.#followed = missed.fill;
+        return WAIT;
+      case 'refused':
+        if (missed.stale === null) return REFUSE;
+        this.#cache.countStaleOnError(missed.stale, now);
+        return { kind: 'answer', entry: missed.stale, group: groupFound() };
+      default:
+        return missed satisfies never;
+    }
+  }
+
+  /** The request in hand is asked again, for the cache alone: its client has an old answer already. */
+  #refresh(entry: Entry, message: Frame, now: number): void {
+    const fill = this.#cache.refresh(entry, now);
+    if (fill === null) return;
+    this.#client.askAgain(this.#requestFrom(message), fill, () => {});
+  }
+
+  /** Is it what the database says? If not, it is asked once more: it may say something else each time. */
+  #verify(entry: Entry, group: CachedGroup, message: Frame): void {
+    const request = this.#requestFrom(message);
+    const given = Buffer.concat(piecesOf(entry, group, Status.Idle));
+    const cache = this.#cache;
+    const client = this.#client;
+    cache.isVerifying = true;
+    client.askAgain(request, null, (answer) => {
+      cache.isVerifying = false;
+      if (answer === null || !isAnswer(answer)) return;
+      if (answer.equals(given)) return cache.onVerified(entry, 'same');
+      cache.isVerifying = true;
+      client.askAgain(request, null, (again) => {
+        cache.isVerifying = false;
+        if (again !== null && isAnswer(again)) cache.onVerified(entry, again.equals(answer) ? 'other' : 'volatile');
+      });
+    });
+  }
+
+  /** All of the request that was found, which begins with `message`. */
+  #requestFrom(message: Frame): Buffer {
+    const { chunk, position } = this.#reader;
+    const first = message.source.subarray(message.start, message.end);
+    return Buffer.concat([first, chunk.subarray(position, found.end)]);
+  }
+
+  // --- While it waits -------------------------------------------------------------------------------------------
+
+  onFilled(entry: Entry | null): void {
+    this.#fill = null;
+    this.#followed = null;
+    this.#given = entry;
+    this.#client.onAnswered();
+  }
+
+  onTurn(): void {
+    this.#client.onAnswered();
+  }
+
+  onRefused(): void {
+    this.#client.onMissRefused();
+  }
+
+  /** It has waited long enough for somebody else's answer, and asks for itself. */
+  goAlone(now: number): void {
+    this.end(now);
+    this.#isAlone = true;
+  }
+
+  /** Another session asks for it: that of a refresh. */
+  adopt(fill: Fill): void {
+    this.#fill = fill;
+  }
+
+  // --- While it is answered -------------------------------------------------------------------------------------
+
+  /**
+   * The server has answered `bytes`: gives what the client is to have of it. With an old answer in hand the beginning is kept back
+   * until it shows whether the server can answer at all.
+   */
+  pass(bytes: Buffer, now: number): readonly Buffer[] {
+    const { collector, stale } = this.#fill!;
+    const wasDecided = collector.isDecided && !collector.isError;
+    collector.add(bytes);
+    if (stale === null || wasDecided) return [bytes];
+    this.#kept.push(bytes);
+    if (!collector.isDecided || (collector.isError && !collector.isOver)) return [];
+    const old = collector.isError ? this.staleFor(collector.sqlstate, now) : null;
+    const kept = this.#kept.splice(0);
+    return old === null ? kept : piecesOf(old, this.#group, Status.Idle);
+  }
+
+  /** What was kept back, when nothing more will come. */
+  takeKept(): readonly Buffer[] {
+    return this.#kept.splice(0);
+  }
+
+  /**
+   * An old answer for a request that is refused, or whose server could not answer, with this SQLSTATE; null: there is none, or the error is
+   * not of a kind that it helps against.
+   */
+  staleFor(sqlstate: string, now: number): Entry | null {
+    const stale = this.#fill?.stale ?? null;
+    if (stale === null || !isOutage(sqlstate) || now >= stale.errorUntil) return null;
+    this.#cache.countStaleOnError(stale, now);
+    return stale;
+  }
+
+  /** Nothing more comes for what was asked: it is kept, or given up. */
+  end(now: number): void {
+    this.#followed?.leave(this);
+    this.#followed = null;
+    this.#given = null;
+    this.#kept = [];
+    const fill = this.#fill;
+    if (fill === null) return;
+    this.#fill = null;
+    this.#cache.end(fill, now);
+  }
+
+  // --- Recognising ----------------------------------------------------------------------------------------------
+
+  /** Fills `found` from the group that begins with `message`; false: it is not of the kind that is answered. */
+  #find(message: Frame): boolean {
+    found.rest = 0;
+    found.hasDescription = false;
+    const { source, start, end, type } = message;
+    if (type === ClientMessage.Query) {
+      if (source[end - 1] !== 0) return false;
+      found.isExtended = false;
+      found.hasParse = false;
+      found.hasDescription = true;
+      found.text = source.toString('latin1', start + HEADER, end - 1);
+      found.end = this.#reader.position;
+      return true;
+    }
+    found.isExtended = true;
+    found.hasParse = type === ClientMessage.Parse;
+    if (type === ClientMessage.Parse) {
+      const nameEnd = stringEnd(source, start + HEADER, end);
+      const textEnd = nameEnd === -1 ? -1 : stringEnd(source, nameEnd + 1, end);
+      if (textEnd === -1) return false;
+      const name = source.toString('latin1', start + HEADER, nameEnd);
+      if (name !== '' && this.#client.statementNamed(name) !== undefined) return false;
+      found.text = source.toString('latin1', nameEnd + 1, textEnd);
+      found.types = source.toString('latin1', textEnd + 1, end);
+      return this.#findRest(name);
+    }
+    return this.#findBind(source, start, end, null) && this.#findRest(null);
+  }
+
+  /** `parsed`: the name that Parse has given in this group; null: there was none. */
+  #findBind(source: Buffer, start: number, end: number, parsed: string | null): boolean {
+    if (source[start + HEADER] !== 0) return false; // A named portal.
+    const nameEnd = stringEnd(source, start + HEADER + 1, end);
+    if (nameEnd === -1) return false;
+    found.source = source;
+    found.valuesStart = nameEnd + 1;
+    found.valuesEnd = end;
+    if (end - found.valuesStart < 6) return false;
+    const name = source.toString('latin1', start + HEADER + 1, nameEnd);
+    if (parsed !== null) return name === parsed;
+    const statement = name === '' ? undefined : this.#client.statementNamed(name);
+    // Its names were looked up when it was prepared.
+    if (statement === undefined || statement.planSettings !== this.#client.settings.planKey) return false;
+    found.text = statement.text;
+    found.types = statement.types;
+    return true;
+  }
+
+  /** What follows the first message, up to Sync. */
+  #findRest(parsed: string | null): boolean {
+    const { chunk, position } = this.#reader;
+    let hasBind = parsed === null;
+    let hasExecute = false;
+    for (let at = position; at + HEADER <= chunk.length; ) {
+      const end = at + 1 + chunk.readUInt32BE(at + 1);
+      if (end < at + HEADER || end > chunk.length) return false;
+      found.rest++;
+      switch (chunk[at]) {
+        case ClientMessage.Bind:
+          if (hasBind || !this.#findBind(chunk, at, end, parsed)) return false;
+          hasBind = true;
+          break;
+        case ClientMessage.Describe:
+          if (
+            !hasBind ||
+            hasExecute ||
+            found.hasDescription ||
+            end !== at + HEADER + 2 ||
+            chunk[at + HEADER] !== PORTAL
+          )
+            return false;
+          found.hasDescription = true;
+          break;
+        case ClientMessage.Execute:
+          // The unnamed portal, all rows.
+          if (!hasBind || hasExecute || end !== at + HEADER + 5 || chunk.readUInt32BE(at + HEADER + 1) !== 0)
+            return false;
+          hasExecute = true;
+          break;
+        case ClientMessage.Flush:
+          if (end !== at + HEADER) return false;
+          break;
+        case ClientMessage.Sync:
+          found.end = end;
+          return hasExecute && end === at + HEADER;
+        default:
+          return false;
+      }
+      at = end;
+    }
+    return false;
+  }
+}
+
+/** The first byte of the texts that may be reads: SELECT, WITH, VALUES, TABLE, and what may stand before them. */
+const reading = new Set([...' \t\r\n(/-sSwWvVtT'].map((character) => character.charCodeAt(0)));
+
+/** A quick look: most of what is not a read goes on at once. */
+function mayRead({ type, source, start, isStart, isEnd }: Frame): boolean {
+  if (!isStart || !isEnd) return false;
+  if (type === ClientMessage.Query) return reading.has(source[start + HEADER]!);
+  return type === ClientMessage.Parse || type === ClientMessage.Bind;
+}
+
+/** The database, or the way to it, is at fault, and not the request, its rights, or who has cancelled it. */
+function isOutage(sqlstate: string): boolean {
+  return /^(08|53|57P0[123]|58)/.test(sqlstate);
+}
+
+/** What a client in this transaction status is sent. */
+export function piecesOf(
+  { body, descriptionEnd }: Entry,
+  { hasDescription, prefix }: CachedGroup,
+  status: number,
+): readonly Buffer[] {
+  const from = hasDescription ? 0 : descriptionEnd;
+  if (status !== Status.Idle)
+    return [prefix, body.subarray(from, body.length - READY_BYTES), encode.readyForQuery(status)];
+  return [prefix, from === 0 ? body : body.subarray(from)];
+}
+
+const READY_BYTES = 6;
+
+function groupFound(): CachedGroup {
+  const { rest, hasDescription, isExtended, hasParse } = found;
+  return { rest, hasDescription, prefix: !isExtended ? NOTHING : hasParse ? PARSED : encode.bindComplete };
+}
+
+const NOTHING: Buffer = Buffer.alloc(0);
+const PARSED = Buffer.concat([encode.parseComplete, encode.bindComplete]);
+
+/** Neither an error nor a refusal. */
+function isAnswer(answer: Buffer): boolean {
+  return answer[0] !== ServerMessage.ErrorResponse && !answer.includes(FAILED);
+}
+
+/** ErrorResponse behind Parse and Bind, which are answered first. */
+const FAILED = Buffer.concat([encode.bindComplete, Buffer.from('E')]);

@@ -1,0 +1,63 @@
+/**
+ * What one session has written and nobody else may have heard of yet. Owned by client/session when its database has a cache.
+ *
+ * The one idea: the tables of a write are known before it is sent, and their versions are raised with every answer that reaches its client until
+ * the transaction has ended: whenever the client learns that something has happened, the cache knows before it does
+ * (cache.md §2.6). Once too often costs a miss.
+ */
+import type { Cache } from '../cache/cache.ts';
+import type { Identity } from '../cache/key.ts';
+import { writtenBy } from '../cache/writes.ts';
+import type { Verdict } from '../sql/verdict.ts';
+
+export class Written {
+  readonly #cache: Cache;
+  #tables: Set<number> | 'all' | null = null;
+  #isDefining = false;
+  readonly #announced: number[] = [];
+
+  constructor(cache: Cache) {
+    this.#cache = cache;
+  }
+
+  get isPending(): boolean {
+    return this.#tables !== null || this.#isDefining;
+  }
+
+  /** A statement with this verdict is sent. */
+  add(verdict: Verdict, identity: Identity): void {
+    const written = writtenBy(verdict, identity, this.#cache.relations);
+    if (written === 'nothing') return;
+    if (written === 'definitions') this.#isDefining = true;
+    else if (written === 'all' || this.#tables === 'all') this.#tables = 'all';
+    else {
+      const tables = this.#tables ?? new Set();
+      this.#tables = tables;
+      const isNew = written.filter((oid) => !tables.has(oid));
+      for (const oid of isNew) tables.add(oid);
+      if (isNew.length > 0) this.#announce(isNew);
+    }
+  }
+
+  /** Others share a cache with us: what they read of these tables from here on may be either. */
+  #announce(oids: readonly number[]): void {
+    this.#cache.space?.announce(oids);
+    this.#announced.push(...oids);
+  }
+
+  /** Its client is about to be told something. */
+  bump(): void {
+    const { freshness } = this.#cache;
+    if (this.#isDefining) this.#cache.redefine();
+    if (this.#tables !== null) freshness.bump(this.#tables === 'all' ? 'all' : [...this.#tables]);
+  }
+
+  /** Its transaction has ended, in whatever way, or its server is gone. */
+  end(): void {
+    if (!this.isPending) return;
+    this.bump();
+    this.#tables = null;
+    this.#isDefining = false;
+    if (this.#announced.length > 0) this.#cache.space?.settle(this.#announced.splice(0));
+  }
+}

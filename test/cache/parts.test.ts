@@ -1,0 +1,314 @@
+/** The parts of the cache that decide by themselves: what is kept of an answer, who may miss, what stays in memory, what an envelope proves. */
+import fc from 'fast-check';
+import t from 'tap';
+import { Arming } from '../../src/cache/arming.ts';
+import { Collector } from '../../src/cache/collector.ts';
+import type { Entry } from '../../src/cache/entry.ts';
+import { openEnvelope, seal } from '../../src/cache/envelope.ts';
+import { hasVolatileParameter, hasVolatileString, plainText } from '../../src/cache/key.ts';
+import { Misses } from '../../src/cache/misses.ts';
+import { hintIn } from '../../src/cache/policy.ts';
+import { Store } from '../../src/cache/store.ts';
+import * as encode from '../../src/protocol/encode.ts';
+import { error, SqlState } from '../../src/protocol/sqlstate.ts';
+import { Decoder } from '../../src/server/decoding.ts';
+import { schemasOf } from '../../src/sql/relations.ts';
+
+/** `bytes` in pieces. */
+function cutAt(bytes: Buffer, cuts: readonly number[]): Buffer[] {
+  const ends = [...new Set(cuts.map((cut) => cut % (bytes.length + 1)))].sort((a, b) => a - b);
+  return [...ends, bytes.length].map((end, index) => bytes.subarray(index === 0 ? 0 : ends[index - 1]!, end));
+}
+
+const answer = fc
+  .record({
+    isExtended: fc.boolean(),
+    isDescribed: fc.boolean(),
+    rows: fc.array(fc.string({ maxLength: 300 }), { maxLength: 20 }),
+    behind: fc.string({ maxLength: 20 }),
+  })
+  .map(({ isExtended, isDescribed, rows, behind }) => {
+    const before = isExtended ? Buffer.concat([encode.parseComplete, encode.bindComplete]) : Buffer.alloc(0);
+    const described = isDescribed || !isExtended;
+    const kept = Buffer.concat([
+      ...(described ? [encode.rowDescription([{ name: 'x', oid: 25 }])] : []),
+      ...rows.map((row) => encode.dataRow([row])),
+      encode.commandComplete(`SELECT ${rows.length}`),
+      encode.readyForQuery(),
+    ]);
+    return { bytes: Buffer.concat([before, kept, Buffer.from(behind)]), kept, described };
+  });
+
+t.test('an answer is kept as it came, however it was cut', (t) => {
+  fc.assert(
+    fc.property(answer, fc.array(fc.nat(), { maxLength: 12 }), ({ bytes, kept, described }, cuts) => {
+      const collector = new Collector(1e6);
+      for (const piece of cutAt(bytes, cuts)) collector.add(piece);
+      if (collector.state !== 'whole') throw new Error(`${collector.state}: ${collector.why}`);
+      if (collector.descriptionEnd > 0 !== described) throw new Error('description');
+      if (!collector.take().equals(kept)) throw new Error('other bytes');
+    }),
+  );
+  t.end();
+});
+
+t.test('what is not to be kept', (t) => {
+  const row = encode.dataRow(['x']);
+  const done = encode.commandComplete('SELECT 1');
+  const ready = encode.readyForQuery();
+  const refusal = encode.errorResponse(error(SqlState.InsufficientResources, 'no'));
+  const cases: [string, Buffer[], RegExp][] = [
+    ['an error', [refusal, ready], /an error/],
+    ['an error amid rows', [row, refusal, ready], /an error/],
+    ['a notice', [row, encode.notice('x'), done, ready], /more than rows/],
+    ['a setting', [row, done, encode.parameterStatus('a', 'b'), ready], /more than rows/],
+    ['two results', [row, done, row, done, ready], /several/],
+    ['in a transaction', [row, done, encode.readyForQuery(0x54)], /transaction/],
+    ['nothing', [ready], /no result/],
+  ];
+  for (const [what, parts, why] of cases) {
+    const collector = new Collector(1e6);
+    for (const byte of Buffer.concat(parts)) collector.add(Buffer.from([byte]));
+    t.equal(collector.state, 'spoiled', what);
+    t.match(collector.why, why, what);
+  }
+  const large = new Collector(100);
+  large.add(Buffer.concat([encode.dataRow(['x'.repeat(200)]), done, ready]));
+  t.match(large.why, /too large/);
+  const failed = new Collector(100);
+  failed.add(Buffer.concat([refusal, ready]));
+  t.equal(failed.sqlstate, '53000');
+  t.ok(failed.isOver);
+  t.end();
+});
+
+t.test('misses: never more than the limit, and everybody hears once', (t) => {
+  const step = fc.record({
+    kind: fc.constantFrom('ask', 'ask', 'end', 'leave', 'time'),
+    a: fc.nat(100),
+    slow: fc.boolean(),
+  });
+  fc.assert(
+    fc.property(fc.array(step, { maxLength: 300 }), (steps) => {
+      const misses = new Misses(10);
+      const inside: number[] = [];
+      const waiting = new Map<object, { heard: number; until: number; weight: number }>();
+      let now = 0;
+      for (const { kind, a, slow } of steps) {
+        const weight = a % 2 === 0 ? 1 : 1 / 8;
+        if (kind === 'ask') {
+          if (misses.enter(weight)) inside.push(weight);
+          else {
+            const state = { heard: 0, until: now + 1_000, weight };
+            const waiter = {
+              rank: a % 4,
+              onTurn: () => {
+                state.heard++;
+                waiting.delete(waiter);
+                inside.push(weight);
+              },
+              onRefused: () => {
+                state.heard++;
+                waiting.delete(waiter);
+              },
+            };
+            waiting.set(waiter, state);
+            misses.wait(waiter, weight, now);
+          }
+        } else if (kind === 'end' && inside.length > 0) misses.end(inside.shift()!, slow ? 100 : 10, 10);
+        else if (kind === 'leave') {
+          const [first] = waiting.keys();
+          if (first === undefined) continue;
+          waiting.delete(first);
+          misses.leave(first as never);
+        } else if (kind === 'time') {
+          now += 10 * a;
+          misses.tick(now);
+          for (const { until } of waiting.values()) if (until <= now) throw new Error('waits too long');
+        }
+        const active = inside.reduce((sum, each) => sum + each, 0);
+        if (Math.abs(active - misses.active) > 1e-6) throw new Error(`${active} are at work, and not ${misses.active}`);
+        if (misses.limit > 10) throw new Error('a limit beyond the greatest');
+        for (const { heard } of waiting.values()) if (heard > 0) throw new Error('heard, and still waits');
+        if (misses.waiting !== waiting.size) throw new Error('somebody is forgotten');
+      }
+    }),
+  );
+  const steady = new Misses(10);
+  for (let n = 0; n < 200; n++) if (steady.enter(1)) steady.end(1, 10, 10);
+  t.equal(steady.limit, 10, 'grows while all is well');
+  for (let n = 0; n < 200; n++) if (steady.enter(1)) steady.end(1, 100, 10);
+  t.ok(steady.limit <= 2, `shrinks while fills take ten times as long: ${steady.limit}`);
+  t.end();
+});
+
+const entryOf = (key: string, size: number, until = 1e9) =>
+  ({ key, body: Buffer.alloc(size), staleUntil: until, errorUntil: until }) as unknown as Entry;
+
+t.test('memory is bounded, a scan does not drive out what is wanted, and what is too old goes', (t) => {
+  const store = new Store(200_000);
+  for (let lap = 0; lap < 20; lap++)
+    for (let n = 0; n < 20; n++) if (store.get(`hot ${n}`) === undefined) store.set(entryOf(`hot ${n}`, 1000));
+  for (let n = 0; n < 1_000_000; n++) {
+    const key = `scan ${n}`;
+    if (n % 500 === 0) for (let hot = 0; hot < 20; hot++) store.get(`hot ${hot}`);
+    if (store.get(key) === undefined) store.set(entryOf(key, 100));
+    if (store.bytes > store.memoryMax) t.fail('too much memory');
+  }
+  let left = 0;
+  for (let n = 0; n < 20; n++) if (store.peek(`hot ${n}`) !== undefined) left++;
+  t.ok(left >= 18, `${left} of 20 are left after a million others`);
+  t.ok(store.counts.rejected > 900_000);
+  const old = new Store(200_000);
+  for (let n = 0; n < 100; n++) old.set(entryOf(`old ${n}`, 100, 10));
+  for (let n = 0; n < 3; n++) old.sweep(20);
+  t.equal(old.size, 0);
+  t.end();
+});
+
+t.test('an envelope proves what it holds', (t) => {
+  const body = Buffer.concat([
+    encode.dataRow(['x']),
+    encode.dataRow([null]),
+    encode.commandComplete('SELECT 2'),
+    encode.readyForQuery(),
+  ]);
+  const content = {
+    key: Buffer.alloc(32, 7),
+    epoch: 5n,
+    createdAt: 1234.5,
+    ttlMs: 99,
+    costMs: 2.5,
+    versions: [{ oid: 16_400, version: 7n }],
+    descriptionEnd: 0,
+    body,
+  };
+  const sealed = seal(content, 'secret');
+  t.same(openEnvelope(sealed, content.key, 'secret'), { kind: 'ok', content });
+  t.match(openEnvelope(sealed, Buffer.alloc(32, 8), 'secret'), { kind: 'bad', why: 'key' });
+  t.match(openEnvelope(sealed, content.key, 'other'), { kind: 'bad', why: 'mac' });
+  fc.assert(
+    fc.property(fc.nat(), fc.integer({ min: 1, max: 255 }), (at, flip) => {
+      const damaged = Buffer.from(sealed);
+      damaged[at % damaged.length]! ^= flip;
+      if (openEnvelope(damaged, content.key, 'secret').kind === 'ok') throw new Error(`byte ${at} may be anything`);
+    }),
+  );
+  fc.assert(
+    fc.property(fc.uint8Array({ maxLength: 300 }), (bytes) => {
+      if (openEnvelope(Buffer.from(bytes), content.key, 'secret').kind === 'ok') throw new Error('anything opens');
+    }),
+  );
+  const lying = {
+    ...content,
+    body: Buffer.concat([encode.dataRow(['x']), encode.commandComplete('SELECT 2'), encode.readyForQuery()]),
+  };
+  t.match(openEnvelope(seal(lying, 'secret'), content.key, 'secret'), { kind: 'bad', why: 'messages' });
+  t.end();
+});
+
+t.test('arming: earned by and by, lost at once', (t) => {
+  const arming = new Arming(15, { random: () => 0.5 });
+  let now = 0;
+  const pass = (ms: number, each = () => {}) => {
+    for (const end = now + ms; now < end; now += 50) {
+      each();
+      if (arming.wantsProbe(now)) arming.onCanary('', 1, now);
+      arming.tick(now);
+    }
+  };
+  arming.begin(now);
+  t.equal(arming.state, 'probing');
+  pass(1_000);
+  t.equal(arming.state, 'ramping');
+  t.same([arming.mayRead(0.009), arming.mayRead(0.02)], [true, false]);
+  const good = () => {
+    for (let n = 0; n < 3; n++) arming.onResult(true, 1, now);
+  };
+  pass(3_200, good);
+  t.same([arming.mayRead(0.04), arming.mayRead(0.06)], [true, false]);
+  pass(10_000, good);
+  t.equal(arming.state, 'armed');
+  pass(2_000, () => arming.onResult(true, 40, now));
+  t.equal(arming.state, 'degraded', 'too slow');
+  t.same([arming.mayRead(0.04), arming.mayWrite(0), arming.isTold], [true, false, true]);
+  pass(10_500, good);
+  t.equal(arming.state, 'ramping');
+  pass(13_000, good);
+  t.equal(arming.state, 'armed');
+  arming.onLost('the connection is lost', now);
+  t.equal(arming.state, 'open');
+  t.notOk(arming.isTold);
+  const fails = new Arming(15, { random: () => 1 });
+  fails.begin(0);
+  const probes: number[] = [];
+  for (let at = 0; at < 120_000; at += 50)
+    if (fails.wantsProbe(at)) {
+      probes.push(at);
+      fails.onCanary('refused', 0, at);
+    }
+  t.ok(probes.length < 15, `${probes.length} probes in two minutes`);
+  t.end();
+});
+
+t.test('names in the stream of changes', (t) => {
+  const heard: unknown[] = [];
+  const decoder = new Decoder((xid, tables) => heard.push([xid, tables]));
+  for (const line of [
+    'BEGIN 7',
+    `table public.plans: UPDATE: id[integer]:7 name[text]:'a: b, c'`,
+    'table public."Odd: ""Name""": INSERT: id[integer]:1',
+    'table a.b, a."C, d": TRUNCATE: (no-flags)',
+    'COMMIT 7',
+    'BEGIN 8',
+    'message: transactional: 1 prefix: x, sz: 1 content:x',
+    'COMMIT 8',
+    'BEGIN 9',
+    'something else',
+    'COMMIT 9',
+  ])
+    decoder.add(line);
+  t.same(heard, [
+    [
+      7,
+      [
+        ['public', 'plans'],
+        ['public', 'Odd: "Name"'],
+        ['a', 'b'],
+        ['a', 'C, d'],
+      ],
+    ],
+    [9, 'all'],
+  ]);
+  fc.assert(fc.property(fc.string(), (line) => decoder.add(line)));
+  t.end();
+});
+
+t.test('texts', (t) => {
+  t.equal(plainText('SELECT 1'), 'SELECT 1');
+  t.equal(plainText(`SELECT/* a */1 -- b\n, 'a -- b' /* c */`), `SELECT 1 , 'a -- b'`);
+  t.equal(plainText(`/*+ pgweir cache ttl=1s */ SELECT 1`), `/*+ pgweir cache ttl=1s */SELECT 1`);
+  t.match(hintIn('/*+ pgweir cache ttl=30s swr=10s sie=5m consistency=wal */ SELECT 1'), {
+    kind: 'cache',
+    policy: { ttl: 30_000, staleWhileRevalidate: 10_000, staleIfError: 300_000, consistency: 'wal' },
+  });
+  t.match(hintIn('/*+ pgweir nocache */ SELECT 1'), { kind: 'nocache' });
+  t.match(hintIn('/*+ pgweir cache ttl=soon */ SELECT 1'), { kind: 'malformed' });
+  t.equal(hintIn('/*+ SeqScan(x) */ SELECT 1'), null);
+  for (const text of [
+    `SELECT 'now'::timestamptz`,
+    `SELECT timestamp 'Today'`,
+    `SELECT E'n\\x6fw'`,
+    `SELECT $$tomorrow$$`,
+  ])
+    t.ok(hasVolatileString(text), text);
+  for (const text of [`SELECT now FROM t`, `SELECT 'nowhere', 'snow'`, 'SELECT "today"'])
+    t.notOk(hasVolatileString(text), text);
+  const bind = (value: string) =>
+    Buffer.concat([Buffer.from([0, 0, 0, 1]), encode.int32(value.length), Buffer.from(value), Buffer.from([0, 0])]);
+  t.ok(hasVolatileParameter(bind(' now ')));
+  t.notOk(hasVolatileParameter(bind('snow')));
+  t.same(schemasOf('"$user", public', 'me'), ['me', 'public']);
+  t.same(schemasOf('A, "B""c" ,public', 'me'), ['a', 'B"c', 'public']);
+  t.end();
+});
