@@ -95,8 +95,8 @@ const BACKEND_MIN_MS = 1.5;
 /** How long the backend is waited for, in the time that the database takes; and at least. */
 const DEADLINE_SHARE = 0.25;
 const DEADLINE_MIN_MS = 2;
-/** What others have kept is not believed for longer: one of them may have missed a write. */
-const BACKEND_AGE_MS = 30_000;
+/** ms that what others have kept is believed where all writes through proxies are promised: one of them may have missed one. */
+const PROXY_AGE_MS = 30_000;
 
 export class Cache {
   readonly database: string;
@@ -369,7 +369,7 @@ export class Cache {
     if (!this.#isHeard(judgement.policy.consistency, now)) return;
     const age = Math.max(0, this.#options.clock.wall() - content.createdAt);
     const entry = this.#entryOf(key, content.body, content.descriptionEnd, shape, judgement, stamp, now - age, now);
-    if (now >= entry.freshUntil || age > BACKEND_AGE_MS) return;
+    if (now >= entry.freshUntil || age > backendAgeOf(entry.consistency)) return;
     this.counts.fromBackend++;
     if (shape.usualMs === 0) shape.learn(content.costMs);
     this.store.set(entry);
@@ -491,7 +491,7 @@ export class Cache {
     const { digest, versions } = fill;
     if (digest !== null && versions !== null) {
       const { clock, space } = this.#options;
-      const ttlMs = Math.min(entry.freshUntil - now, BACKEND_AGE_MS);
+      const ttlMs = Math.min(entry.freshUntil - now, backendAgeOf(entry.consistency));
       const { body, costMs } = entry;
       space?.store({ key: digest, createdAt: clock.wall() - costMs, ttlMs, costMs, descriptionEnd, body }, versions);
     }
@@ -609,6 +609,10 @@ const NOTHING: Buffer = Buffer.alloc(0);
 /** The question for those who share a cache: keys are of this process only. */
 function digestOf(key: string, { id, digest }: Identity): Buffer {
   return createHash('sha256').update(digest).update(key.slice(id.length), 'latin1').digest();
+}
+
+function backendAgeOf(consistency: Consistency): number {
+  return consistency === 'proxy' ? PROXY_AGE_MS : Number.POSITIVE_INFINITY;
 }
 
 function oidsOf(tables: readonly Table[]): readonly number[] {
