@@ -244,7 +244,8 @@ export class Cache {
    * meanwhile says nothing.
    */
   onVerified(entry: Entry, found: 'same' | 'other' | 'volatile'): void {
-    if (found === 'same' || !this.freshness.mayKeep(entry.stamp)) {
+    if (!this.freshness.mayKeep(entry.stamp)) return;
+    if (found === 'same') {
       this.counts.verified++;
       return;
     }

@@ -56,6 +56,11 @@ export class Freshness {
   /** These tables were, or may have been, written to. */
   bump(oids: readonly number[] | 'all'): void {
     this.#onBump(oids);
+    this.bumpHere(oids);
+  }
+
+  /** As `bump`, when whoever shares a cache with us is told by other means. */
+  bumpHere(oids: readonly number[] | 'all'): void {
     if (oids === 'all') {
       this.counts.unknown++;
       this.generation++;

@@ -137,16 +137,19 @@ export function hasVolatileString(text: string): boolean {
 /** Longer parameters are no such words. */
 const WORD_MAX = 40;
 
-/** Is there such a word among the parameters of a Bind, `values` as in `extendedKey`? Text that is not whole counts as one. */
+/** Is there such a word among the parameters of a Bind, `values` as in `extendedKey`? A Bind that is not well formed counts as having one. */
 export function hasVolatileParameter(values: Buffer): boolean {
-  const formats = values.readUInt16BE(0);
-  let at = 2 + 2 * formats;
+  const end = values.length;
+  let at = 2 + 2 * values.readUInt16BE(0);
+  if (at + 2 > end) return true;
   const count = values.readUInt16BE(at);
   at += 2;
   for (let index = 0; index < count; index++) {
+    if (at + 4 > end) return true;
     const size = values.readInt32BE(at);
     at += 4;
     if (size < 0) continue;
+    if (at + size > end) return true;
     if (size <= WORD_MAX && VOLATILE.test(values.toString('latin1', at, at + size))) return true;
     at += size;
   }

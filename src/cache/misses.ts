@@ -89,9 +89,8 @@ export class Misses {
     if (this.#waiting.length >= WAITING_MAX && last !== undefined) {
       this.counts.refused++;
       if (last.waiter.rank <= waiter.rank) return false;
-      // Somebody who matters more takes the place of the last one who matters least.
-      this.#waiting.pop();
-      last.waiter.onRefused();
+      // Somebody who matters more takes the place of the last one who matters least: who hears so at the next tick, and not amid this.
+      last.until = now;
     }
     this.counts.waited++;
     let at = this.#waiting.length;

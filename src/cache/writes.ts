@@ -22,6 +22,8 @@ export function writtenBy(verdict: Verdict, identity: Identity, relations: Relat
   if (read !== 0) return 'nothing';
   if (control !== null && (control.kind === 'begin' || control.kind === 'commit' || control.kind === 'rollback'))
     return 'nothing';
+  // Whose it is, and what it has done, is long forgotten.
+  if (control?.kind === 'prepared') return 'all';
   // What a prepared statement of SQL, a function or a DO does is not in the text.
   if (effects?.references.some(({ command }) => command === 'execute')) return 'all';
   if (effects?.pins.includes('function') || effects?.pins.includes('opaque')) return 'all';

@@ -60,11 +60,11 @@ export class Alone {
   mayAnswer(message: Frame, reader: FrameReader): boolean {
     if (message.type === ClientMessage.Query) return isBare(message.type, message.source, message.start, message.end);
     const group = controlGroup(message, reader.chunk, reader.position);
-    return group !== null && !(message.type === ClientMessage.Parse && this.#isTaken(group.name));
+    return group !== null && !(message.type === ClientMessage.Parse && this.isTaken(group.name));
   }
 
   /** A name that is in use, or one too many: a server must say so. */
-  #isTaken(name: string): boolean {
+  isTaken(name: string): boolean {
     return this.#names.get(name) !== undefined || this.#names.size >= NAMES_MAX;
   }
 
@@ -202,7 +202,7 @@ export class Alone {
     }
     const group = controlGroup(message, reader.chunk, reader.position);
     if (group === null) return 'no';
-    if (message.type === ClientMessage.Parse && this.#isTaken(group.name)) return 'no';
+    if (message.type === ClientMessage.Parse && this.isTaken(group.name)) return 'no';
     const status = group.isExecuted ? after : before;
     this.#answerMessage(message, tag, status);
     for (let left = group.rest; left > 0; left--) {

@@ -44,6 +44,7 @@ export function moveOf(block: Block, control: Control | null, type: number): Mov
     case 'rollback':
       return block === 'none' ? null : { tag: 'ROLLBACK', block: 'none' };
     case 'mixed':
+    case 'prepared':
       return null;
     default:
       return block === 'failed' && isRefused(type) ? 'refused' : null;

@@ -34,6 +34,8 @@ export interface CachedClient {
   readonly rank: number;
   /** The statement that the client has prepared by this name. */
   statementNamed(name: string): Statement | undefined;
+  /** A server would take a Parse of this name. */
+  mayName(name: string): boolean;
   /** What is known of the request that begins with `message`. */
   verdictOf(message: Frame): Verdict | null;
   /** What it waited for has come, or will not: the held message is to be handled again. */
@@ -78,8 +80,6 @@ const found = {
   source: Buffer.alloc(0) as Buffer,
   valuesStart: 0,
   valuesEnd: 0,
-  /** Where its messages end in `chunk`. */
-  end: 0,
 };
 
 export class CachedReads implements Leader {
@@ -96,6 +96,9 @@ export class CachedReads implements Leader {
   #followed: Fill | null = null;
   /** What it has waited for. */
   #given: Entry | null = null;
+  /** Messages that were sent since it has asked; some were behind its own. */
+  #sent = 0;
+  #hasMore = false;
   /** Bytes of the server that are kept back: should it fail, an old answer is given instead. */
   #kept: Buffer[] = [];
   /** What it has asked for, or waits for. */
@@ -132,7 +135,11 @@ export class CachedReads implements Leader {
 
   /** Its client has been told a part of the server's answer. */
   get hasPassed(): boolean {
-    return this.#fill?.stale === null || (this.#fill?.collector.isDecided === true && !this.#fill.collector.isError);
+    return (
+      this.#hasMore ||
+      this.#fill?.stale === null ||
+      (this.#fill?.collector.isDecided === true && !this.#fill.collector.isError)
+    );
   }
 
   /** A copy is being made of what the server answers. */
@@ -182,6 +189,8 @@ export class CachedReads implements Leader {
     const verdict = this.#client.verdictOf(message);
     if (verdict === null || verdict.read === 0) return GO;
     this.#group = groupFound();
+    this.#sent = 0;
+    this.#hasMore = false;
     const missed: Missed = this.#cache.miss(
       {
         key,
@@ -209,7 +218,7 @@ export class CachedReads implements Leader {
       case 'refused':
         if (missed.stale === null) return REFUSE;
         this.#cache.countStaleOnError(missed.stale, now);
-        return { kind: 'answer', entry: missed.stale, group: groupFound() };
+        return { kind: 'answer', entry: missed.stale, group: this.#group };
       default:
         return missed satisfies never;
     }
@@ -225,7 +234,8 @@ export class CachedReads implements Leader {
   /** Is it what the database says? If not, it is asked once more: it may say something else each time. */
   #verify(entry: Entry, group: CachedGroup, message: Frame): void {
     const request = this.#requestFrom(message);
-    const given = Buffer.concat(piecesOf(entry, group, Status.Idle));
+    const prefix = group.prefix.length > 0 ? PARSED : NOTHING;
+    const given = Buffer.concat(piecesOf(entry, { ...group, prefix }, Status.Idle));
     const cache = this.#cache;
     const client = this.#client;
     cache.isVerifying = true;
@@ -241,11 +251,16 @@ export class CachedReads implements Leader {
     });
   }
 
-  /** All of the request that was found, which begins with `message`. */
-  #requestFrom(message: Frame): Buffer {
-    const { chunk, position } = this.#reader;
-    const first = message.source.subarray(message.start, message.end);
-    return Buffer.concat([first, chunk.subarray(position, found.end)]);
+  /** The request that was found, as somebody asks it who has prepared nothing. */
+  #requestFrom({ source, start, end }: Frame): Buffer {
+    if (!found.isExtended) return Buffer.from(source.subarray(start, end));
+    return Buffer.concat([
+      encode.parse('', Buffer.from(`${found.text}\0${found.types}`, 'latin1')),
+      encode.message(ClientMessage.Bind, '\0\0', found.source.subarray(found.valuesStart, found.valuesEnd)),
+      ...(found.hasDescription ? [encode.message(ClientMessage.Describe, 'P\0')] : []),
+      encode.message(ClientMessage.Execute, '\0', encode.int32(0)),
+      encode.sync,
+    ]);
   }
 
   // --- While it waits -------------------------------------------------------------------------------------------
@@ -286,12 +301,17 @@ export class CachedReads implements Leader {
     const { collector, stale } = this.#fill!;
     const wasDecided = collector.isDecided && !collector.isError;
     collector.add(bytes);
-    if (stale === null || wasDecided) return [bytes];
+    if (stale === null || wasDecided || this.#hasMore) return [...this.takeKept(), bytes];
     this.#kept.push(bytes);
     if (!collector.isDecided || (collector.isError && !collector.isOver)) return [];
     const old = collector.isError ? this.staleFor(collector.sqlstate, now) : null;
     const kept = this.#kept.splice(0);
     return old === null ? kept : piecesOf(old, this.#group, Status.Idle);
+  }
+
+  /** A message is sent to the server: behind its own ones nothing can be answered in the server's place any more. */
+  noteSent(): void {
+    if (++this.#sent > this.#group.rest + 1) this.#hasMore = true;
   }
 
   /** What was kept back, when nothing more will come. */
@@ -335,7 +355,6 @@ export class CachedReads implements Leader {
       found.hasParse = false;
       found.hasDescription = true;
       found.text = source.toString('latin1', start + HEADER, end - 1);
-      found.end = this.#reader.position;
       return true;
     }
     found.isExtended = true;
@@ -345,7 +364,7 @@ export class CachedReads implements Leader {
       const textEnd = nameEnd === -1 ? -1 : stringEnd(source, nameEnd + 1, end);
       if (textEnd === -1) return false;
       const name = source.toString('latin1', start + HEADER, nameEnd);
-      if (name !== '' && this.#client.statementNamed(name) !== undefined) return false;
+      if (name !== '' && !this.#client.mayName(name)) return false;
       found.text = source.toString('latin1', nameEnd + 1, textEnd);
       found.types = source.toString('latin1', textEnd + 1, end);
       return this.#findRest(name);
@@ -407,7 +426,6 @@ export class CachedReads implements Leader {
           if (end !== at + HEADER) return false;
           break;
         case ClientMessage.Sync:
-          found.end = end;
           return hasExecute && end === at + HEADER;
         default:
           return false;

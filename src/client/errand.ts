@@ -46,7 +46,8 @@ export function runErrand(
     house: { ...house, onEnd: () => finish(null) },
   });
   session.beginErrand(fill);
-  session.start(Buffer.alloc(0), request);
+  // Later: whoever asks for it is amid a message of its own, and the frame is shared by all sessions.
+  setImmediate(() => session.start(Buffer.alloc(0), request));
 }
 
 /** Does it end with ReadyForQuery? */

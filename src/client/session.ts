@@ -224,12 +224,16 @@ export class Session
     this.#endFill();
     this.#cached = cache === null ? null : new CachedReads(this, cache, identities, this.#reader);
     this.#written = cache === null ? null : new Written(cache);
+    // Of what its transaction has done so far nobody knows.
+    if (this.server !== null) this.#written?.addAll();
+    if (this.state === 'fetching') this.onAnswered();
   }
 
   /** This is no client's session, but asks what is to be kept as `fill`. */
   beginErrand(fill: Fill | null): void {
-    if (fill !== null) this.#cached?.adopt(fill);
-    else this.#cached = null;
+    if (fill !== null) return this.#cached?.adopt(fill);
+    this.#cached = null;
+    this.#written = null;
   }
 
   /** Begins to serve: with `welcome`, then `rest`, which is what the client has sent since its login. */
@@ -401,6 +405,7 @@ export class Session
       return;
     }
     const wasFree = server.outstanding.isFree;
+    if (message.isStart && this.#cached?.isFilling) this.#cached.noteSent();
     const handled = this.#requests.handle(message, server);
     if (this.#workingSince === 0 && server.outstanding.size > 0) {
       this.#workingSince = this.#house.clock.now();
@@ -427,8 +432,9 @@ export class Session
     if (!message.isStart) return; // The rest of a message that was skipped.
     const isTransactional = this.pool.config.mode === 'transaction' || this.#block !== 'none';
     // Before anybody looks at the text: what the cache has was looked at when it was asked first.
-    if (this.#cached !== null && this.pool.config.mode !== 'session' && this.#answerCached(message, this.#cached))
-      return;
+    // Who has been admitted has asked it before: to wait for others now would keep a permit from them.
+    const mayAsk = this.pool.config.mode !== 'session' && this.#turn?.isAdmitted !== true;
+    if (this.#cached !== null && mayAsk && this.#answerCached(message, this.#cached)) return;
     if (isTransactional && this.#answerBlock(message)) return;
     // What is kept must be as new as its table's version says.
     const mayLag = this.#block === 'none' && this.#cached?.isFilling !== true;
@@ -587,7 +593,7 @@ export class Session
         return true;
       case 'refuse':
         this.#held = { ...message };
-        this.onMissRefused();
+        this.#refuseMiss();
         return true;
       default:
         return asked satisfies never;
@@ -612,14 +618,14 @@ export class Session
 
   onMissRefused(): void {
     this.#guard('miss', () => {
-      this.#refuse(
-        this.pool.refuse(
-          'misses',
-          'the cache has not got it, and the database is asked as often as it can bear (cache.missesMax)',
-        ),
-      );
+      this.#refuseMiss();
       this.#pump();
     });
+  }
+
+  #refuseMiss(): void {
+    const why = 'the cache has not got it, and the database is asked as often as it can bear (cache.missesMax)';
+    this.#refuse(this.pool.refuse('misses', why));
   }
 
   askAgain(request: Buffer, fill: Fill | null, done: (answer: Buffer | null) => void): void {
@@ -628,6 +634,10 @@ export class Session
 
   statementNamed(name: string): Statement | undefined {
     return this.#requests.statementNamed(name);
+  }
+
+  mayName(name: string): boolean {
+    return !this.#requests.alone.isTaken(name);
   }
 
   /** The cache has not got it: from here on its class matters. */
@@ -1200,7 +1210,7 @@ export class Session
   tick(now: number): void {
     const { server } = this;
     if (this.state === 'subscribing') return this.#waitForChannel(now);
-    if (this.state === 'fetching') return this.#waitForAnswer(now);
+    if (this.state === 'fetching') return this.#guard('fetching', () => this.#waitForAnswer(now));
     if (server === null && this.state !== 'idle') return; // A rider is its line's affair, a waiter the pool's.
     const found = overdue(
       this.pool.config,

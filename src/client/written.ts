@@ -39,6 +39,11 @@ export class Written {
     }
   }
 
+  /** It may have written anything. */
+  addAll(): void {
+    this.#tables = 'all';
+  }
+
   /** Others share a cache with us: what they read of these tables from here on may be either. */
   #announce(oids: readonly number[]): void {
     this.#cache.space?.announce(oids);
@@ -49,13 +54,15 @@ export class Written {
   bump(): void {
     const { freshness } = this.#cache;
     if (this.#isDefining) this.#cache.redefine();
-    if (this.#tables !== null) freshness.bump(this.#tables === 'all' ? 'all' : [...this.#tables]);
+    // Others know that it is under way; of what is not known they hear at its end.
+    if (this.#tables !== null) freshness.bumpHere(this.#tables === 'all' ? 'all' : [...this.#tables]);
   }
 
   /** Its transaction has ended, in whatever way, or its server is gone. */
   end(): void {
     if (!this.isPending) return;
     this.bump();
+    if (this.#tables === 'all') this.#cache.space?.invalidate('all');
     this.#tables = null;
     this.#isDefining = false;
     if (this.#announced.length > 0) this.#cache.space?.settle(this.#announced.splice(0));

@@ -78,7 +78,7 @@ export function cacheRows(snapshot: Snapshot): Row[] {
       cache.filling,
       misses.limit,
       cache.freshness.counts.unknown,
-      Math.round([...cache.shapes].reduce((sum, { savedMs }) => sum + savedMs, 0)),
+      Math.round(cache.savedMs),
       backendOf(snapshot),
       problem,
     ];

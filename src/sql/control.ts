@@ -21,7 +21,9 @@ export type Control =
   /** Begins a transaction, and is none of the above: it has more in it, or modes that a server may refuse. */
   | { kind: 'beginning' }
   /** Begins with a statement that may end a transaction, and is none of the above; or is empty, which is never refused. */
-  | { kind: 'mixed' };
+  | { kind: 'mixed' }
+  /** COMMIT PREPARED: it ends a transaction that some other session has begun. */
+  | { kind: 'prepared' };
 
 const begin: Begin = { kind: 'begin', tag: 'BEGIN', sql: 'BEGIN' };
 const start: Begin = { kind: 'begin', tag: 'START TRANSACTION', sql: 'START TRANSACTION' };
@@ -29,6 +31,7 @@ const commit: Control = { kind: 'commit' };
 const rollback: Control = { kind: 'rollback' };
 const beginning: Control = { kind: 'beginning' };
 const mixed: Control = { kind: 'mixed' };
+const prepared: Control = { kind: 'prepared' };
 
 /** Modes that every server takes, as their words. */
 const modes = [
@@ -50,7 +53,8 @@ export function controlOf(tokens: Tokens): Control | null {
     case 0x73: // s
       return tokens.is(0, 'start') && tokens.is(1, 'transaction') ? beginOf(tokens, 2, start) : null;
     case 0x63: // c
-      return tokens.is(0, 'commit') ? ending(tokens, commit) : null;
+      if (!tokens.is(0, 'commit')) return null;
+      return tokens.is(1, 'prepared') ? prepared : ending(tokens, commit);
     case 0x65: // e
       return tokens.is(0, 'end') ? ending(tokens, commit) : null;
     case 0x72: // r

@@ -8,6 +8,7 @@
  *
  * Invariant: what is kept is immutable; a change of the catalogue makes another Relations (its `digest` differs).
  */
+import { createHash } from 'node:crypto';
 import type { Query } from './catalog.ts';
 import type { Named, Reading } from './reading.ts';
 
@@ -141,10 +142,10 @@ export class Relations {
     }
     for (const [name, isUsers] of answers.types) (isTrue(isUsers) ? this.#userTypes : this.#types).add(String(name));
     this.#userOperators = new Set(answers.operators.map(([name]) => String(name)));
-    this.digest = JSON.stringify([
-      answers.digest[0]?.[0],
-      ...[answers.relations, answers.parents, answers.cascades, answers.functions, answers.operators].map(fingerprint),
-    ]);
+    const { relations, parents, cascades, functions, operators } = answers;
+    const hash = createHash('sha256').update(String(answers.digest[0]?.[0]));
+    for (const rows of [relations, parents, cascades, functions, operators]) hash.update(fingerprint(rows));
+    this.digest = hash.digest('hex');
   }
 
   /** Reads all of it; takes some 20 ms, and more with thousands of tables. */

@@ -37,6 +37,15 @@ function start(t: Test, port: number, pace = 50): { backend: Backend; space: Spa
 
 const armed = ({ arming }: Backend) =>
   until(() => arming.state === 'armed', `armed, and not ${arming.state}: ${arming.why}`);
+/** Before a FAKE that behaves itself so far. */
+async function startArmed(t: Test) {
+  const redis = await FakeRedis.start();
+  t.after(() => redis.stop());
+  const started = start(t, redis.port);
+  await armed(started.backend);
+  return { redis, ...started };
+}
+
 const ask = (space: Space, key: Buffer, oids = [1, 2]) =>
   new Promise<Found>((done) => space.read(key, oids, BUDGET, done));
 
@@ -48,10 +57,7 @@ async function put(space: Space, key: Buffer, oids = [1, 2]): Promise<void> {
 }
 
 t.test('what is stored comes back, until one of its tables is written to', async (t) => {
-  const redis = await FakeRedis.start();
-  t.after(() => redis.stop());
-  const { backend, space } = start(t, redis.port);
-  await armed(backend);
+  const { space } = await startArmed(t);
   const key = randomBytes(32);
   await put(space, key);
   t.same((await ask(space, key)).content?.body, body);
@@ -72,10 +78,7 @@ t.test('what is stored comes back, until one of its tables is written to', async
 });
 
 t.test('a version that was evicted does not come back as it was', async (t) => {
-  const redis = await FakeRedis.start();
-  t.after(() => redis.stop());
-  const { backend, space } = start(t, redis.port);
-  await armed(backend);
+  const { redis, space } = await startArmed(t);
   const key = randomBytes(32);
   await put(space, key);
   for (const name of redis.values.keys()) if (name.includes(':v:')) redis.values.delete(name);
@@ -107,10 +110,7 @@ const disarming: readonly Fault[] = [
 ];
 for (const fault of disarming) {
   t.test(`fault: ${fault}`, async (t) => {
-    const redis = await FakeRedis.start();
-    t.after(() => redis.stop());
-    const { backend, space } = start(t, redis.port);
-    await armed(backend);
+    const { redis, backend, space } = await startArmed(t);
     const keys = Array.from({ length: 40 }, () => randomBytes(32));
     for (const key of keys) await put(space, key);
     redis.fault = fault;
@@ -141,10 +141,7 @@ for (const fault of disarming) {
 }
 
 t.test('a write that could not be told makes all of before worthless', async (t) => {
-  const redis = await FakeRedis.start();
-  t.after(() => redis.stop());
-  const { backend, space } = start(t, redis.port);
-  await armed(backend);
+  const { redis, backend, space } = await startArmed(t);
   const key = randomBytes(32);
   await put(space, key);
   redis.fault = 'loading';

@@ -1,9 +1,9 @@
 /** The read cache end to end: what is answered without the database, and that it is what the database would have said. */
 import t, { type Test } from 'tap';
-import { open, type RawClient, send } from '../fixtures/raw.ts';
+import { open, type RawClient, send, sqlstates, types } from '../fixtures/raw.ts';
 import { connect, type Proxy as Pgweir, startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
-const postgres = await withPostgres();
+const postgres = await withPostgres({ settings: { max_prepared_transactions: '5' } });
 t.after(() => postgres.stop());
 
 /** Past the proxy. */
@@ -414,5 +414,91 @@ t.test('what is given is compared with the database, and what says something els
   await until(async () => (await client.rows(PLAN))[0]![0] === 'behind', 'the new one');
   await direct(`UPDATE plans SET name = 'plan 7' WHERE id = 7`);
   t.ok(cacheOf(proxy).counts.differed > 0);
+  t.equal(proxy.bugs(), 0);
+});
+
+t.test('answers that are compared or asked for again leave the client’s own statements alone', async (t) => {
+  const proxy = await start(t, {
+    cache: { verify: '100%' },
+    rule: { ttl: '100ms', staleWhileRevalidate: '1h', consistency: 'ttl' },
+  });
+  const client = await open(t, proxy.port);
+  const sql = 'SELECT name FROM plans WHERE id = $1';
+  const rest = (name: string) => [send.bind('', name, ['7']), send.describe('P', ''), send.execute(''), send.sync()];
+  const seen = () => cacheOf(proxy).counts.verified + cacheOf(proxy).counts.stale;
+  for (let n = 0; n < 4 || (seen() <= 20 && n < 5_000); n++) {
+    const first = await client.ask([send.parse(`s${n}`, sql, [23]), ...rest(`s${n}`)]);
+    t.equal(types(first), '12TDCZ');
+    t.equal(types(await client.ask(rest(`s${n}`))), '2TDCZ', `s${n}`);
+  }
+  t.ok(seen() > 20);
+  t.equal(cacheOf(proxy).counts.differed, 0);
+  await direct(`UPDATE plans SET name = 'again' WHERE id = 7`);
+  await until(async () => (await client.ask(rest('s3'))).some(({ body }) => body.includes('again')), 'the new row');
+  await direct(`UPDATE plans SET name = 'plan 7' WHERE id = 7`);
+  t.equal(proxy.bugs(), 0);
+});
+
+t.test(
+  'no more names than without a cache, and a Bind that is not well formed gets Postgres’s own error',
+  async (t) => {
+    const proxy = await start(t);
+    const client = await open(t, proxy.port);
+    const ask = (name: string) => [send.parse(name, PLAN), send.bind('', name), send.execute(''), send.sync()];
+    let refused = 0;
+    for (let n = 0; n < 10_010; n++) {
+      const messages = await client.ask(ask(`n${n}`));
+      if (sqlstates(messages).length > 0) refused++;
+    }
+    t.ok(hits(proxy) > 9_000);
+    t.equal(refused, 10);
+    const other = await open(t, proxy.port);
+    await warm(other, proxy, PLAN);
+    for (const bytes of [
+      [0, 9, 0, 0, 0, 0],
+      [0, 0, 0, 9, 0, 0],
+      [0, 0, 0, 1, 0, 0, 0, 99, 1, 0, 0],
+    ]) {
+      const bind = Buffer.concat([Buffer.from([0x42, 0, 0, 0, 6 + bytes.length, 0, 0]), Buffer.from(bytes)]);
+      const messages = await other.ask([
+        send.parse('', 'SELECT name FROM plans WHERE id = $1', [23]),
+        bind,
+        send.execute(''),
+        send.sync(),
+      ]);
+      t.match(sqlstates(messages)[0], /^08P01/);
+    }
+    t.equal(proxy.bugs(), 0);
+  },
+);
+
+t.test('a transaction that another session commits is seen', async (t) => {
+  const proxy = await start(t);
+  const [reader, writer] = [await open(t, proxy.port), await open(t, proxy.port)];
+  await writer.rows('BEGIN');
+  await writer.rows(`UPDATE plans SET name = 'prepared' WHERE id = 7`);
+  await writer.rows(`PREPARE TRANSACTION 'one'`);
+  await warm(reader, proxy, PLAN);
+  t.same(await reader.rows(PLAN), [['plan 7']]);
+  await writer.rows(`COMMIT PREPARED 'one'`);
+  t.same(await reader.rows(PLAN), [['prepared']]);
+  await writer.rows(`UPDATE plans SET name = 'plan 7' WHERE id = 7`);
+});
+
+t.test('a pipeline is never answered in part and then left alone', async (t) => {
+  const proxy = await start(t, { rule: { ttl: '50ms', staleIfError: '1h' } });
+  const client = await open(t, proxy.port);
+  await warm(client, proxy, PLAN);
+  await new Promise((done) => setTimeout(done, 100));
+  const lock = await connect(postgres.port);
+  await lock.query('BEGIN; LOCK plans');
+  client.write(Buffer.concat([send.query(PLAN), send.query('SELECT 1 AS second')]));
+  await until(() => cacheOf(proxy).filling === 1, 'the question');
+  const killer = await connect(postgres.port);
+  const KILL = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query = '${PLAN.replaceAll("'", "''")}'`;
+  await until(async () => (await killer.query(KILL)).rowCount! > 0, 'its server');
+  const messages = await client.closed();
+  t.match(sqlstates(messages)[0], /57P01/);
+  await Promise.all([lock.end(), killer.end()]);
   t.equal(proxy.bugs(), 0);
 });
