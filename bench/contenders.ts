@@ -21,9 +21,11 @@ export interface Contender {
   /** The HTTP port of pgweir. */
   opsPort?: number;
   stop(): Promise<void>;
+  /** Puts other top-level keys into the configuration of a pgweir, which loads it again. */
+  reconfigure?(top: Json): void;
 }
 
-type Json = { [key: string]: unknown };
+export type Json = { [key: string]: unknown };
 
 export const PASSWORD = 'bench';
 
@@ -55,17 +57,15 @@ export async function pgweir(
   const users = join(folder, 'users.txt');
   writeFileSync(users, `"postgres" "${PASSWORD}"\n`);
   const config = join(folder, 'config.yaml');
-  writeFileSync(
-    config,
-    JSON.stringify({
-      listen: { port, clientsMax: 20_000, ...listen },
-      ops: { port: opsPort },
-      log: { level: 'warn' },
-      auth: isScram ? { method: 'scram-sha-256', users } : { method: 'trust' },
-      databases: { '*': { hosts: [`127.0.0.1:${postgres.port}`], tls: { mode: 'disable' }, pool, ...database } },
-      ...top,
-    }),
-  );
+  const base = {
+    listen: { port, clientsMax: 20_000, ...listen },
+    ops: { port: opsPort },
+    log: { level: 'warn' },
+    auth: isScram ? { method: 'scram-sha-256', users } : { method: 'trust' },
+    databases: { '*': { hosts: [`127.0.0.1:${postgres.port}`], tls: { mode: 'disable' }, pool, ...database } },
+    ...top,
+  };
+  writeFileSync(config, JSON.stringify(base));
   // As `pgweir`, `npm start` and the image run it.
   const flags = [`--max-semi-space-size=${process.env.SEMI_SPACE ?? 8}`, ...(process.env.NODE_FLAGS?.split(' ') ?? [])];
   const child = spawn(process.execPath, [...flags, cli, 'serve', '-c', config, ...own], {
@@ -73,7 +73,17 @@ export async function pgweir(
     env: { ...process.env, ...env },
   });
   await untilListening(port, child);
-  return { name, port, opsPort, pid: child.pid!, stop: () => end(child, folder) };
+  return {
+    name,
+    port,
+    opsPort,
+    pid: child.pid!,
+    stop: () => end(child, folder),
+    reconfigure: (keys) => {
+      writeFileSync(config, JSON.stringify({ ...base, ...keys }));
+      child.kill('SIGHUP');
+    },
+  };
 }
 
 /** Where PgBouncer is: `--pgbouncer`, or on PATH; null when there is none. */

@@ -5,8 +5,9 @@
  *
  *     npm run bench -- overload [--seconds N] [--loads 0.5,1,2,4,10] [--spike] [--only REGEXP]     (bench/overload)
  *     npm run bench -- cache [--rounds N] [--seconds N] [--only REGEXP]     (bench/cache)
+ *     npm run bench -- cache-soak [--seconds N] [--seed N]     (bench/cache-soak)
  *     npm run bench -- failover [--only REGEXP] [--down S] [--soak S] [--seed N]     (bench/failover)
- *     npm run bench -- incident-a [--seconds N] [--only REGEXP]     (bench/incident-a)
+ *     npm run bench -- incident-a [--seconds N] [--only REGEXP] [--variants REGEXP]     (bench/incident-a)
  *     npm run bench -- incident-b [--compress N] [--hours N] [--variants …] [--fall cliff|taper] [--only REGEXP]   (bench/incident-b)
  *
  * The one idea: only ratios mean anything on a small, noisy machine. Contenders take turns (A B C A B C …), ratios are
@@ -20,6 +21,7 @@ import { parseArgs } from 'node:util';
 import pg from 'pg';
 import { startEmbeddedPostgres } from '../src/embedded.ts';
 import { cacheBench } from './cache.ts';
+import { cacheSoak } from './cache-soak.ts';
 import { type Contender, direct, findPgbouncer, PASSWORD, pgbouncer, pgbouncerVersion, pgweir } from './contenders.ts';
 import { failover } from './failover.ts';
 import { incidentA } from './incident-a.ts';
@@ -41,7 +43,7 @@ const { values: options, positionals } = parseArgs({
     spike: { type: 'boolean', default: false },
     compress: { type: 'string', default: '20' },
     hours: { type: 'string', default: '6' },
-    variants: { type: 'string', default: 'base,lag,dead,cost,bypass,day' },
+    variants: { type: 'string' },
     fall: { type: 'string', default: 'cliff' },
     down: { type: 'string', default: '300' },
     soak: { type: 'string', default: '600' },
@@ -53,7 +55,7 @@ if (positionals[0] === 'incident-b') {
   await incidentB({
     compress: Number(options.compress),
     hours: Number(options.hours),
-    variants: options.variants.split(','),
+    variants: (options.variants ?? 'base,lag,dead,cost,bypass,day').split(','),
     only: new RegExp(options.only ?? ''),
     fall: options.fall === 'taper' ? 'taper' : 'cliff',
     out: options.out,
@@ -76,10 +78,15 @@ if (positionals[0] === 'incident-a') {
   await incidentA({
     seconds: Number(options.seconds ?? 10),
     only: new RegExp(options.only ?? ''),
+    variants: new RegExp(options.variants ?? ''),
     out: options.out,
     pgbouncer: options.pgbouncer ?? null,
   });
   process.exit(0);
+}
+if (positionals[0] === 'cache-soak') {
+  await cacheSoak({ seconds: Number(options.seconds ?? 600), seed: Number(options.seed), out: options.out });
+  process.exit();
 }
 if (positionals[0] === 'cache') {
   await cacheBench({

@@ -24,22 +24,35 @@ export type ArmingState =
 
 export const armingStates: readonly ArmingState[] = ['disarmed', 'probing', 'ramping', 'armed', 'degraded', 'open'];
 
+/** How a command has ended. */
+export type Result =
+  /** It was answered in time, and as it should be. */
+  | 'good'
+  | 'bad'
+  /** It was not answered in time, but the process was late itself: it counts only if the next ones are no better. */
+  | 'unclear';
+
 const CANARIES = 3;
 const CANARY_MS = 350;
 const STEPS = [0.01, 0.05, 0.25, 1];
 const STEP_MS = 3_000;
 const WINDOW_MS = 10_000;
+/** What is judged by its share: of so many, and over so long, lest one pause be all there is. */
 const SAMPLES_MIN = 20;
+const SAMPLE_MS = 1_000;
 const ERRORS = 0.05;
-const ERRORS_RAMPING = 0.01;
+const ERRORS_CLEAN = 0.01;
 const DEGRADED_SHARE = 0.05;
 const CLEAN_MS = 10_000;
 const FAILURES_IN_ROW = 5;
 const WRONG_MAX = 2;
 const BACKOFF_MS = 250;
-const BACKOFF_MAX_MS = 30_000;
+/** So that half a minute after its return it is armed and filled: this, three canaries, four steps. */
+const BACKOFF_MAX_MS = 5_000;
 const LATENCIES = 256;
 const FULL_MS = 100;
+const IN_ROW = `${FAILURES_IN_ROW} commands in a row have failed`;
+const BY_AND_BY = 'it is being given its share by and by';
 
 export class Arming {
   state: ArmingState = 'disarmed';
@@ -60,6 +73,7 @@ export class Arming {
   #results = 0;
   #errors = 0;
   #inRow = 0;
+  #failedAt = 0;
   #wrong: number[] = [];
   #fullSince = 0;
   readonly #latencies = new Float64Array(LATENCIES);
@@ -90,8 +104,9 @@ export class Arming {
     }
   }
 
+  /** While it is ramping what may be read in the next step is written in this one: then it is there. */
   mayWrite(hash: number): boolean {
-    return this.state === 'armed' || (this.state === 'ramping' && hash < STEPS[this.#step]!);
+    return this.state === 'armed' || (this.state === 'ramping' && hash < (STEPS[this.#step + 1] ?? 1));
   }
 
   /** Writes of tables are told to it. */
@@ -121,20 +136,21 @@ export class Arming {
       this.#ramp(now);
   }
 
-  /** A command of ours took `ms`; `isOk`: it was answered in time, and as it should be. */
-  onResult(isOk: boolean, ms: number, now: number): void {
+  /** A command of ours took `ms`. Failures of commands that were under way together are one in a row: a moment's pause strikes them all. */
+  onResult(result: Result, ms: number, now: number): void {
     this.#results++;
-    this.#latencies[this.#latencyCount++ % LATENCIES] = ms;
-    if (isOk) {
+    if (result === 'good') {
+      this.#latencies[this.#latencyCount++ % LATENCIES] = ms;
       this.#inRow = 0;
       return;
     }
-    this.#errors++;
+    if (result === 'bad') this.#errors++;
+    if (this.#inRow > 0 && now - ms < this.#failedAt) return;
+    this.#failedAt = now;
     this.#inRow++;
     if (this.#inRow < FAILURES_IN_ROW) return;
-    if (this.state === 'degraded') this.#open(`${FAILURES_IN_ROW} commands in a row have failed`, now);
-    else if (this.state === 'armed' || this.state === 'ramping')
-      this.#degrade(`${FAILURES_IN_ROW} commands in a row have failed`, now);
+    if (this.state === 'degraded') this.#open(IN_ROW, now);
+    else if (this.state === 'armed' || this.state === 'ramping') this.#degrade(IN_ROW, now);
   }
 
   /** An answer that is damaged, or another's. */
@@ -157,7 +173,7 @@ export class Arming {
   tick(now: number): void {
     if (this.#fullSince > 0 && now - this.#fullSince > FULL_MS && this.isTold && this.state !== 'degraded')
       this.#degrade('too many commands are under way', now);
-    const isEnough = this.#results >= SAMPLES_MIN;
+    const isEnough = this.#results >= SAMPLES_MIN && now - this.#windowAt >= SAMPLE_MS;
     const errors = this.#results === 0 ? 0 : this.#errors / this.#results;
     switch (this.state) {
       case 'armed':
@@ -166,26 +182,33 @@ export class Arming {
         else if (now - this.#windowAt >= WINDOW_MS) this.#newWindow(now);
         break;
       case 'ramping':
-        if (this.#errors > 0 && errors >= ERRORS_RAMPING && this.#results >= FAILURES_IN_ROW)
-          this.#degrade(`${Math.round(100 * errors)} % of its answers fail`, now);
-        else if (now - this.#changedAt >= STEP_MS / this.#pace) this.#grow(now, isEnough);
+        if (isEnough && errors >= ERRORS) this.#degrade(`${Math.round(100 * errors)} % of its answers fail`, now);
+        else if (now - this.#changedAt >= STEP_MS / this.#pace) this.#grow(now, isEnough, errors);
         break;
       case 'degraded':
         if (now - this.#windowAt < CLEAN_MS / this.#pace) break;
         // Without any traffic nothing is known: a canary finds out.
         if (this.#results === 0) this.#become('probing', now, this.why);
-        else if (this.#errors === 0) this.#ramp(now);
+        else if (errors < ERRORS_CLEAN) this.#ramp(now);
         else this.#newWindow(now);
         break;
       default:
     }
   }
 
-  #grow(now: number, isEnough: boolean): void {
-    if (isEnough && this.#p95 > this.#budgetMs / 2)
-      return this.#degrade('it takes longer than half of its budget', now);
+  /** Slower than half of its budget, or with a failure in a hundred, its share stays as it is. */
+  #grow(now: number, isEnough: boolean, errors: number): void {
+    const slowness = isEnough ? this.#p95 / this.#budgetMs : 0;
+    if (slowness > 1) return this.#degrade('it takes longer than its budget', now);
+    const isSlow = slowness > 0.5;
+    if (isSlow || (isEnough && errors >= ERRORS_CLEAN)) {
+      this.why = `${isSlow ? 'it takes longer than half of its budget' : 'some of its answers fail'}: its share does not grow`;
+      this.#changedAt = now;
+      return this.#newWindow(now);
+    }
     if (this.#step === STEPS.length - 1) return this.#become('armed', now, '');
     this.#step++;
+    this.why = BY_AND_BY;
     this.#changedAt = now;
     this.#newWindow(now);
   }
@@ -193,7 +216,7 @@ export class Arming {
   #ramp(now: number): void {
     this.#step = 0;
     this.#attempts = 0;
-    this.#become('ramping', now, 'it is being given its share by and by');
+    this.#become('ramping', now, BY_AND_BY);
   }
 
   #degrade(why: string, now: number): void {

@@ -1,10 +1,10 @@
 /**
  * The cache that a fleet shares: Redis or Valkey, alone, in a cluster or behind sentinels. Owned by cache/caches; each database has a Space in it.
  *
- *     {pgweir:<place>}:e         epoch; another one means that nothing of before counts
+ *     {pgweir:<place>}:e         epoch: part of the names of answers, so that after another one nothing of before is read
  *                     :v:<oid>   version of a table: random when it is new, so that one that was evicted does not come back as it was
  *                     :w:<oid>   writes of it that are under way: nothing that reads it is stored meanwhile
- *                     :d:<key>   an answer (cache/envelope), with the versions that its tables had before it was asked for
+ *                     :d:<epoch>:<key>   an answer (cache/envelope), with the versions that its tables had before it was asked for
  *
  * The one idea: losing it is the normal case. Nothing waits for it longer than a read is worth, what it says is proved before it is
  * believed, and how much it is asked depends on how it has behaved (cache/arming).
@@ -17,7 +17,7 @@ import CircuitBreaker from 'opossum';
 import * as encode from '../protocol/encode.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
-import { Arming } from './arming.ts';
+import { Arming, type Result } from './arming.ts';
 import { connectOptions, type Place, placeOf } from './backend-url.ts';
 import { type Enveloped, openEnvelope, seal } from './envelope.ts';
 
@@ -38,6 +38,8 @@ export interface BackendOptions {
 const IN_FLIGHT = 64;
 const BYTES_IN_FLIGHT = 8 * 1024 * 1024;
 const PROBE_MS = 2_000;
+/** A command whose time is over by more than this was held up here, where its timer ran late. */
+const LAG_MS = 5;
 /** A write that nobody ends is forgotten after so long. */
 const MARKER_MS = 60_000;
 /** What the backend cannot do now, whoever asks. */
@@ -185,8 +187,7 @@ export class Backend {
       const ms = now - since;
       this.#change(() => {
         if (UNFIT.test(problem)) this.arming.onLost(problem, now);
-        // One that is full can still be read.
-        else this.arming.onResult(problem === '' || problem.startsWith('OOM'), ms, now);
+        else this.arming.onResult(this.#resultOf(problem, ms), ms, now);
       });
       done(answer);
     };
@@ -199,10 +200,18 @@ export class Backend {
     );
   }
 
+  #resultOf(problem: string, ms: number): Result {
+    // One that is full can still be read.
+    if (problem === '' || problem.startsWith('OOM')) return 'good';
+    return ms > this.budget + LAG_MS ? 'unclear' : 'bad';
+  }
+
   /** What came back is not what was asked for: the connection that it came on is not to be trusted. */
   onWrong(why: string): void {
     this.counts.wrong++;
     this.#change(() => this.arming.onWrong(why, this.now));
+    // What else it has of before is not to be believed either.
+    if (this.arming.state === 'open') for (const space of this.#spaces) space.invalidate('all');
     if (why === 'key') this.#client.disconnect();
   }
 
@@ -235,6 +244,8 @@ export interface Versions {
 export class Space {
   readonly #backend: Backend;
   readonly #prefix: string;
+  /** As it was when last read; null: not known. */
+  #epoch: bigint | null = null;
   /** A write could not be told: nothing of before may count. */
   #mustRotate = false;
   #isRotating = false;
@@ -277,11 +288,7 @@ export class Space {
       backend.counts.late++;
       finish(nothing);
     });
-    const names = [
-      `${this.#prefix}d:${key.toString('base64')}`,
-      `${this.#prefix}e`,
-      ...oids.map((oid) => this.#versionOf(oid)),
-    ];
+    const names = [this.#answerTo(key, this.#epoch), `${this.#prefix}e`, ...oids.map((oid) => this.#versionOf(oid))];
     backend.run(
       0,
       (client) => client.mgetBuffer(names),
@@ -290,7 +297,9 @@ export class Space {
         const [sealed, epoch, ...versions] = answer;
         const known = this.#known(epoch ?? null, oids, versions);
         if (known === null) this.#plant(oids);
-        if (sealed == null || known === null) {
+        const isOfEpoch = known?.epoch === this.#epoch;
+        this.#epoch = known?.epoch ?? null;
+        if (sealed == null || known === null || !isOfEpoch) {
           backend.counts.misses++;
           return finish({ content: null, versions: known });
         }
@@ -356,7 +365,7 @@ export class Space {
     if (this.#mustRotate || !backend.arming.mayWrite(hashOf(content.key))) return;
     const sealed = seal({ ...content, epoch, versions: of }, backend.secret);
     if (!backend.hasRoom(sealed.length)) return;
-    const name = `${this.#prefix}d:${content.key.toString('base64')}`;
+    const name = this.#answerTo(content.key, epoch);
     backend.run(
       sealed.length,
       async (client) => {
@@ -426,6 +435,10 @@ export class Space {
         if (answer !== 'OK') this.#mustRotate = true;
       },
     );
+  }
+
+  #answerTo(key: Buffer, epoch: bigint | null): string {
+    return `${this.#prefix}d:${epoch}:${key.toString('base64')}`;
   }
 
   #versionOf(oid: number): string {

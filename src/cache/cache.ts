@@ -19,12 +19,13 @@ import type { Reading } from '../sql/reading.ts';
 import { type Relation, type Relations, schemasOf } from '../sql/relations.ts';
 import type { Clock } from '../util/clock.ts';
 import type { Space } from './backend.ts';
-import type { Entry } from './entry.ts';
+import { type Entry, isDue } from './entry.ts';
 import type { Enveloped } from './envelope.ts';
 import { Fill, FOLLOWERS_MAX, type Leader } from './flight.ts';
-import type { Freshness, Table } from './freshness.ts';
+import type { Freshness, Stamp, Table } from './freshness.ts';
 import { hasVolatileString, type Identity } from './key.ts';
 import { Misses, type MissWaiter } from './misses.ts';
+import { Need } from './need.ts';
 import { type Hint, hintIn, policyFor } from './policy.ts';
 import { type Judgement, PENDING, ShapeRecord } from './shapes.ts';
 import type { Store } from './store.ts';
@@ -103,6 +104,8 @@ export class Cache {
   readonly freshness: Freshness;
   readonly misses: Misses;
   readonly store: Store;
+  /** Its place in the cache that a fleet shares; null: there is none. */
+  space: Space | null;
   readonly counts = {
     hits: 0,
     stale: 0,
@@ -121,12 +124,14 @@ export class Cache {
   readonly tables = new Map<string, { hits: number; misses: number }>();
   /** What hits have saved, or would have, in ms of a server's time. */
   savedMs = 0;
+  readonly need = new Need();
   /** ms of the oldest stale answer that was given since the last look. */
   #oldestStaleMs = 0;
   /** An answer is being compared at the moment. */
   isVerifying = false;
   #config: CacheConfig;
   #rules: readonly CacheRule[];
+  #servers: number;
   readonly #options: CacheOptions;
   readonly #shapes = new LRUCache<string, ShapeRecord>({ max: SHAPES_MAX });
   /** What was judged last: requests of one shape come in rows. */
@@ -145,6 +150,8 @@ export class Cache {
     this.freshness = options.freshness;
     this.store = options.store;
     this.#random = options.random ?? Math.random;
+    this.space = options.space;
+    this.#servers = options.servers;
     this.misses = new Misses(options.servers * options.config.missesMax);
   }
 
@@ -167,8 +174,9 @@ export class Cache {
     this.#options.onDefined();
   }
 
-  get space(): Space | null {
-    return this.#options.space;
+  /** What is to be said about the load that misses are, or would be. */
+  get warning(): string {
+    return this.isServing ? this.need.verdict(this.misses.max, this.#servers) : '';
   }
 
   get filling(): number {
@@ -183,7 +191,7 @@ export class Cache {
 
   /**
    * The answer to the question with this key, if it is there and may be given to a session that last wrote at `wroteAt`. The caller
-   * must look whether it is `isStale`, and have it asked for again.
+   * must look whether it `isDue`, and have it asked for again.
    */
   find(key: string, wantsDescription: boolean, wroteAt: number, now: number): Entry | null {
     const entry = this.store.get(key);
@@ -204,8 +212,7 @@ export class Cache {
     const { shape } = entry;
     if (now < entry.freshUntil) {
       this.counts.hits++;
-      shape.countHit(now);
-      this.savedMs += shape.usualMs;
+      this.#countSpared(shape, now);
     } else {
       this.counts.stale++;
       shape.stale++;
@@ -213,6 +220,12 @@ export class Cache {
       this.#noteAge(entry, now);
     }
     for (const name of namesOf(shape.judgement)) this.#table(name).hits++;
+  }
+
+  #countSpared(shape: ShapeRecord, now: number): void {
+    shape.countHit(now);
+    this.savedMs += shape.usualMs;
+    this.need.spare(shape.usualMs * shape.weight);
   }
 
   #noteAge(entry: Entry, now: number): void {
@@ -267,8 +280,8 @@ export class Cache {
         : 'not kept: its answer was not that of the database, and no write was heard of';
   }
 
-  isStale(entry: Entry, now: number): boolean {
-    return now >= entry.freshUntil;
+  isDue(entry: Entry, now: number): boolean {
+    return isDue(entry, now, this.#random);
   }
 
   #isValid(entry: Entry, wroteAt: number, now: number): boolean {
@@ -328,9 +341,6 @@ export class Cache {
       this.counts.followed++;
       return { kind: 'wait', fill: flying };
     }
-    this.counts.misses++;
-    shape.misses++;
-    for (const name of namesOf(judgement)) this.#table(name).misses++;
     const stale = this.staleOnError(key, question.wroteAt, now);
     const stamp = shape.stamp(this.freshness);
     const fill = new Fill({ key, shape, stamp, stale, leader: asker, entryMax: this.#config.entryMax, now });
@@ -341,10 +351,10 @@ export class Cache {
 
   /** What the shared cache knows is asked for first, if that is quicker than the database. */
   #askBackend(fill: Fill, { key, identity }: Question, { tables }: Judgement & { kind: 'kept' }): boolean {
-    const { space } = this.#options;
+    const { space } = this;
     const usual = fill.shape.usualMs;
     if (space === null || (usual > 0 && usual < BACKEND_MIN_MS)) return false;
-    const digest = digestOf(key, identity);
+    const digest = digestOf(key, identity, this.relations?.digest ?? '');
     if (!space.mayRead(digest) || !space.backend.hasRoom(0)) return false;
     fill.stage = 'backend';
     fill.digest = digest;
@@ -369,10 +379,16 @@ export class Cache {
     if (fill.stage === 'over' || judgement.kind !== 'kept' || !this.freshness.mayKeep(stamp)) return;
     if (!this.#isHeard(judgement.policy.consistency, now)) return;
     const age = Math.max(0, this.#options.clock.wall() - content.createdAt);
-    const entry = this.#entryOf(key, content.body, content.descriptionEnd, shape, judgement, stamp, now - age, now);
+    const { body, descriptionEnd, costMs } = content;
+    const entry = this.#entryOf(key, shape, judgement, stamp, { body, descriptionEnd, askedAt: now - age, costMs });
     if (now >= entry.freshUntil || age > backendAgeOf(entry.consistency)) return;
-    this.counts.fromBackend++;
     if (shape.usualMs === 0) shape.learn(content.costMs);
+    // Too late to spare anything, if the database is being asked already.
+    if (fill.stage === 'backend') {
+      this.counts.fromBackend++;
+      this.#countSpared(shape, now);
+      for (const name of judgement.names) this.#table(name).hits++;
+    }
     this.store.set(entry);
     if (fill.stage === 'database') return fill.tell(entry);
     this.#finish(fill);
@@ -391,6 +407,11 @@ export class Cache {
 
   /** The database is to be asked: at once, or when it is its turn. */
   #askDatabase(fill: Fill, now: number): Missed {
+    const { shape } = fill;
+    this.counts.misses++;
+    shape.misses++;
+    this.need.miss(shape.usualMs * shape.weight);
+    for (const name of namesOf(shape.judgement)) this.#table(name).misses++;
     const isHot = now - fill.shape.hitAt < GUARDED_MS;
     const { weight } = fill;
     if (isHot && !this.misses.enter(weight)) {
@@ -447,7 +468,8 @@ export class Cache {
   #pretend({ key }: Question, shape: ShapeRecord, judgement: Judgement & { kind: 'kept' }, now: number): Missed {
     this.counts.misses++;
     shape.misses++;
-    this.store.set(this.#entryOf(key, NOTHING, 0, shape, judgement, shape.stamp(this.freshness), now, now));
+    const nothing = { body: NOTHING, descriptionEnd: 0, askedAt: now, costMs: 0 };
+    this.store.set(this.#entryOf(key, shape, judgement, shape.stamp(this.freshness), nothing));
     return NO;
   }
 
@@ -487,43 +509,35 @@ export class Cache {
       return null;
     }
     const { descriptionEnd } = collector;
-    const entry = this.#entryOf(key, collector.take(), descriptionEnd, shape, judgement, stamp, fill.askedAt, now);
+    const { askedAt } = fill;
+    const costMs = now - askedAt;
+    const body = collector.take();
+    const entry = this.#entryOf(key, shape, judgement, stamp, { body, descriptionEnd, askedAt, costMs });
     this.store.set(entry);
     const { digest, versions } = fill;
     if (digest !== null && versions !== null) {
-      const { clock, space } = this.#options;
+      const { clock } = this.#options;
       const ttlMs = Math.min(entry.freshUntil - now, backendAgeOf(entry.consistency));
-      const { body, costMs } = entry;
-      space?.store({ key: digest, createdAt: clock.wall() - costMs, ttlMs, costMs, descriptionEnd, body }, versions);
+      this.space?.store(
+        { key: digest, createdAt: clock.wall() - costMs, ttlMs, costMs, descriptionEnd, body },
+        versions,
+      );
     }
     return entry;
   }
 
   #entryOf(
     key: string,
-    body: Buffer,
-    descriptionEnd: number,
     shape: ShapeRecord,
     { policy }: Judgement & { kind: 'kept' },
-    stamp: Entry['stamp'],
-    askedAt: number,
-    now: number,
+    stamp: Stamp,
+    answer: Pick<Entry, 'body' | 'descriptionEnd' | 'askedAt' | 'costMs'>,
   ): Entry {
     const ttl = policy.ttl * (1 + JITTER * (2 * this.#random() - 1));
-    const freshUntil = askedAt + ttl;
-    return {
-      key,
-      body,
-      descriptionEnd,
-      stamp,
-      shape,
-      consistency: policy.consistency,
-      askedAt,
-      costMs: now - askedAt,
-      freshUntil,
-      staleUntil: freshUntil + policy.staleWhileRevalidate,
-      errorUntil: freshUntil + policy.staleWhileRevalidate + policy.staleIfError,
-    };
+    const freshUntil = answer.askedAt + ttl;
+    const staleUntil = freshUntil + policy.staleWhileRevalidate;
+    const errorUntil = staleUntil + policy.staleIfError;
+    return { ...answer, key, stamp, shape, consistency: policy.consistency, freshUntil, staleUntil, errorUntil };
   }
 
   // --- Judging --------------------------------------------------------------------------------------------------
@@ -588,28 +602,30 @@ export class Cache {
 
   // --- The rest -------------------------------------------------------------------------------------------------
 
-  /** Rules have changed, or how they are applied: what is known is judged anew, and what is kept by other rules is dropped. */
+  /** What was judged by other rules is judged anew, and what was kept by them is dropped here; others judge by theirs. */
   configure(config: CacheConfig, rules: readonly CacheRule[], servers: number): void {
-    const isSame = JSON.stringify([this.#config, this.#rules]) === JSON.stringify([config, rules]);
+    const isSame = config.mode === this.#config.mode && JSON.stringify(rules) === JSON.stringify(this.#rules);
+    this.#servers = servers;
     this.misses.max = servers * config.missesMax;
-    if (isSame) return;
     this.#config = config;
+    if (isSame) return;
     this.#rules = rules;
     this.#shapes.clear();
     this.#last.number = 0;
-    this.freshness.redefine();
+    this.freshness.redefineHere();
   }
 
   tick(now: number): void {
     this.misses.tick(now);
+    this.need.tick(now);
   }
 }
 
 const NOTHING: Buffer = Buffer.alloc(0);
 
-/** The question for those who share a cache: keys are of this process only. */
-function digestOf(key: string, { id, digest }: Identity): Buffer {
-  return createHash('sha256').update(digest).update(key.slice(id.length), 'latin1').digest();
+/** The question for those who share a cache, asked of a database with these definitions: keys are of this process only. */
+function digestOf(key: string, { id, digest }: Identity, definitions: string): Buffer {
+  return createHash('sha256').update(digest).update(definitions).update(key.slice(id.length), 'latin1').digest();
 }
 
 function backendAgeOf(consistency: Consistency): number {

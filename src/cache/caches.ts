@@ -7,7 +7,7 @@ import type { CacheConfig, CacheRule } from '../config/schema.ts';
 import type { Parser } from '../sql/parser.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
-import { Backend, type Space } from './backend.ts';
+import { Backend } from './backend.ts';
 import { Cache } from './cache.ts';
 import { Freshness } from './freshness.ts';
 import { type Control, Schema } from './schema.ts';
@@ -43,7 +43,6 @@ interface Kept {
   schema: Schema;
   /** Only for who has a rule with consistency wal. */
   wal: Wal | null;
-  space: Space | null;
   place: string;
 }
 
@@ -114,8 +113,6 @@ export class Caches {
     const key = JSON.stringify(config);
     if (key === this.#backendKey) return;
     this.#backendKey = key;
-    for (const kept of this.#caches.values()) close(kept);
-    this.#caches.clear();
     this.#backend?.close();
     this.#backend = null;
     this.backendProblem = config?.problem ?? '';
@@ -127,12 +124,13 @@ export class Caches {
       }
     }
     if (this.backendProblem !== '') this.#onEvent('cache backend', { state: 'disarmed', why: this.backendProblem });
+    // What is in memory counts as before.
+    for (const { cache, place } of this.#caches.values()) cache.space = this.#backend?.space(place) ?? null;
   }
 
   #make(config: CacheConfig, database: CachedDatabase): Kept {
     const { name, rules, servers, place, openControl, openChanges } = database;
-    const space = this.#backend?.space(place) ?? null;
-    const freshness = new Freshness((oids) => space?.invalidate(oids));
+    const freshness = new Freshness((oids) => cache.space?.invalidate(oids));
     const schema = new Schema({ open: openControl, parse: this.#parse, freshness, clock: this.#clock });
     const wal = wantsWal(rules)
       ? new Wal(config.wal.lagMax, {
@@ -144,7 +142,7 @@ export class Caches {
           onEvent: (event, fields) => this.#onEvent(event, { database: name, ...fields }),
         })
       : null;
-    const cache = new Cache({
+    const cache: Cache = new Cache({
       database: name,
       config,
       rules,
@@ -157,10 +155,10 @@ export class Caches {
       onDefined: () => schema.read(),
       stream: wal ?? { isReliable: () => false },
       servers,
-      space,
+      space: this.#backend?.space(place) ?? null,
       clock: this.#clock,
     });
-    return { cache, schema, wal, space, place };
+    return { cache, schema, wal, place };
   }
 
   /** There is another primary somewhere, which need not have what was read of the one before. */
@@ -188,10 +186,10 @@ export class Caches {
   }
 }
 
-function close({ schema, wal, space }: Kept): void {
+function close({ cache, schema, wal }: Kept): void {
   schema.close();
   wal?.close();
-  space?.close();
+  cache.space?.close();
 }
 
 function wantsWal(rules: readonly CacheRule[]): boolean {

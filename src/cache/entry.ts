@@ -34,3 +34,16 @@ const OVERHEAD = 400;
 export function sizeOf({ key, body }: Pick<Entry, 'key' | 'body'>): number {
   return body.length + key.length + OVERHEAD;
 }
+
+/** Times what it has cost, before its end, within which it may be due: longer happens once in a million times. */
+const EARLY_MAX = 14;
+
+/**
+ * Is it time to ask for it anew? When it is stale; and at random somewhat before, the sooner the longer the database takes, so that what is
+ * asked for often does not expire (XFetch with β = 1: Vattani, Chierichetti, Lowenstein, VLDB 2015).
+ */
+export function isDue({ freshUntil, costMs }: Entry, now: number, random: () => number): boolean {
+  if (now >= freshUntil) return true;
+  if (now < freshUntil - EARLY_MAX * costMs) return false;
+  return now - costMs * Math.log(1 - random()) >= freshUntil;
+}

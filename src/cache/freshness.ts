@@ -75,9 +75,14 @@ export class Freshness {
 
   /** Definitions or rights have changed, or the database is another one. */
   redefine(): void {
+    this.redefineHere();
+    this.#onBump('all');
+  }
+
+  /** As `redefine`, when what whoever shares a cache with us has kept is known to be of the same definitions. */
+  redefineHere(): void {
     this.definitions++;
     this.generation++;
-    this.#onBump('all');
   }
 
   stamp(tables: readonly Table[]): Stamp {

@@ -29,7 +29,7 @@ const CUT = 0.7;
 const SLOW = 2;
 const MEAN_SAMPLES = 50;
 const WAITING_MAX = 2_000;
-/** The longest wait, in ms; and while the queue has not been empty for BUSY_MS. */
+/** The longest wait, in ms; and while there was always somebody waiting for BUSY_MS. */
 const WAIT_MS = 1_000;
 const WAIT_BUSY_MS = 50;
 const BUSY_MS = 1_000;
@@ -41,8 +41,8 @@ export class Misses {
   /** How long fills took, relative to what they usually take: a moving mean; and of how many since the limit last changed. */
   #slowness = 1;
   #samples = 0;
-  /** Since when somebody waits, whoever it is. */
-  #busySince = 0;
+  /** Since when somebody of this rank waits, whoever it is. */
+  readonly #busySince = new Map<number, number>();
   /** Servers at work for fills; shared ones in parts. */
   active = 0;
   readonly counts = { admitted: 0, waited: 0, refused: 0 };
@@ -59,6 +59,10 @@ export class Misses {
 
   get waiting(): number {
     return this.#waiting.length;
+  }
+
+  get max(): number {
+    return this.#max;
   }
 
   set max(max: number) {
@@ -79,22 +83,24 @@ export class Misses {
   }
 
   /**
-   * It waits for some time; false: too many do. While somebody has waited all the time for a second, nobody waits for longer than a
-   * moment (as CoDel does: Nichols and Jacobson 2012): a queue that does not empty only makes everybody late.
+   * It waits for some time; false: too many do. While somebody of its rank has waited all the time for a second, nobody of that rank waits for longer
+   * than a moment (as CoDel does: Nichols and Jacobson 2012): a queue that does not empty only makes everybody late.
    */
   wait(waiter: MissWaiter, weight: number, now: number): boolean {
-    if (this.#waiting.length === 0) this.#busySince = now;
-    const until = now + (now - this.#busySince > BUSY_MS ? WAIT_BUSY_MS : WAIT_MS);
+    const { rank } = waiter;
+    if (!this.#waiting.some((each) => each.waiter.rank === rank)) this.#busySince.set(rank, now);
+    const isBusy = now - this.#busySince.get(rank)! > BUSY_MS;
+    const until = now + (isBusy ? WAIT_BUSY_MS : WAIT_MS);
     const last = this.#waiting.at(-1);
     if (this.#waiting.length >= WAITING_MAX && last !== undefined) {
       this.counts.refused++;
-      if (last.waiter.rank <= waiter.rank) return false;
+      if (last.waiter.rank <= rank) return false;
       // Somebody who matters more takes the place of the last one who matters least: who hears so at the next tick, and not amid this.
       last.until = now;
     }
     this.counts.waited++;
     let at = this.#waiting.length;
-    while (at > 0 && this.#waiting[at - 1]!.waiter.rank > waiter.rank) at--;
+    while (at > 0 && this.#waiting[at - 1]!.waiter.rank > rank) at--;
     this.#waiting.splice(at, 0, { waiter, weight, until });
     return true;
   }

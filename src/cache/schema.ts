@@ -102,8 +102,11 @@ export class Schema {
     const relations = await Relations.read((sql) => control.query(sql));
     this.#counts = counts;
     if (relations.digest === this.relations?.digest) return;
+    const isFirst = this.relations === null;
     this.relations = relations;
     this.views = new Views(relations, this.#parse);
-    this.#freshness.redefine();
+    // What others have kept is found by the definitions that it is of.
+    if (isFirst) this.#freshness.redefineHere();
+    else this.#freshness.redefine();
   }
 }

@@ -176,7 +176,7 @@ export class CachedReads implements Leader {
     const entry = isOurs ? given : cache.find(key, hasDescription, this.wroteAt, now);
     if (entry !== null) {
       const group = groupFound();
-      if (!isOurs && cache.isStale(entry, now)) this.#refresh(entry, message, now);
+      if (!isOurs && cache.isDue(entry, now)) this.#refresh(entry, message, now);
       else if (cache.isToVerify()) this.#verify(entry, group, message);
       return { kind: 'answer', entry, group };
     }

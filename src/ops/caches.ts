@@ -10,6 +10,7 @@ type Row = (string | number | null)[];
 /** What may happen to a read that a cache is asked about. */
 const cacheOutcomes = [
   'hit',
+  'backend_hit',
   'stale',
   'stale_on_error',
   'followed',
@@ -23,6 +24,7 @@ type CacheOutcome = (typeof cacheOutcomes)[number];
 function outcomesOf({ counts }: Cache): Record<CacheOutcome, number> {
   return {
     hit: counts.hits,
+    backend_hit: counts.fromBackend,
     stale: counts.stale,
     stale_on_error: counts.staleOnError,
     followed: counts.followed,
@@ -35,7 +37,8 @@ function outcomesOf({ counts }: Cache): Record<CacheOutcome, number> {
 
 /** Of the reads that may be kept, how many were, or would have been, answered from the cache; from 0 to 1. */
 function ratioOf({ counts }: Cache): number {
-  const answered = counts.hits + counts.stale + counts.staleOnError + counts.followed + counts.would;
+  const { hits, fromBackend, stale, staleOnError, followed, would } = counts;
+  const answered = hits + fromBackend + stale + staleOnError + followed + would;
   return answered + counts.misses === 0 ? 0 : answered / (answered + counts.misses);
 }
 
@@ -52,11 +55,12 @@ function hearingOf(
 }
 
 export const CACHE_COLUMNS = `database, mode, hears, lag_ms n, hits n, stale n, stale_on_error n, followed n, misses n, would_hit n,
-  bypassed n, refused n, from_backend n, verified n, differed n, hit_ratio, filling n, filling_max n, unknown_writes n, saved_ms n, backend, problem`;
+  bypassed n, refused n, from_backend n, verified n, differed n, hit_ratio, filling n, filling_max n, unknown_writes n, saved_ms n,
+  servers_spared, servers_missed, servers_max n, backend, problem`;
 
 export function cacheRows(snapshot: Snapshot): Row[] {
   return snapshot.caches.all.map((cache) => {
-    const { counts, misses } = cache;
+    const { counts, misses, need } = cache;
     const { tier, lagMs, problem } = hearingOf(snapshot, cache.database);
     return [
       cache.database,
@@ -79,8 +83,11 @@ export function cacheRows(snapshot: Snapshot): Row[] {
       misses.limit,
       cache.freshness.counts.unknown,
       Math.round(cache.savedMs),
+      need.spared.toFixed(1),
+      need.missed.toFixed(1),
+      misses.max,
       backendOf(snapshot),
-      problem,
+      [problem, cache.warning].filter(Boolean).join('; '),
     ];
   });
 }
@@ -138,7 +145,7 @@ function verdictOf({ judgement, distrust }: ShapeRecord): string {
 export const cacheMetrics: readonly Metric[] = [
   {
     name: 'pgweir_cache_reads_total',
-    help: 'Reads that a cache was asked about: hit; stale, while it is asked for again; stale_on_error, because the database could not answer; followed, answered together with somebody else’s; miss; would_hit, in mode observe; bypassed, not to be kept; refused, too many misses.',
+    help: 'Reads that a cache was asked about: hit; backend_hit, in the shared cache; stale, while it is asked for again; stale_on_error, because the database could not answer; followed, answered together with somebody else’s; miss; would_hit, in mode observe; bypassed, not to be kept; refused, too many misses.',
     type: 'counter',
     labels: ['database', 'outcome'],
     read: ({ caches }) =>
@@ -242,6 +249,18 @@ export const cacheMetrics: readonly Metric[] = [
     type: 'counter',
     labels: ['database'],
     read: ({ caches }) => caches.all.map((cache) => [{ database: cache.database }, cache.savedMs / 1000] as const),
+  },
+  {
+    name: 'pgweir_cache_servers',
+    help: 'Servers of the database, means of about a minute: spared by hits; missed, which misses need, refused ones too; max, which misses may have. Spared and missed together would be needed were the cache lost.',
+    type: 'gauge',
+    labels: ['database', 'what'],
+    read: ({ caches }) =>
+      caches.all.flatMap(({ database, need, misses }) => [
+        [{ database, what: 'spared' }, need.spared] as const,
+        [{ database, what: 'missed' }, need.missed] as const,
+        [{ database, what: 'max' }, misses.max] as const,
+      ]),
   },
   {
     name: 'pgweir_cache_writes_total',

@@ -3,10 +3,11 @@ import fc from 'fast-check';
 import t from 'tap';
 import { Arming } from '../../src/cache/arming.ts';
 import { Collector } from '../../src/cache/collector.ts';
-import type { Entry } from '../../src/cache/entry.ts';
+import { type Entry, isDue } from '../../src/cache/entry.ts';
 import { openEnvelope, seal } from '../../src/cache/envelope.ts';
 import { hasVolatileParameter, hasVolatileString, plainText } from '../../src/cache/key.ts';
 import { Misses } from '../../src/cache/misses.ts';
+import { Need } from '../../src/cache/need.ts';
 import { hintIn } from '../../src/cache/policy.ts';
 import { Store } from '../../src/cache/store.ts';
 import * as encode from '../../src/protocol/encode.ts';
@@ -223,18 +224,37 @@ t.test('arming: earned by and by, lost at once', (t) => {
   t.equal(arming.state, 'ramping');
   t.same([arming.mayRead(0.009), arming.mayRead(0.02)], [true, false]);
   const good = () => {
-    for (let n = 0; n < 3; n++) arming.onResult(true, 1, now);
+    for (let n = 0; n < 3; n++) arming.onResult('good', 1, now);
   };
   pass(3_200, good);
   t.same([arming.mayRead(0.04), arming.mayRead(0.06)], [true, false]);
+  t.same([arming.mayWrite(0.2), arming.mayWrite(0.3)], [true, false], 'a step ahead');
   pass(10_000, good);
   t.equal(arming.state, 'armed');
-  pass(2_000, () => arming.onResult(true, 40, now));
+  pass(2_000, () => arming.onResult('good', 40, now));
   t.equal(arming.state, 'degraded', 'too slow');
   t.same([arming.mayRead(0.04), arming.mayWrite(0), arming.isTold], [true, false, true]);
   pass(10_500, good);
   t.equal(arming.state, 'ramping');
   pass(13_000, good);
+  t.equal(arming.state, 'armed');
+  pass(30_000, () => {
+    good();
+    arming.onResult('unclear', 21, now);
+  });
+  t.equal(arming.state, 'armed', 'this process is late itself');
+  for (let n = 0; n < 60; n++) arming.onResult('bad', 21, now);
+  t.equal(arming.state, 'armed', 'one pause for all that was under way');
+  for (let n = 0; n < 5; n++) {
+    arming.onResult('unclear', 21, now);
+    now += 22;
+  }
+  t.equal(arming.state, 'degraded', 'whoever is late: nothing comes back');
+  pass(15_000, () => arming.onResult('good', 10, now));
+  pass(30_000, () => arming.onResult('good', 10, now));
+  t.equal(arming.state, 'ramping');
+  t.match(arming.why, 'its share does not grow');
+  pass(16_000, good);
   t.equal(arming.state, 'armed');
   arming.onLost('the connection is lost', now);
   t.equal(arming.state, 'open');
@@ -247,7 +267,35 @@ t.test('arming: earned by and by, lost at once', (t) => {
       probes.push(at);
       fails.onCanary('refused', 0, at);
     }
-  t.ok(probes.length < 15, `${probes.length} probes in two minutes`);
+  t.ok(probes.length < 30, `${probes.length} probes in two minutes`);
+  t.end();
+});
+
+t.test('what is asked for often is asked for anew before it expires, by one in a while', (t) => {
+  const entry = { freshUntil: 10_000, costMs: 50 } as Entry;
+  const early = (now: number) => {
+    let n = 0;
+    for (let at = 0.0005; at < 1; at += 0.001) n += Number(isDue(entry, now, () => at));
+    return n / 1_000;
+  };
+  t.equal(early(9_000), 0, 'long before its end');
+  t.ok(Math.abs(early(9_950) - Math.exp(-1)) < 0.01, 'as long before as the database takes: one in e');
+  t.ok(Math.abs(early(9_900) - Math.exp(-2)) < 0.01);
+  t.equal(early(10_000), 1);
+  t.end();
+});
+
+t.test('what the database would have to find without the cache', (t) => {
+  const need = new Need();
+  for (let now = 0; now <= 600_000; now += 100) {
+    need.spare(400);
+    need.miss(250);
+    need.tick(now);
+  }
+  t.same([need.spared.toFixed(1), need.missed.toFixed(1)], ['4.0', '2.5'], 'ms in each 100 ms: servers');
+  t.equal(need.verdict(3, 10), '');
+  t.match(need.verdict(2, 10), 'misses need 2.5 servers and may have 2.0');
+  t.match(need.verdict(3, 6), 'without the cache 6.5 servers would be needed, and there are 6.0');
   t.end();
 });
 
