@@ -116,7 +116,7 @@ class Watch {
     while (!this.#isOver) {
       this.rss.push(rssKib(proxy.pid!) / 1024);
       const text = await (await fetch(`http://127.0.0.1:${proxy.opsPort}/metrics`)).text();
-      this.lagP99 = Math.max(this.lagP99, Number(/lag_seconds\{quantile="0.99"\} (\S+)/.exec(text)?.[1] ?? 0) * 1000);
+      this.lagP99 = Math.max(this.lagP99, Number(/lag_seconds\{percentile="99"\} (\S+)/.exec(text)?.[1] ?? 0) * 1000);
       for (const [, count] of text.matchAll(/pgweir_servers\{.*state="connecting"\} (\d+)/g))
         this.connectingMax = Math.max(this.connectingMax, Number(count));
       await sleep(1_000);

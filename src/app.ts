@@ -21,6 +21,8 @@ import { Door } from './guard/door.ts';
 import { Health } from './guard/health.ts';
 import { Console } from './ops/console.ts';
 import { Controls } from './ops/controls.ts';
+import { changedKeys, Events, hashOf } from './ops/events.ts';
+import { History, SAMPLE_MS } from './ops/history.ts';
 import { OpsServer } from './ops/http.ts';
 import type { Logger } from './ops/log.ts';
 import { Memory } from './ops/memory.ts';
@@ -28,8 +30,9 @@ import { Metrics } from './ops/metrics.ts';
 import { Shares } from './ops/shares.ts';
 import type { Snapshot } from './ops/snapshot.ts';
 import { StateDir } from './ops/state.ts';
-import { statusOf } from './ops/status.ts';
+import { type Status, statusOf } from './ops/status.ts';
 import { Switchboard } from './ops/switchboard.ts';
+import { version } from './ops/version.ts';
 import { openChanges } from './server/changes.ts';
 import { Cluster } from './server/cluster.ts';
 import { type ControlConnection, openControl } from './server/control.ts';
@@ -62,6 +65,7 @@ const TICK_MS = 200;
 const GATE_TICK_MS = 20;
 const SHARES_MS = 10_000;
 const MEMORY_MS = 60_000;
+const EVENTS_MS = 1_000;
 const DRAIN_CHECK_MS = 50;
 const PROBE_MS = 1_000;
 /** Where standbys are read from, hosts are asked so often in the time that their lag may be. */
@@ -92,6 +96,9 @@ export class App {
   readonly #controls: Controls;
   readonly #console: Console;
   readonly #metrics: Metrics;
+  readonly #history = new History();
+  readonly #events: Events;
+  readonly #switches: Switchboard;
   readonly #ops: OpsServer;
   readonly #startedAt: number;
   #users: Users;
@@ -144,6 +151,7 @@ export class App {
       () => admission.gates.values(),
       () => admission.classes.hits,
     );
+    this.#events = new Events(() => this.#clock.wall());
     const switches = new Switchboard(admission, () => this.config, this.#clock, state, this.#shares);
     for (const problem of state.problems) this.log.error(problem);
     this.#controls = new Controls({
@@ -155,10 +163,12 @@ export class App {
       isNamed: (database) => database in this.config.databases,
       shutDown: () => (options.onShutdown ?? (() => void this.stop()))(),
     });
+    this.#switches = switches;
     this.#console = new Console(() => this.snapshot(), {
       controls: this.#controls,
       reload: () => this.reload(),
       switches,
+      events: this.#events,
     });
     this.#metrics = new Metrics(() => this.snapshot());
     this.#ops = new OpsServer({
@@ -167,7 +177,10 @@ export class App {
         auth: this.config.auth,
       }),
       users: () => this.#users,
-      status: () => statusOf(this.snapshot(), switches, this.#clock.wall()),
+      status: () => this.#status(),
+      history: this.#history,
+      events: this.#events,
+      clock: this.#clock,
       switches,
       isReady: () => this.#isReady,
       checks: () => this.#checks(),
@@ -200,12 +213,16 @@ export class App {
       stopPools,
       stopGates,
       every(this.#clock, SHARES_MS, () => this.#shares.tick()),
+      every(this.#clock, EVENTS_MS, () => this.#events.look(this.snapshot(), this.#switches.rows())),
+      every(this.#clock, SAMPLE_MS, () => this.#history.sample(this.snapshot(), this.#clock.wall())),
       every(this.#clock, MEMORY_MS, () => void this.#memory.save(this.#credits.save())),
     ];
     this.#stopTicking = () => {
       for (const stop of stops) stop();
     };
     this.log.info({ host: this.config.listen.host, port, opsPort }, 'listening');
+    this.#events.look(this.snapshot(), this.#switches.rows());
+    this.#events.add('start', `pgweir ${version} with the configuration ${hashOf(this.config)}`);
     return { port, opsPort };
   }
 
@@ -560,12 +577,18 @@ export class App {
 
   /** Loads the configuration again: all of it takes effect, or nothing. Gives problems; none means it worked. */
   reload(): string[] {
+    const before = this.config;
     const problems = this.#reload();
     this.#isReloadOk = problems.length === 0;
     if (problems.length === 0) {
       this.#reloadedAt = this.#clock.wall();
-      this.log.info('configuration reloaded');
-    } else this.log.error({ problems }, 'configuration not reloaded: the old one stays in force');
+      const keys = changedKeys(before, this.config);
+      this.log.info({ keys }, 'configuration reloaded');
+      this.#events.add('reload', `${hashOf(this.config)}: ${keys.join(', ') || 'nothing has changed'}`);
+    } else {
+      this.log.error({ problems }, 'configuration not reloaded: the old one stays in force');
+      this.#events.add('reload', `failed: ${problems.join('; ')}`);
+    }
     return problems;
   }
 
@@ -657,6 +680,11 @@ export class App {
 
   get #isReady(): boolean {
     return this.#isListening && !this.#isEnding;
+  }
+
+  #status(): Status {
+    const sources = { switches: this.#switches, history: this.#history, events: this.#events };
+    return statusOf(this.snapshot(), sources, this.#clock.wall());
   }
 
   /** What there is to see, for ops. */

@@ -1,13 +1,17 @@
 #!/usr/bin/env -S node --max-semi-space-size=8
 /** The command line: commands and flags, no logic. Everything that runs is app (or config, for check and schema). */
+import { readFileSync, writeFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { Command } from 'commander';
 import { App } from './app.ts';
+import { importPgbouncer } from './config/import.ts';
 import { type Loaded, loadConfig, parseConfig } from './config/load.ts';
 import { jsonSchema } from './config/schema.ts';
+import { completionOf } from './ops/completion.ts';
 import { makeLogger } from './ops/log.ts';
 import { Remote, statusText, switchTable } from './ops/remote.ts';
 import { effectOf } from './ops/switchboard.ts';
+import { runTop } from './ops/top.ts';
 import { version } from './ops/version.ts';
 import { messageOf } from './util/errors.ts';
 
@@ -70,6 +74,13 @@ program
   .description('print the JSON Schema of the configuration')
   .action(() => console.log(JSON.stringify(jsonSchema(), null, 2)));
 
+program
+  .command('import')
+  .description('make a configuration from a pgbouncer.ini, and list what has no counterpart')
+  .argument('<file>', 'the pgbouncer.ini')
+  .option('-o, --out <file>', 'write it here, and passwords into files beside it; otherwise it is printed')
+  .action((file: string, { out }: { out?: string }) => importFile(resolve(file), out));
+
 /** A command that asks a running pgweir. */
 function remote(command: Command): Command {
   return command
@@ -88,12 +99,35 @@ interface RemoteFlags {
   json?: boolean;
 }
 
-remote(program.command('status').description('print how a running pgweir is doing')).action((flags: RemoteFlags) =>
-  ask(flags, async (to) => {
-    const status = await to.status();
-    return flags.json ? JSON.stringify(status) : statusText(status);
-  }),
-);
+remote(program.command('status').description('print how a running pgweir is doing'))
+  .option('--quiet', 'print nothing, and exit with 1 unless it is ready')
+  .action((flags: RemoteFlags & { quiet?: boolean }) =>
+    ask(flags, async (to) => {
+      const status = await to.status();
+      if (flags.quiet) process.exit(status.isReady ? 0 : 1);
+      return flags.json ? JSON.stringify(status) : statusText(status);
+    }),
+  );
+
+remote(program.command('top').description('watch a running pgweir, once a second'))
+  .option('--once', 'print one screen')
+  .action((flags: RemoteFlags & { once?: boolean }) =>
+    ask(flags, async (to) => {
+      if (flags.json) return JSON.stringify(await to.status());
+      await runTop(to, process.stdout, flags.once === true);
+      return '';
+    }),
+  );
+
+program
+  .command('completion')
+  .description('print completions for a shell')
+  .argument('<shell>', 'bash, zsh or fish')
+  .action((shell: string) => {
+    const script = completionOf(program, shell);
+    if (script === null) program.error('pgweir: there are completions for bash, zsh and fish');
+    console.log(script);
+  });
 
 const switches = program.command('switch').description('see and set the switches of a running pgweir');
 remote(switches.command('list').description('print all switches, and what share of the load they are for')).action(
@@ -126,6 +160,22 @@ remote(
 ).action((state: string, flags: RemoteFlags) => ask(flags, (to) => setSwitch(to, 'passthrough', state, flags)));
 
 await program.parseAsync();
+
+function importFile(file: string, out: string | undefined): void {
+  const read = (path: string) => readFileSync(resolve(dirname(file), path), 'utf8');
+  try {
+    const { yaml, notes, secrets } = importPgbouncer(read(file), read);
+    if (out === undefined) return console.log(yaml);
+    for (const [path, text, mode] of [
+      [resolve(out), yaml, 0o644] as const,
+      ...secrets.map((each) => [resolve(dirname(out), each.file), each.text, 0o600] as const),
+    ])
+      writeFileSync(path, text, { mode, flag: 'wx' });
+    console.log([`${out}: written. Try it with: pgweir check ${out}`, ...notes.map((each) => `  ${each}`)].join('\n'));
+  } catch (thrown) {
+    program.error(`pgweir: ${messageOf(thrown)}`);
+  }
+}
 
 /** Says what it touches before it is done. */
 async function setSwitch(
@@ -183,7 +233,7 @@ async function serveEmbedded(dataDir: string | null, port: number, opsPort: numb
     `\nReady. In another terminal:\n\n  psql "host=127.0.0.1 port=${listening.port} user=postgres dbname=postgres"\n`,
   );
   console.log(
-    `Metrics: http://127.0.0.1:${listening.opsPort}/metrics   Console: the same with dbname=pgweir, then SHOW HELP;\n`,
+    `Dashboard: http://127.0.0.1:${listening.opsPort}/   Metrics: http://127.0.0.1:${listening.opsPort}/metrics   Console: the same with dbname=pgweir, then SHOW HELP;\n`,
   );
 }
 

@@ -4,7 +4,7 @@
  * (client/listener hands it over); what it may do depends on auth.admins and auth.readers.
  *
  * Supported: SHOW VERSION | POOLS | CLIENTS | SERVERS | STATS | STATS_TOTALS | STATS_AVERAGES | DATABASES | LISTS |
- * CONFIG | HELP | STATE | CLASSES | SWITCHES | LEDGERS | HOSTS | BREAKERS | CACHE | CACHE_SHAPES (ours), SET SWITCH, RELOAD, and what ops/controls does.
+ * CONFIG | HELP | STATE | CLASSES | SWITCHES | LEDGERS | HOSTS | BREAKERS | CACHE | CACHE_SHAPES | EVENTS (ours), SET SWITCH, RELOAD, and what ops/controls does.
  */
 import { randomBytes } from 'node:crypto';
 import type { ClientIdentity } from '../client/login.ts';
@@ -19,6 +19,7 @@ import type { ServerConnection } from '../server/connection.ts';
 import type { ServerPool } from '../server/pool.ts';
 import { CACHE_COLUMNS, CACHE_SHAPE_COLUMNS, cacheRows, cacheShapeRows } from './caches.ts';
 import type { Controls, ShutdownMode } from './controls.ts';
+import type { Events } from './events.ts';
 import { BREAKER_COLUMNS, breakerRows, HOST_COLUMNS, hostRows } from './hosts.ts';
 import { LEDGER_COLUMNS, ledgerRows } from './ledgers.ts';
 import type { Snapshot } from './snapshot.ts';
@@ -40,6 +41,7 @@ export interface ConsoleActions {
   /** Gives problems; none means it worked. */
   reload(): string[];
   switches: Switchboard;
+  events: Events;
 }
 
 /** Columns as `name` (text), `name i` (int4) or `name n` (numeric). */
@@ -327,6 +329,13 @@ export class Console {
         return table({ columns: columns(CACHE_COLUMNS), rows: cacheRows(snapshot) });
       case 'cache_shapes':
         return table({ columns: columns(CACHE_SHAPE_COLUMNS), rows: cacheShapeRows(snapshot) });
+      case 'events':
+        return table({
+          columns: columns('id n, at, kind, subject, what, actor'),
+          rows: this.#actions.events
+            .since()
+            .map(({ id, at, kind, subject, what, actor }) => [id, at, kind, subject, what, actor]),
+        });
       case 'classes':
         return table({ columns: classColumns, rows: classRows(snapshot) });
       case 'lists':
@@ -340,7 +349,7 @@ export class Console {
 }
 
 const HELP = `Console usage
-\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|STATE|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES|CLASSES|SWITCHES|LEDGERS|HOSTS|BREAKERS|CACHE|CACHE_SHAPES
+\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|STATE|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES|CLASSES|SWITCHES|LEDGERS|HOSTS|BREAKERS|CACHE|CACHE_SHAPES|EVENTS
 \tSET SWITCH <name> = on|off|hold|<n>%|default [FOR <n>s|m|h] [BECAUSE '<text>']
 \tRELOAD
 \tPAUSE [<db>]

@@ -2,7 +2,10 @@
  * The HTTP port. Made by app.
  *
  *     GET   /livez /readyz                  for orchestrators
- *     GET   /metrics /status.json           for tools; with the token, if there is one
+ *     GET   /                               the dashboard: a page, its style and its script (ops/dashboard)
+ *     GET   /metrics /status.json /history.json /events.json       for tools; with the token, if there is one
+ *     GET   /live                           the status once a second, as server-sent events; with the token as well
+ *     POST  /events                         somebody has changed something elsewhere: { "what": "deployed 1.2", "subject": "billing" }
  *     POST  /switches/NAME                  sets a switch: { "state": "off", "for": "10m", "reason": "…", "dryRun": false }
  *
  * /livez says that the event loop turns and never asks the database: a failing dependency must not restart the proxy.
@@ -13,7 +16,11 @@ import type { AddressInfo } from 'node:net';
 import { z } from 'zod';
 import type { Users } from '../client/users.ts';
 import type { Config } from '../config/schema.ts';
+import { type Clock, every } from '../util/clock.ts';
 import { accessOf, hasToken } from './access.ts';
+import { pageAt } from './dashboard.ts';
+import type { Events } from './events.ts';
+import type { History } from './history.ts';
 import type { Status } from './status.ts';
 import { durationOf, positionOf, type Switchboard } from './switchboard.ts';
 
@@ -26,12 +33,24 @@ export interface OpsOptions {
   metrics: () => Promise<string>;
   contentType: string;
   status: () => Status;
+  history: History;
+  events: Events;
   switches: Switchboard;
+  clock: Clock;
 }
 
 const BODY_MAX = 16 * 1024;
 const JSON_TYPE = 'application/json; charset=utf-8';
-const PATHS = 'there are /livez, /readyz, /metrics, /status.json and /switches/NAME\n';
+const PATHS =
+  'there are /, /livez, /readyz, /metrics, /status.json, /history.json, /events.json, /live, /events and /switches/NAME\n';
+const LIVE_MS = 1_000;
+/** Dashboards that are open. */
+const LIVE_MAX = 20;
+/** The page loads nothing from elsewhere, and nobody may put it into a frame. */
+const PAGE_POLICY =
+  "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+const WRONG_TYPE: Answer = { status: 415, body: 'the content type must be application/json\n' };
+const noteSchema = z.strictObject({ what: z.string().min(1).max(500), subject: z.string().max(200).prefault('') });
 
 const wishSchema = z.strictObject({
   state: z.string(),
@@ -42,13 +61,15 @@ const wishSchema = z.strictObject({
 
 interface Answer {
   status: number;
-  body: string;
+  body: string | Buffer;
   type?: string;
+  headers?: Record<string, string>;
 }
 
 export class OpsServer {
   readonly #options: OpsOptions;
   readonly #server: Server;
+  #lives = 0;
 
   constructor(options: OpsOptions) {
     this.#options = options;
@@ -80,17 +101,59 @@ export class OpsServer {
   async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const url = new URL(request.url ?? '/', 'http://ops');
     const [, name] = /^\/switches\/([\w-]+)$/.exec(url.pathname) ?? [];
-    const answer = name === undefined ? await this.#read(request, url) : await this.#change(request, name);
+    if (url.pathname === '/live' && request.method === 'GET' && this.#mayRead(request)) return this.#live(response);
+    const answer =
+      name !== undefined
+        ? await this.#change(request, name)
+        : url.pathname === '/events'
+          ? await this.#note(request)
+          : await this.#read(request, url);
     response.writeHead(answer.status, {
       'content-type': answer.type ?? 'text/plain; charset=utf-8',
       'cache-control': 'no-store',
+      'x-content-type-options': 'nosniff',
+      ...answer.headers,
     });
     response.end(answer.body);
   }
 
-  async #read({ method, headers }: IncomingMessage, url: URL): Promise<Answer> {
-    if (method !== 'GET' && method !== 'HEAD') return { status: 405, body: 'only GET\n' };
-    const { config, checks, isReady, metrics, contentType, status } = this.#options;
+  #mayRead({ headers }: IncomingMessage): boolean {
+    return hasToken(headers, this.#options.config().ops.tokenFile);
+  }
+
+  /** The status, now and every second, until the reader goes away. */
+  #live(response: ServerResponse): void {
+    if (this.#lives >= LIVE_MAX) {
+      response.writeHead(503, { 'retry-after': '10' }).end(`${LIVE_MAX} others look already\n`);
+      return;
+    }
+    const { clock, status } = this.#options;
+    response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' });
+    // Who does not read is not written to.
+    const tell = () => {
+      if (response.writableNeedDrain) return;
+      response.write(`data: ${JSON.stringify(status())}\n\n`);
+    };
+    tell();
+    this.#lives++;
+    const stop = every(clock, LIVE_MS, tell);
+    response.on('close', () => {
+      stop();
+      this.#lives--;
+    });
+  }
+
+  async #read(request: IncomingMessage, url: URL): Promise<Answer> {
+    if (request.method !== 'GET' && request.method !== 'HEAD') return { status: 405, body: 'only GET\n' };
+    const { checks, isReady, metrics, contentType, status, history, events } = this.#options;
+    const json = (value: unknown): Answer => ({ status: 200, body: JSON.stringify(value), type: JSON_TYPE });
+    const page = pageAt(url.pathname);
+    if (page !== null)
+      return {
+        status: 200,
+        ...page,
+        headers: { 'content-security-policy': PAGE_POLICY, 'referrer-policy': 'no-referrer' },
+      };
     switch (url.pathname) {
       case '/livez':
         return { status: 200, body: 'ok\n' };
@@ -101,14 +164,35 @@ export class OpsServer {
       }
       case '/metrics':
       case '/status.json':
-        if (!hasToken(headers, config().ops.tokenFile))
+      case '/history.json':
+      case '/events.json':
+      case '/live':
+        if (!this.#mayRead(request))
           return { status: 401, body: 'this needs the token of ops.tokenFile as a bearer token\n' };
-        return url.pathname === '/metrics'
-          ? { status: 200, body: await metrics(), type: contentType }
-          : { status: 200, body: JSON.stringify(status()), type: JSON_TYPE };
+        if (url.pathname === '/metrics') return { status: 200, body: await metrics(), type: contentType };
+        return json(
+          url.pathname === '/events.json'
+            ? events.since(sinceOf(url))
+            : url.pathname === '/history.json'
+              ? history.view(sinceOf(url))
+              : status(),
+        );
       default:
         return { status: 404, body: PATHS };
     }
+  }
+
+  /** POST /events: a deploy, a change of a configuration elsewhere, an incident's beginning. */
+  async #note(request: IncomingMessage): Promise<Answer> {
+    if (request.method !== 'POST') return { status: 405, body: 'only POST; what has happened is at /events.json\n' };
+    const { config, users, events } = this.#options;
+    const access = await accessOf(request.headers, { ...config(), users: users() });
+    if ('why' in access) return { status: access.status, body: `${access.why}\n` };
+    if (!isJson(request)) return WRONG_TYPE;
+    const note = noteSchema.safeParse(await bodyOf(request));
+    if (!note.success) return { status: 400, body: 'expected {"what": "deployed 1.2", "subject": "billing"}\n' };
+    const happening = events.add('note', note.data.what, { subject: note.data.subject, actor: access.actor });
+    return { status: 200, body: JSON.stringify(happening), type: JSON_TYPE };
   }
 
   /** POST /switches/NAME: what it touches is said in any case, and done unless it is a dry run. */
@@ -117,9 +201,7 @@ export class OpsServer {
     const { config, users, switches } = this.#options;
     const access = await accessOf(request.headers, { ...config(), users: users() });
     if ('why' in access) return { status: access.status, body: `${access.why}\n` };
-    // A form of another site cannot send this type without asking first.
-    if (!/^application\/json\b/.test(request.headers['content-type'] ?? ''))
-      return { status: 415, body: 'the content type must be application/json\n' };
+    if (!isJson(request)) return WRONG_TYPE;
     const wish = wishSchema.safeParse(await bodyOf(request));
     const position = wish.success ? positionOf(wish.data.state) : undefined;
     const forMs = wish.data?.for === undefined ? null : durationOf(wish.data.for);
@@ -137,6 +219,16 @@ export class OpsServer {
       type: JSON_TYPE,
     };
   }
+}
+
+/** `?since=`: an event's id, or wall-clock ms; 0: from the beginning. */
+function sinceOf(url: URL): number {
+  return Number(url.searchParams.get('since') ?? 0) || 0;
+}
+
+/** A form of another site cannot send this type without asking first. */
+function isJson({ headers }: IncomingMessage): boolean {
+  return /^application\/json\b/.test(headers['content-type'] ?? '');
 }
 
 /** The body as JSON; undefined: it is none, or too long. */

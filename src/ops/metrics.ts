@@ -47,6 +47,11 @@ export interface HistogramMetric {
 
 const lag = monitorEventLoopDelay({ resolution: 10 });
 lag.enable();
+
+/** How late timers were since the last scrape, in ms: this percentile of it. */
+export function lagMs(percentile: number): number {
+  return Math.max(0, lag.percentile(percentile) - LAG_RESOLUTION_NS) / 1e6;
+}
 const LAG_RESOLUTION_NS = 10_000_000;
 
 const nameOf = (pool: ServerPool): Labels => ({ database: pool.database, user: pool.user });
@@ -485,6 +490,16 @@ export const metrics: readonly Metric[] = [
     read: ({ gates }) => [...gates].map(([host, gate]) => [{ host }, gate.ratio] as const),
   },
   {
+    name: 'pgweir_class_priority',
+    help: '1 for the priority that a class has.',
+    type: 'gauge',
+    labels: [...classLabels, 'priority'],
+    read: ({ gates }) =>
+      [...gates].flatMap(([host, { lanes }]) =>
+        lanes.map(({ class: { name, priority } }) => [{ host, class: name, priority }, 1] as const),
+      ),
+  },
+  {
     name: 'pgweir_class_offered_total',
     help: 'Requests that asked to be admitted.',
     type: 'counter',
@@ -590,12 +605,9 @@ export const metrics: readonly Metric[] = [
     name: 'pgweir_event_loop_lag_seconds',
     help: 'How late timers of the event loop were, since the last scrape.',
     type: 'gauge',
-    labels: ['quantile'],
+    labels: ['percentile'],
     read: () =>
-      (['0.5', '0.99', '1'] as const).map(
-        (quantile) =>
-          [{ quantile }, Math.max(0, lag.percentile(Number(quantile) * 100) - LAG_RESOLUTION_NS) / 1e9] as const,
-      ),
+      (['50', '99', '100'] as const).map((percentile) => [{ percentile }, lagMs(Number(percentile)) / 1000] as const),
   },
   {
     name: 'pgweir_cpu_seconds_total',

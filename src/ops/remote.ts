@@ -67,7 +67,7 @@ export class Remote {
 }
 
 /** Columns of equal width. */
-function table(head: readonly string[], rows: readonly (readonly (string | number)[])[]): string {
+export function table(head: readonly string[], rows: readonly (readonly (string | number)[])[]): string {
   const all = [head, ...rows.map((row) => row.map(String))];
   const widths = head.map((_, at) => Math.max(...all.map((row) => row[at]!.length)));
   const line = (row: readonly string[]) =>
@@ -138,6 +138,12 @@ function cacheTable({ caches }: Status): string {
   );
 }
 
+/** The verdict, and what is behind it. */
+function verdictText({ verdict: { line, findings } }: Status): string {
+  const told = findings.map(({ level, what, does, todo }) => [level, what, does, todo === '' ? '' : `→ ${todo}`]);
+  return told.length < 1 ? line : `${line}\n\n${table(['level', 'what', 'pgweir already', 'you could'], told)}`;
+}
+
 export function statusText(status: Status): string {
   const { clients, pools, hosts, classes } = status;
   const flags = [
@@ -147,6 +153,7 @@ export function statusText(status: Status): string {
     ...(status.bugs > 0 ? [`${status.bugs} BUGS`] : []),
   ];
   return [
+    verdictText(status),
     `pgweir ${status.version}, up ${status.uptime} s: ${flags.join(', ')}; admission ${status.admission}`,
     `clients ${clients.now} of ${clients.max}, ${clients.held} in the tarpit`,
     table(

@@ -2,10 +2,14 @@
 import { shedReasons } from '../guard/gate.ts';
 import type { Position, Valve } from '../guard/switches.ts';
 import { CACHE_COLUMNS, CACHE_SHAPE_COLUMNS, cacheRows, cacheShapeRows } from './caches.ts';
+import type { Events, Happening } from './events.ts';
+import type { History } from './history.ts';
 import { breakersOf } from './hosts.ts';
 import { LEDGER_COLUMNS, ledgerRows } from './ledgers.ts';
+import { lagMs } from './metrics.ts';
 import type { Snapshot } from './snapshot.ts';
 import type { Switchboard } from './switchboard.ts';
+import { type Judged, type Verdict, verdictOf } from './verdict.ts';
 import { version } from './version.ts';
 
 export interface Status {
@@ -18,6 +22,13 @@ export interface Status {
   isPassthrough: boolean;
   admission: string;
   bugs: number;
+  /** Since the start. */
+  queries: number;
+  /** How late timers of the process are, at the 99th percentile. */
+  lagMs: number;
+  /** What all of it comes to, and what has happened last. */
+  verdict: Verdict;
+  events: readonly Happening[];
   clients: { now: number; max: number; held: number };
   pools: PoolStatus[];
   hosts: HostStatus[];
@@ -74,6 +85,10 @@ interface ClassStatus {
   admitted: number;
   shed: Record<string, number>;
   retries: number;
+  /** Of the time that a server works for one of its requests, in ms. */
+  meanMs: number;
+  /** Requests per second over the last minute, on all hosts. */
+  rates: { offered: number; admitted: number; shed: number };
 }
 
 interface SwitchStatus {
@@ -90,6 +105,8 @@ interface SwitchStatus {
   work: number;
 }
 
+const EVENTS_SHOWN = 20;
+
 const namesIn = (columns: string) => columns.split(',').map((column) => column.trim().split(' ')[0]!);
 const ledgerNames = namesIn(LEDGER_COLUMNS);
 const cacheNames = namesIn(CACHE_COLUMNS);
@@ -99,7 +116,18 @@ function named(names: readonly string[], rows: (string | number | null)[][]): Re
   return rows.map((row) => Object.fromEntries(names.map((name, at) => [name, row[at]!])));
 }
 
-export function statusOf(snapshot: Snapshot, switches: Switchboard, wall: number): Status {
+export interface StatusSources {
+  switches: Switchboard;
+  history: History;
+  events: Events;
+}
+
+export function statusOf(snapshot: Snapshot, { switches, history, events }: StatusSources, wall: number): Status {
+  const judged = judgedOf(snapshot, switches, history, wall);
+  return { ...judged, verdict: verdictOf(judged), events: events.since().slice(-EVENTS_SHOWN) };
+}
+
+function judgedOf(snapshot: Snapshot, switches: Switchboard, history: History, wall: number): Judged {
   const { config, counts, gates } = snapshot;
   const breakers = breakersOf(snapshot);
   return {
@@ -111,6 +139,8 @@ export function statusOf(snapshot: Snapshot, switches: Switchboard, wall: number
     isPassthrough: snapshot.isPassthrough,
     admission: config.admission.mode,
     bugs: counts.bugs,
+    queries: snapshot.pools.reduce((sum, pool) => sum + pool.counts.queries, 0),
+    lagMs: lagMs(99),
     clients: { now: snapshot.sessions.size, max: snapshot.clientsMax, held: snapshot.tarpit.held },
     pools: snapshot.pools.map((pool) => ({
       database: pool.database,
@@ -146,7 +176,7 @@ export function statusOf(snapshot: Snapshot, switches: Switchboard, wall: number
     caches: named(cacheNames, cacheRows(snapshot)),
     cacheShapes: named(shapeNames, cacheShapeRows(snapshot)),
     classes: [...gates].flatMap(([host, { lanes }]) =>
-      lanes.map(({ class: of, queue, atWork, counts: { offered, admitted, shed, retries } }) => ({
+      lanes.map(({ class: of, queue, atWork, meanMs, counts: { offered, admitted, shed, retries } }) => ({
         host,
         name: of.name,
         priority: of.priority,
@@ -157,6 +187,12 @@ export function statusOf(snapshot: Snapshot, switches: Switchboard, wall: number
         admitted,
         shed: Object.fromEntries(shedReasons.map((reason) => [reason, shed[reason]])),
         retries,
+        meanMs,
+        rates: {
+          offered: history.rate(`offered_total/${of.name}`),
+          admitted: history.rate(`admitted_total/${of.name}`),
+          shed: history.rate(`shed_total/${of.name}`),
+        },
       })),
     ),
     switches: switches.rows().map(({ setting, valve, ...row }) => ({

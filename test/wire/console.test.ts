@@ -106,7 +106,7 @@ t.test('the HTTP port tells health and metrics, the latter to who has the token'
   t.match(text, /^pgweir_servers\{database="postgres",user="postgres",state="active"\} 1$/m);
   t.match(text, /^pgweir_pins_total\{database="postgres",user="postgres",reason="lock"\} 1$/m);
   t.match(text, /^pgweir_wait_seconds_bucket\{database="postgres",user="postgres",le="\+Inf"\} \d+$/m);
-  t.match(text, /^pgweir_event_loop_lag_seconds\{quantile="0.99"\} [\d.e-]+$/m);
+  t.match(text, /^pgweir_event_loop_lag_seconds\{percentile="99"\} [\d.e-]+$/m);
   t.match(text, /^# TYPE pgweir_queries_total counter$/m);
   await client.end();
 });

@@ -1,32 +1,16 @@
 /** Ledgers end to end: a metric is read, classes are held back by it, and people see why. The metric is a fake on loopback. */
-import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import http from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { Remote, statusText } from '../../src/ops/remote.ts';
+import { fakeMetric } from '../fixtures/metric.ts';
 import { open, send, sqlstates, types } from '../fixtures/raw.ts';
 import { startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
 const { query: Q } = send;
 const postgres = await withPostgres();
 t.after(() => postgres.stop());
-
-/** A metric that says what `state` says. */
-async function fakeMetric(t: Test) {
-  const state = { balance: 500 as number | null };
-  const server = http.createServer((_, response) => {
-    if (state.balance === null) return void response.writeHead(500).end();
-    response.end(JSON.stringify({ balance: state.balance, at: Date.now() }));
-  });
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  t.after(() => server.close());
-  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/`;
-  return { state, metric: { source: 'http', url, value: '/balance', time: '/at', every: '100ms' } };
-}
 
 const cpu = { unit: 'cpu-credits', capacity: 576, earnPerHour: 24, vcpus: 2, mode: 'enforce' };
 const classes = [

@@ -1,0 +1,327 @@
+/**
+ * A pgbouncer.ini as a configuration of ours. Pure but for `%include`. Called by cli (`pgweir import`).
+ *
+ * The one idea: every key of the file either has a counterpart, or is told with what to do instead: nothing is dropped silently. Keys that are
+ * left out take PgBouncer's default where ours differs and the difference can be felt (pgbouncer.org/config.html).
+ */
+import { stringify } from 'yaml';
+
+export interface Imported {
+  /** The configuration, as YAML. */
+  yaml: string;
+  /** What has no counterpart, or another one than somebody might think. */
+  notes: string[];
+  /** Secrets that stood in the file: they belong into files of their own. */
+  secrets: { file: string; text: string }[];
+}
+
+type Section = Map<string, string>;
+type Json = { [key: string]: unknown };
+
+/** What is meant by a key, or why it means nothing here. */
+type Meaning = { path: string; as: (value: string) => unknown } | { note: string };
+
+const seconds = (value: string) => `${Number(value)}s`;
+const duration = (path: string): Meaning => ({ path, as: seconds });
+const number = (path: string): Meaning => ({ path, as: Number });
+const words = (path: string): Meaning => ({ path, as: (value) => value.split(/[\s,]+/).filter(Boolean) });
+const text = (path: string): Meaning => ({ path, as: (value) => value });
+const note = (what: string): Meaning => ({ note: what });
+
+const LOGS = note('logs go to standard output: the supervisor keeps them');
+const SOCKETS = note('the operating system’s settings hold');
+const DNS = note('names are looked up again every 15 s, and after a connect that failed');
+const NOT_YET = note('not supported yet');
+const ITSELF = note('done by itself');
+
+const globals: Readonly<Record<string, Meaning>> = {
+  listen_port: number('listen.port'),
+  max_client_conn: number('listen.clientsMax'),
+  client_login_timeout: duration('listen.loginTimeout'),
+  client_tls_sslmode: text('listen.tls.mode'),
+  client_tls_cert_file: text('listen.tls.cert'),
+  client_tls_key_file: text('listen.tls.key'),
+  client_tls_ca_file: text('listen.tls.ca'),
+  client_tls_ciphers: NOT_YET,
+  client_tls_protocols: NOT_YET,
+  client_tls_dheparams: NOT_YET,
+  client_tls_ecdhcurve: NOT_YET,
+  auth_file: text('auth.users'),
+  admin_users: words('auth.admins'),
+  stats_users: words('auth.readers'),
+  auth_hba_file: NOT_YET,
+  auth_query: NOT_YET,
+  auth_user: NOT_YET,
+  auth_dbname: NOT_YET,
+  auth_ident_file: NOT_YET,
+  auth_ldap_options: note('LDAP is not supported: let Postgres ask it, or use SCRAM'),
+  reserve_pool_size: note('there is no reserve pool: `classes` say who comes first when servers are short'),
+  reserve_pool_timeout: note('there is no reserve pool'),
+  max_user_connections: note('not supported yet: `serversMax` caps a host over all users'),
+  max_user_client_connections: NOT_YET,
+  max_db_client_connections: NOT_YET,
+  server_reset_query: note('servers are reset by what their clients have done; nothing is to be configured'),
+  server_reset_query_always: ITSELF,
+  server_check_query: note('a server that is lost is noticed without a query'),
+  server_check_delay: note('a server that is lost is noticed without a query'),
+  server_round_robin: note('the server that was used last is used next'),
+  server_fast_close: ITSELF,
+  server_login_retry: note('pauses between attempts grow by themselves, up to a second'),
+  ignore_startup_parameters: note(
+    'what only clients know (extra_float_digits, …) is accepted; all other parameters are passed on',
+  ),
+  track_extra_parameters: note('all parameters that Postgres reports are tracked'),
+  application_name_add_host: NOT_YET,
+  autodb_idle_timeout: ITSELF,
+  cancel_wait_timeout: ITSELF,
+  disable_pqexec: NOT_YET,
+  conffile: ITSELF,
+  service_name: ITSELF,
+  job_name: ITSELF,
+  stats_period: note('averages are over 60 s'),
+  log_connections: LOGS,
+  log_disconnections: LOGS,
+  log_pooler_errors: LOGS,
+  log_stats: note('the numbers are at /metrics'),
+  logfile: LOGS,
+  syslog: LOGS,
+  syslog_facility: LOGS,
+  syslog_ident: LOGS,
+  pidfile: note('the supervisor knows the process'),
+  user: note('start it as the user that it is to be'),
+  unix_socket_mode: NOT_YET,
+  unix_socket_group: NOT_YET,
+  peer_id: NOT_YET,
+  suspend_timeout: ITSELF,
+  max_packet_size: {
+    path: 'listen.messageMax',
+    as: (value) => `${Math.floor(Math.min(Number(value), 2 ** 30) / 1024)}KiB`,
+  },
+  pkt_buf: ITSELF,
+  listen_backlog: SOCKETS,
+  sbuf_loopcnt: ITSELF,
+  so_reuseport: NOT_YET,
+  tcp_defer_accept: SOCKETS,
+  tcp_socket_buffer: SOCKETS,
+  tcp_keepalive: SOCKETS,
+  tcp_keepcnt: SOCKETS,
+  tcp_keepidle: SOCKETS,
+  tcp_keepintvl: SOCKETS,
+  tcp_user_timeout: SOCKETS,
+  dns_max_ttl: DNS,
+  dns_nxdomain_ttl: DNS,
+  dns_zone_check_period: DNS,
+  resolv_conf: DNS,
+};
+
+/** Keys of [pgbouncer] that hold for every database; beneath databases.*. */
+const shared: Readonly<Record<string, Meaning>> = {
+  pool_mode: text('pool.mode'),
+  default_pool_size: number('pool.size'),
+  min_pool_size: number('pool.sizeMin'),
+  max_db_connections: { path: 'serversMax', as: (value) => (Number(value) === 0 ? undefined : Number(value)) },
+  max_prepared_statements: {
+    path: 'pool.preparedMax',
+    as: (value) => (Number(value) === 0 ? undefined : Number(value)),
+  },
+  server_lifetime: duration('pool.lifetimeMax'),
+  server_idle_timeout: duration('pool.idleMax'),
+  server_connect_timeout: duration('pool.connectMax'),
+  query_timeout: duration('pool.queryMax'),
+  query_wait_timeout: { path: 'pool.waitMax', as: (value) => (Number(value) === 0 ? '24h' : seconds(value)) },
+  client_idle_timeout: duration('pool.clientIdleMax'),
+  idle_transaction_timeout: duration('pool.idleInTransactionMax'),
+  transaction_timeout: duration('pool.transactionMax'),
+  server_tls_sslmode: { path: 'tls.mode', as: (value) => (value === 'allow' ? 'prefer' : value) },
+  server_tls_ca_file: text('tls.ca'),
+  server_tls_cert_file: text('tls.cert'),
+  server_tls_key_file: text('tls.key'),
+  server_tls_ciphers: NOT_YET,
+  server_tls_protocols: NOT_YET,
+};
+
+/** Where PgBouncer's defaults differ from ours so that it is felt. */
+const defaults: Readonly<Record<string, string>> = {
+  pool_mode: 'session',
+  max_client_conn: '100',
+  query_wait_timeout: '120',
+  server_connect_timeout: '15',
+  client_login_timeout: '60',
+};
+
+/** Keys of a line of [databases]. */
+const ofDatabase: Readonly<Record<string, Meaning>> = {
+  dbname: text('dbname'),
+  user: text('user'),
+  pool_size: number('pool.size'),
+  min_pool_size: number('pool.sizeMin'),
+  pool_mode: text('pool.mode'),
+  max_db_connections: shared.max_db_connections!,
+  reserve_pool: globals.reserve_pool_size!,
+  reserve_pool_size: globals.reserve_pool_size!,
+  server_lifetime: shared.server_lifetime!,
+  query_timeout: shared.query_timeout!,
+  connect_query: NOT_YET,
+  auth_user: NOT_YET,
+  auth_query: NOT_YET,
+  auth_dbname: NOT_YET,
+  client_encoding: note('clients that want it say so: their settings are kept'),
+  datestyle: note('clients that want it say so: their settings are kept'),
+  timezone: note('clients that want it say so: their settings are kept'),
+  application_name: note('clients give theirs'),
+  load_balance_hosts: note('the primary is found among `hosts`; reads go to standbys with `reads: replica`'),
+};
+
+const METHODS = ['trust', 'md5', 'scram-sha-256'];
+
+/** Throws an Error that says what is wrong with the file. `include`: gives the text of a file that it includes. */
+export function importPgbouncer(ini: string, include: (file: string) => string): Imported {
+  const sections = sectionsOf(ini, include);
+  const main = sections.get('pgbouncer') ?? new Map();
+  const found = new Finding();
+  const config: Json = {};
+  importListen(main, config, found);
+  importAuth(main, config, found);
+  for (const [key, value] of withDefaults(main)) {
+    if (own.has(key) || Object.hasOwn(shared, key)) continue;
+    found.apply(globals[key], key, value, config);
+  }
+  const common: Json = {};
+  for (const [key, value] of withDefaults(main))
+    if (Object.hasOwn(shared, key)) found.apply(shared[key], key, value, common);
+  const databases: Json = {};
+  for (const [name, line] of sections.get('databases') ?? []) databases[name] = databaseOf(name, line, common, found);
+  if (Object.keys(databases).length === 0) {
+    found.notes.push('[databases] is empty: every name leads to 127.0.0.1:5432 until you say otherwise');
+    databases['*'] = { hosts: ['127.0.0.1:5432'], ...common };
+  }
+  for (const [name, line] of sections.get('users') ?? [])
+    found.notes.push(`[users] ${name} = ${line}: settings of one user are not supported yet`);
+  for (const name of sections.keys())
+    if (!['pgbouncer', 'databases', 'users'].includes(name)) found.notes.push(`[${name}] is not supported yet`);
+  const told = found.notes.map((each) => `#   ${each}\n`).join('');
+  const head = `# From a pgbouncer.ini, by pgweir import.\n${told === '' ? '' : `# What has no counterpart, or another one:\n${told}`}\n`;
+  return { yaml: `${head}${stringify({ ...config, databases })}`, notes: found.notes, secrets: found.secrets };
+}
+
+/** Keys that are looked at together. */
+const own = new Set(['listen_addr', 'unix_socket_dir', 'auth_type', 'verbose', 'admin_users']);
+
+class Finding {
+  readonly notes: string[] = [];
+  readonly secrets: { file: string; text: string }[] = [];
+
+  /** Puts what `value` means to its place in `config`, or notes that it means nothing. */
+  apply(meaning: Meaning | undefined, key: string, value: string, config: Json): void {
+    if (meaning === undefined) this.notes.push(`${key} = ${value}: not known`);
+    else if ('note' in meaning) this.notes.push(`${key}: ${meaning.note}`);
+    else if (value !== '') put(config, meaning.path, meaning.as(value));
+  }
+}
+
+function importListen(main: Section, config: Json, { notes }: Finding): void {
+  const addresses = (main.get('listen_addr') ?? '').split(/[\s,]+/).filter(Boolean);
+  const [first] = addresses;
+  if (first === undefined) notes.push('listen_addr is empty: pgweir listens on 127.0.0.1 all the same');
+  if (addresses.length > 1) notes.push(`listen_addr: one address only, or 0.0.0.0 for all; ${first} is taken`);
+  put(config, 'listen.host', first === '*' ? '0.0.0.0' : first === 'localhost' ? '127.0.0.1' : first);
+  const folder = main.get('unix_socket_dir');
+  if (folder !== undefined && folder !== '') put(config, 'listen.socketDir', folder);
+  if (Number(main.get('verbose') ?? 0) > 0) put(config, 'log.level', 'debug');
+}
+
+function importAuth(main: Section, config: Json, { notes }: Finding): void {
+  const type = main.get('auth_type') ?? 'md5';
+  if (METHODS.includes(type)) put(config, 'auth.method', type);
+  else {
+    put(config, 'auth.method', 'scram-sha-256');
+    notes.push(`auth_type = ${type}: not supported yet; scram-sha-256 is taken: nobody gets in who should not`);
+  }
+  if (type !== 'trust' && !main.has('auth_file')) {
+    put(config, 'auth.users', 'userlist.txt');
+    notes.push('auth_file is not set: users are looked for in userlist.txt, in PgBouncer’s format');
+  }
+  const admins = (main.get('admin_users') ?? '').split(/[\s,]+/).filter(Boolean);
+  put(config, 'auth.admins', admins);
+  if (admins.length === 0) notes.push('admin_users is empty: nobody may use the console or set switches');
+}
+
+function databaseOf(name: string, line: string, common: Json, found: Finding): Json {
+  const values = connectionString(line);
+  const database: Json = structuredClone(common);
+  const port = values.get('port') ?? '5432';
+  const hosts = (values.get('host') ?? '')
+    .split(',')
+    .map((each) => each.trim())
+    .filter(Boolean);
+  if (hosts.length === 0 || hosts.some((host) => host.startsWith('/')))
+    found.notes.push(`${name}: servers are reached by TCP only; 127.0.0.1 is taken for a Unix socket`);
+  if (hosts.length > 1)
+    found.notes.push(
+      `${name}: of ${hosts.join(', ')} only the first is taken: which is the primary is found out by a control user; add databases.*.control, then the others`,
+    );
+  const [host = '127.0.0.1'] = hosts;
+  const address = host.startsWith('/') ? '127.0.0.1' : host.includes(':') ? `[${host}]` : host;
+  const password = values.get('password');
+  if (password !== undefined) {
+    const file = `${name === '*' ? 'default' : name.replace(/[^\w.-]/g, '_')}.password`;
+    found.secrets.push({ file, text: `${password}\n` });
+    found.notes.push(`${name}: its password belongs into the file ${file}, readable by pgweir only`);
+    database.passwordFile = file;
+  }
+  for (const [key, value] of values)
+    if (!['host', 'port', 'password'].includes(key)) found.apply(ofDatabase[key], `${name}: ${key}`, value, database);
+  return { hosts: [`${address}:${port.split(',')[0]}`], ...database };
+}
+
+function withDefaults(main: Section): Section {
+  return new Map([...Object.entries(defaults), ...main]);
+}
+
+/** Lines of `key = value` beneath `[section]`; ; and # begin comments. */
+function sectionsOf(ini: string, include: (file: string) => string, depth = 0): Map<string, Section> {
+  if (depth > 10) throw new Error('%include goes in a circle');
+  const sections = new Map<string, Section>();
+  let section: Section | null = null;
+  for (const [index, raw] of ini.split(/\r?\n/).entries()) {
+    const line = raw.trim();
+    if (line === '' || line.startsWith(';') || line.startsWith('#')) continue;
+    const [, file] = /^%include\s+(.+)$/.exec(line) ?? [];
+    if (file !== undefined) {
+      for (const [name, values] of sectionsOf(include(file), include, depth + 1))
+        sections.set(name, new Map([...(sections.get(name) ?? []), ...values]));
+      continue;
+    }
+    const [, name] = /^\[(\w+)\]$/.exec(line) ?? [];
+    if (name !== undefined) {
+      section = sections.get(name) ?? new Map();
+      sections.set(name, section);
+      continue;
+    }
+    const [, key, value] = /^("(?:[^"]|"")+"|[^\s=]+)\s*=\s*(.*)$/.exec(line) ?? [];
+    if (key === undefined || section === null)
+      throw new Error(`line ${index + 1}: expected key = value beneath [section]`);
+    section.set(key.replace(/^"(.*)"$/, '$1').replaceAll('""', '"'), value!);
+  }
+  return sections;
+}
+
+/** key=value key='it''s' … as libpq has them. */
+function connectionString(line: string): Map<string, string> {
+  const values = new Map<string, string>();
+  for (const [, key, quoted, bare] of line.matchAll(/([\w]+)\s*=\s*(?:'((?:[^']|'')*)'|(\S*))/g))
+    values.set(key!, quoted?.replaceAll("''", "'") ?? bare ?? '');
+  return values;
+}
+
+function put(config: Json, path: string, value: unknown): void {
+  if (value === undefined) return;
+  const names = path.split('.');
+  const last = names.pop()!;
+  let at = config;
+  for (const name of names) {
+    at[name] ??= {};
+    at = at[name] as Json;
+  }
+  at[last] = value;
+}

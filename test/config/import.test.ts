@@ -1,0 +1,91 @@
+/** A pgbouncer.ini becomes a configuration that loads; what has no counterpart is told. */
+import { existsSync, readFileSync } from 'node:fs';
+import t from 'tap';
+import { importPgbouncer } from '../../src/config/import.ts';
+import { parseConfig } from '../../src/config/load.ts';
+import { skip } from '../fixtures/drivers/programs.ts';
+
+const nothing = () => '';
+
+function load(yaml: string) {
+  const loaded = parseConfig(yaml, 'imported', {});
+  if (!loaded.ok) throw new Error(loaded.problems.join('\n'));
+  return loaded.config;
+}
+
+t.test('keys go to their places, in their units', async (t) => {
+  const { yaml, notes, secrets } = importPgbouncer(
+    `
+; a comment
+[databases]
+app = host=db-1,db-2 port=5433 dbname=prod user=web password='it''s' pool_size=7 connect_query='SELECT 1'
+* = host=::1
+"odd name" = host=/run/postgresql
+[users]
+bob = pool_mode=session
+[pgbouncer]
+listen_addr = *
+listen_port = 6433
+unix_socket_dir =
+auth_type = scram-sha-256
+auth_file = users.txt
+admin_users = ann, bob
+stats_users = monitor
+pool_mode = transaction
+max_client_conn = 900
+default_pool_size = 30
+query_wait_timeout = 0
+idle_transaction_timeout = 60
+server_tls_sslmode = verify-full
+reserve_pool_size = 5
+max_packet_size = 2147483647
+verbose = 1
+made_up = 7
+%include more.ini
+`,
+    (file) => (file === 'more.ini' ? '[pgbouncer]\nquery_timeout = 30\n' : ''),
+  );
+  const config = load(yaml);
+  t.match(config.listen, { host: '0.0.0.0', port: 6433, clientsMax: 900, socketDir: null, messageMax: 2 ** 30 });
+  t.match(config.auth, { method: 'scram-sha-256', users: 'users.txt', admins: ['ann', 'bob'], readers: ['monitor'] });
+  t.equal(config.log.level, 'debug');
+  const { app, '*': all, 'odd name': odd } = config.databases;
+  t.match(app, { dbname: 'prod', user: 'web', passwordFile: 'app.password', tls: { mode: 'verify-full' } });
+  t.match(app!.hosts, [{ host: 'db-1', port: 5433 }]);
+  t.match(app!.pool, {
+    mode: 'transaction',
+    size: 7,
+    waitMax: 86_400_000,
+    idleInTransactionMax: 60_000,
+    queryMax: 30_000,
+  });
+  t.match([all!.hosts[0]!.host, all!.pool.size], ['::1', 30]);
+  t.equal(odd!.hosts[0]!.host, '127.0.0.1');
+  t.same(secrets, [{ file: 'app.password', text: "it's\n" }]);
+  t.notMatch(yaml, "it's", 'no secret in the configuration');
+  for (const told of ['db-2', 'connect_query', 'reserve_pool_size', 'made_up', '[users] bob', 'Unix socket'])
+    t.ok(
+      notes.some((note) => note.includes(told)),
+      told,
+    );
+});
+
+t.test('PgBouncer’s defaults hold where they are felt', async (t) => {
+  const config = load(importPgbouncer('[databases]\na = host=h\n[pgbouncer]\n', nothing).yaml);
+  t.match(config.databases.a!.pool, { mode: 'session', waitMax: 120_000, connectMax: 15_000 });
+  t.equal(config.listen.clientsMax, 100);
+  t.match(config.auth, { method: 'md5', users: 'userlist.txt', admins: [] });
+});
+
+t.test('what it cannot read it says, with the line', async (t) => {
+  t.throws(() => importPgbouncer('[pgbouncer]\nnonsense\n', nothing), /line 2: expected key = value/);
+  t.throws(() => importPgbouncer('%include a\n', () => '%include a\n'), /circle/);
+});
+
+t.test('PgBouncer’s own example', async (t) => {
+  const example = '/etc/pgbouncer/pgbouncer.ini';
+  if (!existsSync(example)) return skip(t, 'PgBouncer', 'pgbouncer');
+  const { yaml, notes } = importPgbouncer(readFileSync(example, 'utf8'), nothing);
+  t.ok(Object.keys(load(yaml).databases).length > 0);
+  t.notMatch(notes.join('\n'), 'not known', 'every key of it is known');
+});
