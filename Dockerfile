@@ -14,10 +14,12 @@ WORKDIR /pgweir
 COPY --from=build /pgweir/package.json ./
 COPY --from=build /pgweir/node_modules ./node_modules
 COPY --from=build /pgweir/dist ./dist
+COPY src/ops/dashboard ./src/ops/dashboard
 USER node
 EXPOSE 6432 9432
 STOPSIGNAL SIGTERM
 # The configuration is mounted at /etc/pgweir; without it the process exits with 2 instead of serving nothing.
 ENTRYPOINT ["node", "--max-semi-space-size=8", "dist/cli.js"]
 CMD ["serve", "--config", "/etc/pgweir/pgweir.yaml"]
-HEALTHCHECK --interval=10s CMD ["node", "-e", "fetch('http://127.0.0.1:9432/livez').then((r) => process.exit(r.ok ? 0 : 1), () => process.exit(1))"]
+# The root may be read-only: what is kept is kept in state.dir, if there is one.
+HEALTHCHECK --interval=10s --timeout=5s CMD ["node", "dist/cli.js", "status", "--quiet", "--config", "/etc/pgweir/pgweir.yaml"]

@@ -1,5 +1,6 @@
 #!/usr/bin/env -S node --max-semi-space-size=8
 /** The command line: commands and flags, no logic. Everything that runs is app (or config, for check and schema). */
+import { spawn } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { Command } from 'commander';
@@ -266,6 +267,7 @@ async function run(
     await after();
     process.exit(1);
   }
+  tellSystemd();
   let isEnding = false;
   process.on('SIGTERM', () => {
     if (isEnding) return void end(() => app.stop());
@@ -279,6 +281,13 @@ async function run(
   process.on('uncaughtException', (thrown) => app.onBug('uncaught exception', thrown));
   process.on('unhandledRejection', (thrown) => app.onBug('unhandled rejection', thrown));
   return listening;
+}
+
+/** Type=notify: systemd waits until it serves. Node cannot write to datagram sockets; systemd brings a program that does. */
+function tellSystemd(): void {
+  if (process.env.NOTIFY_SOCKET === undefined) return;
+  const child = spawn('systemd-notify', ['--ready', `--pid=${process.pid}`], { stdio: 'ignore' });
+  child.on('error', (thrown) => console.error(`pgweir: systemd could not be told: ${messageOf(thrown)}`));
 }
 
 function explain(thrown: unknown): string {
