@@ -19,6 +19,7 @@ import { CreditBook, type Residents } from './credits/book.ts';
 import { Admission } from './guard/admission.ts';
 import { Door } from './guard/door.ts';
 import { Health } from './guard/health.ts';
+import { Bypass, type Watched } from './ops/bypass.ts';
 import { Console } from './ops/console.ts';
 import { Controls } from './ops/controls.ts';
 import { changedKeys, Events, hashOf } from './ops/events.ts';
@@ -66,6 +67,7 @@ const GATE_TICK_MS = 20;
 const SHARES_MS = 10_000;
 const MEMORY_MS = 60_000;
 const EVENTS_MS = 1_000;
+const BYPASS_MS = 15_000;
 const DRAIN_CHECK_MS = 50;
 const PROBE_MS = 1_000;
 /** Where standbys are read from, hosts are asked so often in the time that their lag may be. */
@@ -97,6 +99,7 @@ export class App {
   readonly #console: Console;
   readonly #metrics: Metrics;
   readonly #history = new History();
+  readonly #bypass = new Bypass();
   readonly #events: Events;
   readonly #switches: Switchboard;
   readonly #ops: OpsServer;
@@ -215,6 +218,7 @@ export class App {
       every(this.#clock, SHARES_MS, () => this.#shares.tick()),
       every(this.#clock, EVENTS_MS, () => this.#events.look(this.snapshot(), this.#switches.rows())),
       every(this.#clock, SAMPLE_MS, () => this.#history.sample(this.snapshot(), this.#clock.wall())),
+      every(this.#clock, BYPASS_MS, () => void this.#bypass.look(this.#watched())),
       every(this.#clock, MEMORY_MS, () => void this.#memory.save(this.#credits.save())),
     ];
     this.#stopTicking = () => {
@@ -491,6 +495,22 @@ export class App {
     return openControl(this.#targetOf(database, user, config, at), password);
   }
 
+  /** Every primary that a control user may look at, once. */
+  #watched(): Watched[] {
+    const pids = this.#allPools.flatMap((pool) => [
+      ...pool.servers().map(({ server }) => server.pid),
+      ...(pool.channels.server === null ? [] : [pool.channels.server.pid]),
+    ]);
+    const watched = new Map<string, Watched>();
+    for (const [name, config] of Object.entries(this.config.databases)) {
+      if (config.control === undefined) continue;
+      const host = addressOf(this.#clusterOf(config, name).primary);
+      const database = config.dbname ?? (name === '*' ? 'postgres' : name);
+      watched.set(host, { host, pids, query: (sql) => this.#query(config, database, sql) });
+    }
+    return [...watched.values()];
+  }
+
   // --- Configuration --------------------------------------------------------------------------------------------
 
   #path<File extends string | null>(file: File): File {
@@ -718,6 +738,7 @@ export class App {
       sources: this.#credits.sources,
       isPassthrough: this.#admission.isPassthrough,
       caches: this.#caches,
+      bypass: this.#bypass,
       statements: [...this.#pools.values()].reduce((sum, pool) => sum + pool.statements.size, 0),
       users: this.#users,
     };

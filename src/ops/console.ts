@@ -4,7 +4,7 @@
  * (client/listener hands it over); what it may do depends on auth.admins and auth.readers.
  *
  * Supported: SHOW VERSION | POOLS | CLIENTS | SERVERS | STATS | STATS_TOTALS | STATS_AVERAGES | DATABASES | LISTS |
- * CONFIG | HELP | STATE | CLASSES | SWITCHES | LEDGERS | HOSTS | BREAKERS | CACHE | CACHE_SHAPES | EVENTS (ours), SET SWITCH, RELOAD, and what ops/controls does.
+ * CONFIG | HELP | STATE | CLASSES | SWITCHES | LEDGERS | HOSTS | BREAKERS | CACHE | CACHE_SHAPES | EVENTS | BYPASS (ours), SET SWITCH, RELOAD, and what ops/controls does.
  */
 import { randomBytes } from 'node:crypto';
 import type { ClientIdentity } from '../client/login.ts';
@@ -17,6 +17,7 @@ import { ClientMessage } from '../protocol/messages.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import type { ServerPool } from '../server/pool.ts';
+import { BYPASS_COLUMNS, bypassRows } from './bypass.ts';
 import { CACHE_COLUMNS, CACHE_SHAPE_COLUMNS, cacheRows, cacheShapeRows } from './caches.ts';
 import type { Controls, ShutdownMode } from './controls.ts';
 import type { Events } from './events.ts';
@@ -329,6 +330,8 @@ export class Console {
         return table({ columns: columns(CACHE_COLUMNS), rows: cacheRows(snapshot) });
       case 'cache_shapes':
         return table({ columns: columns(CACHE_SHAPE_COLUMNS), rows: cacheShapeRows(snapshot) });
+      case 'bypass':
+        return table({ columns: columns(BYPASS_COLUMNS), rows: bypassRows(snapshot.bypass) });
       case 'events':
         return table({
           columns: columns('id n, at, kind, subject, what, actor'),
@@ -349,7 +352,7 @@ export class Console {
 }
 
 const HELP = `Console usage
-\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|STATE|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES|CLASSES|SWITCHES|LEDGERS|HOSTS|BREAKERS|CACHE|CACHE_SHAPES|EVENTS
+\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|STATE|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES|CLASSES|SWITCHES|LEDGERS|HOSTS|BREAKERS|CACHE|CACHE_SHAPES|EVENTS|BYPASS
 \tSET SWITCH <name> = on|off|hold|<n>%|default [FOR <n>s|m|h] [BECAUSE '<text>']
 \tRELOAD
 \tPAUSE [<db>]

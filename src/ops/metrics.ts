@@ -13,6 +13,7 @@ import { holdStates } from '../server/hold.ts';
 import { type HostRole, roles } from '../server/lineage.ts';
 import { pinReasons, refusalReasons, type ServerPool, timeLimits } from '../server/pool.ts';
 import type { Histogram } from '../util/histogram.ts';
+import { bypassMetrics } from './bypass.ts';
 import { cacheMetrics } from './caches.ts';
 import { breakerStates, breakersOf } from './hosts.ts';
 import { creditMetrics } from './ledgers.ts';
@@ -593,6 +594,7 @@ export const metrics: readonly Metric[] = [
     read: perClass((lane) => lane.counts.workMs / 1000),
   },
   ...cacheMetrics,
+  ...bypassMetrics,
   {
     name: 'pgweir_parser_texts_total',
     help: 'Statement shapes given to the SQL parser, by outcome.',

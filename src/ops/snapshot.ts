@@ -12,6 +12,7 @@ import type { Tarpit } from '../guard/tarpit.ts';
 import type { Cluster } from '../server/cluster.ts';
 import type { Host } from '../server/hosts.ts';
 import type { ServerPool } from '../server/pool.ts';
+import type { Bypass } from './bypass.ts';
 
 export interface Snapshot {
   config: Config;
@@ -49,6 +50,7 @@ export interface Snapshot {
   sources: ReadonlyMap<string, PollCounts>;
   isPassthrough: boolean;
   caches: Caches;
+  bypass: Bypass;
   /** Prepared statements known, over all clients. */
   statements: number;
   users: Users;

@@ -1,6 +1,7 @@
 /** What /status.json says and `pgweir status` prints: the state of the proxy in one page. Called by ops/http. */
 import { shedReasons } from '../guard/gate.ts';
 import type { Position, Valve } from '../guard/switches.ts';
+import type { Stranger } from './bypass.ts';
 import { CACHE_COLUMNS, CACHE_SHAPE_COLUMNS, cacheRows, cacheShapeRows } from './caches.ts';
 import type { Events, Happening } from './events.ts';
 import type { History } from './history.ts';
@@ -37,6 +38,8 @@ export interface Status {
   /** As SHOW CACHE, and SHOW CACHE_SHAPES. */
   caches: Record<string, string | number | null>[];
   cacheShapes: Record<string, string | number | null>[];
+  /** Who works on the hosts past this proxy. */
+  bypass: readonly Stranger[];
   classes: ClassStatus[];
   switches: SwitchStatus[];
 }
@@ -175,6 +178,7 @@ function judgedOf(snapshot: Snapshot, switches: Switchboard, history: History, w
     ledgers: named(ledgerNames, ledgerRows(snapshot)),
     caches: named(cacheNames, cacheRows(snapshot)),
     cacheShapes: named(shapeNames, cacheShapeRows(snapshot)),
+    bypass: snapshot.bypass.strangers,
     classes: [...gates].flatMap(([host, { lanes }]) =>
       lanes.map(({ class: of, queue, atWork, meanMs, counts: { offered, admitted, shed, retries } }) => ({
         host,

@@ -110,7 +110,7 @@ export class Channels implements Owner {
     this.#server?.tick(now);
   }
 
-  /** For server/silence. */
+  /** For server/silence, and for who counts servers. */
   get server(): ServerConnection | null {
     return this.#server;
   }

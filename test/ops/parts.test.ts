@@ -66,6 +66,7 @@ const calm: Judged = {
   ledgers: [ledger],
   caches: [],
   cacheShapes: [],
+  bypass: [],
   classes: [of],
   switches: [],
 };

@@ -6,12 +6,13 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import { freePort } from '../../src/embedded.ts';
+import { Bypass } from '../../src/ops/bypass.ts';
 import type { Happening } from '../../src/ops/events.ts';
 import { histograms, metrics } from '../../src/ops/metrics.ts';
 import type { Status } from '../../src/ops/status.ts';
-import { findProgram, skip } from '../fixtures/drivers/programs.ts';
+import { cleanEnvironment, findProgram, skip } from '../fixtures/drivers/programs.ts';
 import { open, send } from '../fixtures/raw.ts';
-import { startProxy, temporaryFile, until, withPostgres } from '../fixtures/stack.ts';
+import { connect, startProxy, temporaryFile, until, withPostgres } from '../fixtures/stack.ts';
 
 const root = join(import.meta.dirname, '../..');
 const postgres = await withPostgres();
@@ -96,7 +97,11 @@ t.test('pgweir top in a terminal, and without one', async (t) => {
   const tmux = findProgram('tmux');
   if (tmux === null) return skip(t, 'tmux', 'tmux');
   const run = (...args: string[]) =>
-    spawnSync(tmux, ['-L', `pgweir-${process.pid}`, ...args], { cwd: root, encoding: 'utf8' });
+    spawnSync(tmux, ['-L', `pgweir-${process.pid}`, ...args], {
+      cwd: root,
+      encoding: 'utf8',
+      env: cleanEnvironment({ TERM: 'xterm-256color' }),
+    });
   const command = [process.execPath, ...words].join(' ');
   run('-f', '/dev/null', 'new-session', '-d', '-x', '100', '-y', '24', command);
   t.after(() => {
@@ -109,6 +114,40 @@ t.test('pgweir top in a terminal, and without one', async (t) => {
   t.match(run('capture-pane', '-p', '-e').stdout, '\u001b[', 'colours');
   const before = screen();
   await until(() => screen() !== before, 'another second');
+});
+
+t.test('who works past the proxy is told by name, and our own servers are not', async (t) => {
+  const proxy = await startProxy(postgres.port, { database: { control: { user: 'postgres' } } });
+  t.after(() => proxy.stop());
+  const ours = await open(t, proxy.port, { application_name: 'ours' });
+  await ours.ask(send.query('SELECT 1'));
+  const strangers = [
+    await connect(postgres.port, { application_name: 'nightly' }),
+    await connect(postgres.port, { application_name: 'nightly' }),
+    await connect(postgres.port),
+  ];
+  await strangers[0]!.query('BEGIN');
+  const admin = await connect(postgres.port, { application_name: 'pgweir control' });
+  t.after(async () => {
+    for (const each of [...strangers, admin]) await each.end();
+  });
+  const host = proxy.app.snapshot().hosts[0]!.address;
+  const pids = proxy.app.snapshot().pools.flatMap((pool) => pool.servers().map(({ server }) => server.pid));
+  const query = async (sql: string) => (await admin.query<(string | null)[]>({ text: sql, rowMode: 'array' })).rows;
+  const bypass = new Bypass();
+  await bypass.look([{ host, query, pids }]);
+  t.same(bypass.strangers, [
+    { host, application: 'nightly', user: 'postgres', backends: 2, busy: 1 },
+    { host, application: '(no name)', user: 'postgres', backends: 1, busy: 0 },
+  ]);
+  await bypass.look([{ host, query: () => Promise.reject(new Error('gone')), pids }]);
+  t.equal(bypass.problem, `${host}: gone`);
+  const console = await open(t, proxy.port, { database: 'pgweir' });
+  // The proxy's own look is every quarter of a minute.
+  await until(async () => (await console.rows('SHOW BYPASS')).length === 2, 'SHOW BYPASS', 30_000);
+  t.match((await console.rows('SHOW BYPASS'))[0], [host, 'nightly', 'postgres', '2', '1']);
+  const text = await (await fetch(`http://127.0.0.1:${proxy.opsPort}/metrics`)).text();
+  t.match(text, `pgweir_bypass_backends{host="${host}",what="all"} 3`);
 });
 
 interface Panel {

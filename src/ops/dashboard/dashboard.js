@@ -175,6 +175,13 @@ function showTables(now) {
     pinned: 'pinned',
     failure: 'failure',
   });
+  table('bypass', now.bypass, {
+    host: 'host',
+    application: 'application',
+    user: 'user',
+    backends: 'backends',
+    busy: 'busy',
+  });
   table('caches', now.caches, {
     database: 'database',
     mode: 'mode',
