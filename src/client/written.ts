@@ -5,6 +5,7 @@
  * the transaction has ended: whenever the client learns that something has happened, the cache knows before it does
  * (cache.md §2.6). Once too often costs a miss.
  */
+import type { Space } from '../cache/backend.ts';
 import type { Cache } from '../cache/cache.ts';
 import type { Identity } from '../cache/key.ts';
 import { writtenBy } from '../cache/writes.ts';
@@ -15,6 +16,8 @@ export class Written {
   #tables: Set<number> | 'all' | null = null;
   #isDefining = false;
   readonly #announced: number[] = [];
+  /** Where they were announced: a reload may have put another cache in its place since. */
+  #space: Space | null = null;
 
   constructor(cache: Cache) {
     this.#cache = cache;
@@ -46,7 +49,9 @@ export class Written {
 
   /** Others share a cache with us: what they read of these tables from here on may be either. */
   #announce(oids: readonly number[]): void {
-    this.#cache.space?.announce(oids);
+    // Who comes later has not heard of what was announced, and must not be told that it is over.
+    this.#space ??= this.#cache.space;
+    this.#space?.announce(oids);
     this.#announced.push(...oids);
   }
 
@@ -65,6 +70,10 @@ export class Written {
     if (this.#tables === 'all') this.#cache.space?.invalidate('all');
     this.#tables = null;
     this.#isDefining = false;
-    if (this.#announced.length > 0) this.#cache.space?.settle(this.#announced.splice(0));
+    const announced = this.#announced.splice(0);
+    const { space } = this.#cache;
+    if (announced.length > 0 && this.#space === space) space?.settle(announced);
+    else if (announced.length > 0) space?.invalidate(announced);
+    this.#space = null;
   }
 }

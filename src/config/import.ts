@@ -184,11 +184,11 @@ export function importPgbouncer(ini: string, include: (file: string) => string):
   importAuth(main, config, found);
   for (const [key, value] of withDefaults(main)) {
     if (own.has(key) || Object.hasOwn(shared, key)) continue;
-    found.apply(globals[key], key, value, config);
+    found.apply(globals, key, value, config);
   }
   const common: Json = {};
   for (const [key, value] of withDefaults(main))
-    if (Object.hasOwn(shared, key)) found.apply(shared[key], key, value, common);
+    if (Object.hasOwn(shared, key)) found.apply(shared, key, value, common);
   const databases: Json = {};
   for (const [name, line] of sections.get('databases') ?? []) databases[name] = databaseOf(name, line, common, found);
   if (Object.keys(databases).length === 0) {
@@ -212,9 +212,10 @@ class Finding {
   readonly secrets: { file: string; text: string }[] = [];
 
   /** Puts what `value` means to its place in `config`, or notes that it means nothing. */
-  apply(meaning: Meaning | undefined, key: string, value: string, config: Json): void {
-    if (meaning === undefined) this.notes.push(`${key} = ${value}: not known`);
-    else if ('note' in meaning) this.notes.push(`${key}: ${meaning.note}`);
+  apply(meanings: Readonly<Record<string, Meaning>>, key: string, value: string, config: Json, where = ''): void {
+    const meaning = Object.hasOwn(meanings, key) ? meanings[key] : undefined;
+    if (meaning === undefined) this.notes.push(`${where}${key} = ${value}: not known`);
+    else if ('note' in meaning) this.notes.push(`${where}${key}: ${meaning.note}`);
     else if (value !== '') put(config, meaning.path, meaning.as(value));
   }
 }
@@ -270,7 +271,7 @@ function databaseOf(name: string, line: string, common: Json, found: Finding): J
     database.passwordFile = file;
   }
   for (const [key, value] of values)
-    if (!['host', 'port', 'password'].includes(key)) found.apply(ofDatabase[key], `${name}: ${key}`, value, database);
+    if (!['host', 'port', 'password'].includes(key)) found.apply(ofDatabase, key, value, database, `${name}: `);
   return { hosts: [`${address}:${port.split(',')[0]}`], ...database };
 }
 

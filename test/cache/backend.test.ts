@@ -9,7 +9,7 @@ import { bareOptions, placeOf } from '../../src/cache/backend-url.ts';
 import { freePort } from '../../src/embedded.ts';
 import * as encode from '../../src/protocol/encode.ts';
 import { systemClock } from '../../src/util/clock.ts';
-import { FakeRedis, type Fault } from '../fixtures/resp.ts';
+import { FakeRedis, faults } from '../fixtures/resp.ts';
 import { until } from '../fixtures/stack.ts';
 
 const BUDGET = 50;
@@ -99,18 +99,7 @@ t.test('nobody there: it says so, and asks again', async (t) => {
   await armed(backend);
 });
 
-const disarming: readonly Fault[] = [
-  'stalled',
-  'slow',
-  'reset',
-  'shifted',
-  'flipped',
-  'another',
-  'loading',
-  'readonly',
-  'full',
-];
-for (const fault of disarming) {
+for (const fault of faults) {
   t.test(`fault: ${fault}`, async (t) => {
     const { redis, backend, space } = await startArmed(t);
     const keys = Array.from({ length: 40 }, () => randomBytes(32));

@@ -2,18 +2,22 @@
 import fc from 'fast-check';
 import t from 'tap';
 import { Arming } from '../../src/cache/arming.ts';
+import type { Space } from '../../src/cache/backend.ts';
+import type { Cache } from '../../src/cache/cache.ts';
 import { Collector } from '../../src/cache/collector.ts';
 import { type Entry, isDue } from '../../src/cache/entry.ts';
 import { openEnvelope, seal } from '../../src/cache/envelope.ts';
-import { hasVolatileParameter, hasVolatileString, plainText } from '../../src/cache/key.ts';
+import { hasVolatileParameter, hasVolatileString, type Identity, plainText } from '../../src/cache/key.ts';
 import { Misses } from '../../src/cache/misses.ts';
 import { Need } from '../../src/cache/need.ts';
 import { hintIn } from '../../src/cache/policy.ts';
 import { Store } from '../../src/cache/store.ts';
+import { Written } from '../../src/client/written.ts';
 import * as encode from '../../src/protocol/encode.ts';
 import { error, SqlState } from '../../src/protocol/sqlstate.ts';
 import { Decoder } from '../../src/server/decoding.ts';
 import { schemasOf } from '../../src/sql/relations.ts';
+import { harmless } from '../../src/sql/verdict.ts';
 
 /** `bytes` in pieces. */
 function cutAt(bytes: Buffer, cuts: readonly number[]): Buffer[] {
@@ -270,6 +274,34 @@ t.test('arming: earned by and by, lost at once', (t) => {
   t.ok(probes.length < 30, `${probes.length} probes in two minutes`);
   t.end();
 });
+
+t.test(
+  'a write whose shared cache was replaced meanwhile ends in the new one as a write, not as the end of one',
+  (t) => {
+    const said: string[] = [];
+    const space = (name: string) =>
+      ({
+        announce: () => said.push(`${name} announce`),
+        settle: () => said.push(`${name} settle`),
+        invalidate: () => said.push(`${name} invalidate`),
+      }) as unknown as Space;
+    const cache = {
+      space: space('old'),
+      freshness: { bumpHere() {} },
+      relations: { resolve: () => ({ kind: 'table', oid: 7 }), writeSet: () => [7] },
+    } as unknown as Cache;
+    const tables = [{ schema: '', name: 'plans', isWritten: true }];
+    const write = { ...harmless, nature: { kind: 'write' as const, tables, reading: null, isTemporary: false } };
+    const written = new Written(cache);
+    written.add(write, { searchPath: 'public', role: 'me' } as Identity);
+    cache.space = space('new');
+    written.end();
+    written.add(write, { searchPath: 'public', role: 'me' } as Identity);
+    written.end();
+    t.same(said, ['old announce', 'new invalidate', 'new announce', 'new settle']);
+    t.end();
+  },
+);
 
 t.test('what is asked for often is asked for anew before it expires, by one in a while', (t) => {
   const entry = { freshUntil: 10_000, costMs: 50 } as Entry;

@@ -77,6 +77,11 @@ t.test('PgBouncer’s defaults hold where they are felt', async (t) => {
   t.match(config.auth, { method: 'md5', users: 'userlist.txt', admins: [] });
 });
 
+t.test('a key that every object has is not known either', async (t) => {
+  const { notes } = importPgbouncer('[databases]\na = toString=1\n[pgbouncer]\nconstructor = 1\n', nothing);
+  t.match(notes.join('\n'), /constructor = 1: not known[\s\S]*a: toString = 1: not known/);
+});
+
 t.test('what it cannot read it says, with the line', async (t) => {
   t.throws(() => importPgbouncer('[pgbouncer]\nnonsense\n', nothing), /line 2: expected key = value/);
   t.throws(() => importPgbouncer('%include a\n', () => '%include a\n'), /circle/);

@@ -4,7 +4,7 @@
  */
 import t from 'tap';
 import { open, send, sqlstates } from '../fixtures/raw.ts';
-import { FakeRedis, type Fault } from '../fixtures/resp.ts';
+import { FakeRedis, faults } from '../fixtures/resp.ts';
 import { connect, startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
 const KEYS = 40;
@@ -14,19 +14,6 @@ const CLIENTS = 8;
 const SERVERS = 4;
 /** More than a read takes on a busy machine, and much less than a backend is silent. */
 const PATIENCE_MS = 1_000;
-const faults: readonly (Fault | 'killed')[] = [
-  'stalled',
-  'slow',
-  'reset',
-  'shifted',
-  'flipped',
-  'another',
-  'loading',
-  'readonly',
-  'full',
-  'killed',
-];
-
 const postgres = await withPostgres({ settings: { max_connections: '200' } });
 const admin = await connect(postgres.port);
 await admin.query('CREATE TABLE facts (id int PRIMARY KEY, said text)');
@@ -57,7 +44,7 @@ async function start() {
   return { redis, proxy, cache: () => caches.of('postgres')!, arming: caches.backend!.arming };
 }
 
-const started = await Promise.all(faults.map(async (fault) => ({ fault, ...(await start()) })));
+const started = await Promise.all([...faults, 'killed' as const].map(async (fault) => ({ fault, ...(await start()) })));
 t.teardown(async () => {
   for (const { proxy, redis, fault } of started) {
     await proxy.stop();
