@@ -12,6 +12,7 @@ import { dirname, resolve } from 'node:path';
 import tls from 'node:tls';
 import { type BackendConfig, type CachedDatabase, Caches } from './cache/caches.ts';
 import { Listener, type ListenerContext } from './client/listener.ts';
+import { Usage } from './client/usage.ts';
 import { Users } from './client/users.ts';
 import type { Loaded } from './config/load.ts';
 import type { Config, DatabaseConfig, HostConfig } from './config/schema.ts';
@@ -22,9 +23,11 @@ import { Health } from './guard/health.ts';
 import { Bypass, type Watched } from './ops/bypass.ts';
 import { Console } from './ops/console.ts';
 import { Controls } from './ops/controls.ts';
+import { couplingAt } from './ops/coupling.ts';
 import { changedKeys, Events, hashOf } from './ops/events.ts';
 import { History, SAMPLE_MS } from './ops/history.ts';
 import { OpsServer } from './ops/http.ts';
+import { Journal } from './ops/journal.ts';
 import type { Logger } from './ops/log.ts';
 import { Memory } from './ops/memory.ts';
 import { Metrics } from './ops/metrics.ts';
@@ -100,6 +103,8 @@ export class App {
   readonly #metrics: Metrics;
   readonly #history = new History();
   readonly #bypass = new Bypass();
+  readonly #usage: Usage;
+  readonly #journal: Journal;
   readonly #events: Events;
   readonly #switches: Switchboard;
   readonly #ops: OpsServer;
@@ -123,6 +128,9 @@ export class App {
     this.#secureContext = this.#readTls(options.config);
     this.#parser = new Parser(this.#clock);
     this.#judge = new Judge(this.#parser);
+    const natureOf = (number: number) => this.#judge.natureOf(number);
+    this.#usage = new Usage(natureOf, () => this.#clock.wall());
+    this.#journal = new Journal(this.#clock, natureOf, (level, fields, message) => this.log[level](fields, message));
     this.#admission = new Admission(options.config);
     this.#caches = new Caches(
       (sql, done) => this.#parser.parse(sql, done),
@@ -134,6 +142,7 @@ export class App {
     const state = new StateDir(this.#path(options.config.state.dir));
     const admission = this.#admission;
     this.#memory = new Memory(admission, state, (problem) => this.log.error(problem));
+    this.#usage.restore(this.#memory.usage);
     this.#credits = new CreditBook(
       {
         clock: this.#clock,
@@ -181,6 +190,8 @@ export class App {
       }),
       users: () => this.#users,
       status: () => this.#status(),
+      coupling: (since) => couplingAt(this.snapshot(), since),
+      explain: (id) => this.#journal.explain(id),
       history: this.#history,
       events: this.#events,
       clock: this.#clock,
@@ -219,7 +230,10 @@ export class App {
       every(this.#clock, EVENTS_MS, () => this.#events.look(this.snapshot(), this.#switches.rows())),
       every(this.#clock, SAMPLE_MS, () => this.#history.sample(this.snapshot(), this.#clock.wall())),
       every(this.#clock, BYPASS_MS, () => void this.#bypass.look(this.#watched())),
-      every(this.#clock, MEMORY_MS, () => void this.#memory.save(this.#credits.save())),
+      every(this.#clock, MEMORY_MS, () => {
+        this.#usage.tick();
+        void this.#save();
+      }),
     ];
     this.#stopTicking = () => {
       for (const stop of stops) stop();
@@ -228,6 +242,10 @@ export class App {
     this.#events.look(this.snapshot(), this.#switches.rows());
     this.#events.add('start', `pgweir ${version} with the configuration ${hashOf(this.config)}`);
     return { port, opsPort };
+  }
+
+  #save(): Promise<void> {
+    return this.#memory.save(this.#credits.save(), this.#usage.periods());
   }
 
   #tick(): void {
@@ -271,6 +289,8 @@ export class App {
       judge: this.#judge,
       clock: this.#clock,
       admission: this.#admission,
+      usage: this.#usage,
+      journal: this.#journal,
       poolOf: (database, user) => this.#poolOf(database, user),
       cacheOf: (pool) => this.#caches.of(pool.database),
       isDisabled: (database) => this.#controls.isDisabled(database),
@@ -535,17 +555,14 @@ export class App {
   /** What the configuration decides for all pools together. */
   #setCaps(): void {
     const databases = Object.values(this.config.databases);
+    this.#journal.slowMs = this.config.log.slow;
     this.#credits.configure(this.config, residentsOf(databases));
     this.#admission.setBudgets(this.#credits.hosts);
     this.#admission.configure(this.config);
-    const { isConfigured, classes } = this.#admission;
     const isCached = this.config.cache.mode !== 'off' && databases.some(({ cache }) => cache !== null);
     this.#judge.want({
       reads: isCached || databases.some(({ pool, reads }) => pool.share === 'auto' || reads !== 'primary'),
       places: databases.some(({ reads }) => reads !== 'primary'),
-      tags: isConfigured,
-      shapes: isConfigured || isCached,
-      natures: isCached || (isConfigured && classes.hasNatures),
     });
     this.#setCaches();
     for (const breaker of this.#breakers.values()) breaker.config = this.config.breaker;
@@ -739,6 +756,8 @@ export class App {
       isPassthrough: this.#admission.isPassthrough,
       caches: this.#caches,
       bypass: this.#bypass,
+      usage: this.#usage,
+      journal: this.#journal,
       statements: [...this.#pools.values()].reduce((sum, pool) => sum + pool.statements.size, 0),
       users: this.#users,
     };
@@ -789,7 +808,7 @@ export class App {
     await this.#ops.close();
     this.#caches.close();
     await this.#parser.close();
-    await this.#memory.save(this.#credits.save());
+    await this.#save();
     this.#credits.close();
     // One turn of the loop, so that what was written last is sent.
     await this.#sleep(10);

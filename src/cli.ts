@@ -9,9 +9,11 @@ import { importPgbouncer } from './config/import.ts';
 import { type Loaded, loadConfig, parseConfig } from './config/load.ts';
 import { jsonSchema } from './config/schema.ts';
 import { completionOf } from './ops/completion.ts';
+import { couplingDot, couplingMarkdown, couplingText } from './ops/coupling.ts';
+import { explanationOf } from './ops/journal.ts';
 import { makeLogger } from './ops/log.ts';
 import { Remote, statusText, switchTable } from './ops/remote.ts';
-import { effectOf } from './ops/switchboard.ts';
+import { durationOf, effectOf } from './ops/switchboard.ts';
 import { runTop } from './ops/top.ts';
 import { version } from './ops/version.ts';
 import { messageOf } from './util/errors.ts';
@@ -117,6 +119,29 @@ remote(program.command('top').description('watch a running pgweir, once a second
       if (flags.json) return JSON.stringify(await to.status());
       await runTop(to, process.stdout, flags.once === true);
       return '';
+    }),
+  );
+
+remote(program.command('coupling').description('print which services share which tables, and what they take'))
+  .option('--since <time>', 'how far back, in whole hours: 90m, 24h; at most 48 hours are kept', '24h')
+  .option('--dot', 'print a graph for Graphviz')
+  .option('--markdown', 'print Markdown')
+  .action((flags: RemoteFlags & { since: string; dot?: boolean; markdown?: boolean }) =>
+    ask(flags, async (to) => {
+      const back = durationOf(flags.since);
+      if (back === undefined) throw new Error('--since wants a time such as 90m or 24h');
+      const coupling = await to.coupling(Date.now() - back);
+      if (flags.json) return JSON.stringify(coupling);
+      return flags.dot ? couplingDot(coupling) : flags.markdown ? couplingMarkdown(coupling) : couplingText(coupling);
+    }),
+  );
+
+remote(program.command('explain').description('print why a request was refused'))
+  .argument('<id>', "the id in the error's DETAIL")
+  .action((id: string, flags: RemoteFlags) =>
+    ask(flags, async (to) => {
+      const record = await to.explain(Number(id.replace(/^id=/, '')));
+      return flags.json ? JSON.stringify(record) : explanationOf(record);
     }),
   );
 

@@ -28,7 +28,8 @@ import { runErrand } from './errand.ts';
 import { linger } from './linger.ts';
 import { type ClientIdentity, logInClient } from './login.ts';
 import { Replication } from './replication.ts';
-import { Session, type SessionHouse, sessionReads } from './session.ts';
+import { Session, type SessionHouse, type SessionJournal, sessionReads } from './session.ts';
+import type { Usage } from './usage.ts';
 import type { Users } from './users.ts';
 
 /** What the listener is told by app. All of it may change with a reload; it is read anew for each client. */
@@ -40,6 +41,8 @@ export interface ListenerContext {
   judge: Judge;
   clock: Clock;
   admission: Admission;
+  usage: Usage;
+  journal: SessionJournal;
   /** The pool for a database and user, or null when no key of `databases` fits. */
   poolOf(database: string, user: string): ServerPool | null;
   /** The read cache of its database. */
@@ -96,7 +99,7 @@ export class Listener {
   constructor(instance: number, context: () => ListenerContext) {
     this.keys = new CancelKeys(instance, 0);
     this.#context = context;
-    const { judge, clock, admission } = context();
+    const { judge, clock, admission, usage, journal } = context();
     this.#house = {
       judge,
       clock,
@@ -104,6 +107,8 @@ export class Listener {
       identities: new Identities(),
       cacheOf: (pool) => context().cacheOf(pool),
       runErrand: (session, request, fill, done) => this.#runErrand(session, request, fill, done),
+      usage,
+      journal,
       onEnd: this.#onEnd,
       onBug: this.#onBug,
     };

@@ -205,6 +205,11 @@ export class Requests {
     }
   }
 
+  /** What is known of the statement that was sent last. */
+  get last(): Verdict {
+    return this.#last;
+  }
+
   /** The number of the shape of what has run since this was asked last; 0: not known, or there were several. */
   takeNumber(): number {
     const number = this.#statements === 1 ? this.#last.number : 0;

@@ -48,7 +48,8 @@ import { overdue } from './overdue.ts';
 import type { Read } from './read.ts';
 import { clientWants, type RequestHost, Requests } from './request.ts';
 import { Subscriber, type SubscriberClient } from './subscriber.ts';
-import { isBegin, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
+import { type Inputs, isBegin, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
+import { Account, type Usage } from './usage.ts';
 import { Written } from './written.ts';
 
 export type SessionState =
@@ -84,8 +85,21 @@ export interface SessionHouse {
   cacheOf: (pool: ServerPool) => Cache | null;
   /** Asks once more what a session has asked, for the cache alone (client/errand). */
   runErrand: (session: Session, request: Buffer, fill: Fill | null, done: (answer: Buffer | null) => void) => void;
+  /** Who asks for what. */
+  usage: Usage;
+  journal: SessionJournal;
   onEnd: (session: Session) => void;
   onBug: (where: string, thrown: unknown) => void;
+}
+
+/** Who writes down what people may want to know of single requests (ops/journal). */
+export interface SessionJournal {
+  /** Statements that take so long are slow. */
+  readonly slowMs: number;
+  /** One of the shape with this number (0: not known) has taken `ms`; `verdict`: what is known of it. */
+  onSlow(session: Session, shape: number, ms: number, verdict: Verdict | null): void;
+  /** It was refused after it had waited since `since` (monotonic ms; 0: it has not waited). */
+  onRefused(session: Session, refusal: Refusal, verdict: Verdict | null, since: number): void;
 }
 
 export interface SessionOptions {
@@ -195,6 +209,8 @@ export class Session
   #cached: CachedReads | null = null;
   /** What it has written, or may have, since it was last known to have ended; null: its database has no cache. */
   #written: Written | null = null;
+  /** What it asks for; null: nothing so far. */
+  #account: Account | null = null;
   /** Cancelled before its request reached a server. */
   #isCancelWanted = false;
 
@@ -281,6 +297,11 @@ export class Session
 
   get database(): string {
     return this.pool.database;
+  }
+
+  /** What the decision about its last request rests on; null: there was none to make. */
+  get inputs(): Inputs | null {
+    return this.#turn === null || this.#turn.className === '' ? null : this.#turn.inputs;
   }
 
   get counts() {
@@ -796,9 +817,11 @@ export class Session
     });
   }
 
-  onRideEnd(): void {
+  onRideEnd(shape: number, ms: number, costMs: number): void {
     this.#guard('ride', () => {
       if (this.state === 'closed') return;
+      this.#accountOf().ride(shape, ms, costMs, this.settings, this.#turn?.className ?? '');
+      if (ms >= this.#house.journal.slowMs) this.#house.journal.onSlow(this, shape, ms, null);
       this.#endFill();
       this.#line = null;
       this.become('idle');
@@ -837,6 +860,7 @@ export class Session
     this.#isCancelWanted = false;
     this.#mustListenItself = false;
     if (refusal.severity === 'FATAL' || held === null) return this.#end(refusal);
+    const since = this.state === 'idle' || this.state === 'delayed' ? 0 : this.waitingSince;
     this.become('idle');
     this.#turn?.end(this.#house.clock.now());
     const old = this.#cached?.staleFor(refusal.sqlstate, this.#house.clock.now()) ?? null;
@@ -844,7 +868,9 @@ export class Session
     this.#endFill();
     // Who has sent BEGIN believes to be in a transaction, and must not go on without it.
     const { alone } = this.#requests;
-    const hasBegun = isBegin(alone.verdictOf(held)) && !alone.isNaming(held, this.#reader);
+    const verdict = alone.verdictOf(held);
+    if (refusal.id !== undefined) this.#house.journal.onRefused(this, refusal, verdict, since);
+    const hasBegun = isBegin(verdict) && !alone.isNaming(held, this.#reader);
     if (this.#block !== 'none' || hasBegun) this.#block = 'failed';
     this.deliver(encode.errorResponse(refusal));
     const isExtended = held.type !== ClientMessage.Query && held.type !== ClientMessage.FunctionCall;
@@ -976,7 +1002,10 @@ export class Session
       this.#workingSince = 0;
       this.#canceledAt = 0;
       this.changedAt = now;
-      this.#turn?.sample(this.#requests.takeNumber(), elapsed);
+      const shape = this.#requests.takeNumber();
+      const costMs = this.#turn?.sample(shape, elapsed) ?? elapsed;
+      this.#account?.end(elapsed, costMs, this.#turn?.className ?? '');
+      if (elapsed >= this.#house.journal.slowMs) this.#house.journal.onSlow(this, shape, elapsed, this.#requests.last);
       this.#turn?.rest(now);
     }
     if (this.#listened.length > 0) this.#followListening(outstanding.status);
@@ -1127,7 +1156,13 @@ export class Session
   // --- Effects and pins -----------------------------------------------------------------------------------------
 
   onRunning(verdict: Verdict): void {
+    this.#accountOf().begin(verdict, this.settings);
     if (this.#written !== null && verdict.read === 0) this.#written.add(verdict, this.#cached!.identity);
+  }
+
+  #accountOf(): Account {
+    this.#account ??= new Account(this.#house.usage, this.pool, this.user);
+    return this.#account;
   }
 
   block(): void {

@@ -9,7 +9,7 @@
  */
 import type { Admission } from '../guard/admission.ts';
 import { type Class, type Classes, type ClientTraits, type Narrowed, priorities } from '../guard/classes.ts';
-import type { Gate } from '../guard/gate.ts';
+import type { Gate, GateInputs } from '../guard/gate.ts';
 import type { Permit } from '../guard/permit.ts';
 import type { Request, Shed, ShedReason, Ticket } from '../guard/queue.ts';
 import type { Frame, FrameReader } from '../protocol/frame.ts';
@@ -30,6 +30,15 @@ export interface TurnClient {
   readonly settings: Settings;
   onAdmitted(): void;
   onShed(shed: Shed): void;
+}
+
+export interface Inputs extends GateInputs {
+  class: string;
+  priority: string;
+  /** What has put it into its class. */
+  rule: string;
+  /** 0: none. */
+  deadlineMs: number;
 }
 
 export type Asked = { kind: 'admitted' | 'warned' | 'waiting' } | ({ kind: 'shed' } & Shed);
@@ -58,6 +67,9 @@ export class Turn implements Request {
   #classes: Classes | null = null;
   #class: Class | null = null;
   #isUpkeep = false;
+  /** By what it is in that class. */
+  #statement: Verdict | null = null;
+  #isAlone = false;
   #permit: Permit | null = null;
   #ticket: Ticket | null = null;
   /** The tag `deadline_ms` of its statement; NaN: none. */
@@ -86,6 +98,11 @@ export class Turn implements Request {
   /** The class of the request that was classified. */
   get class(): Class {
     return this.#class!;
+  }
+
+  /** '' before anything was classified. */
+  get className(): string {
+    return this.#class?.name ?? '';
   }
 
   /** What was admitted is upkeep: what comes behind it asks anew. */
@@ -128,6 +145,8 @@ export class Turn implements Request {
     // Upkeep with more behind it in the same batch is not upkeep.
     const isAlone = isOutside && (own?.isUpkeep !== true || this.#alone.isSingle(message, this.#reader));
     this.#class = classes.classOf(this.#narrowed, statement, isAlone);
+    this.#statement = statement;
+    this.#isAlone = isAlone;
     this.#isUpkeep = isAlone && own?.isUpkeep === true;
     this.shape = isAlone ? (statement?.number ?? 0) : 0;
     this.#taggedMs = Number(statement?.tags?.get('deadline_ms'));
@@ -199,6 +218,13 @@ export class Turn implements Request {
     this.#shedAt = now + delayMs;
   }
 
+  /** What the decision about it rests on, for whoever asks why (ops/journal). */
+  get inputs(): Inputs {
+    const { name, priority } = this.class;
+    const rule = this.#classes!.ruleOf(this.#narrowed!, this.#statement, this.#isAlone);
+    return { class: name, priority, rule, deadlineMs: this.patienceMs, ...this.#gate.inputsOf(name) };
+  }
+
   /** What its client is told when it is refused. */
   refusalOf(reason: ShedReason): Refusal {
     return this.#client.pool.refuse(reason, whyShed[reason], { className: this.class.name, zone: this.#gate.zone });
@@ -247,9 +273,9 @@ export class Turn implements Request {
     this.#permit = null;
   }
 
-  /** A statement of the shape with this number (0: not known) has taken `ms`. */
-  sample(shape: number, ms: number): void {
-    this.#permit?.sample(shape, ms);
+  /** A statement of the shape with this number (0: not known) has taken `ms`. Gives what it has cost, in ms of calm. */
+  sample(shape: number, ms: number): number {
+    return this.#permit?.sample(shape, ms) ?? ms;
   }
 
   /** The server has nothing to do for it, or has again. */

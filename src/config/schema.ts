@@ -112,8 +112,11 @@ const log = z
   .strictObject({
     level: z.enum(['debug', 'info', 'warn', 'error']).prefault('info').describe('Least severity that is written.'),
     format: z.enum(['json', 'text']).prefault('json').describe('json: one object a line; text: for a terminal.'),
+    slow: duration()
+      .prefault('1s')
+      .describe('Statements that take so long are written down, one a second at most, as their shape without values.'),
   })
-  .describe('Logs, on standard output. Never SQL text.');
+  .describe('Logs, on standard output. Never values of a statement.');
 
 const state = z
   .strictObject({

@@ -70,7 +70,7 @@ interface Match {
 
 /** What may hold for one client, in order: what is left to ask is about the statement. */
 export interface Narrowed {
-  rules: readonly { class: Class; holdsIn: Match['holdsIn'] }[];
+  rules: readonly { name: string; class: Class; holdsIn: Match['holdsIn'] }[];
   /** Switches that are for requests of any class. */
   switches: readonly { name: string; holdsIn: Match['holdsIn'] }[];
 }
@@ -93,6 +93,7 @@ const normal: Treatment = {
 /** The class of what no rule matches, and that of upkeep. */
 const DEFAULT = 'normal';
 const HEALTH = 'health';
+const NO_RULE = 'no rule matches';
 /** Upkeep needs little, and gets it: one server whatever the limit says, and never more than a tenth of it. */
 const health: Treatment = {
   ...normal,
@@ -105,8 +106,6 @@ const health: Treatment = {
 export class Classes {
   /** In the order of the configuration; what is not configured is last: the default, and that of upkeep. */
   readonly all: readonly Class[];
-  /** Some rule asks about kinds or tables. */
-  readonly hasNatures: boolean;
   readonly #rules: readonly Rule[];
   /** Switches for requests of any class that are not on: these requests are classes of their own meanwhile. */
   turned: ReadonlySet<string> = new Set();
@@ -132,8 +131,6 @@ export class Classes {
     this.#default = find(DEFAULT, normal);
     this.#health = find(HEALTH, health);
     this.all = [...new Set([...classes, this.#default, this.#health])];
-    const matches = [...configs.flatMap(({ match }) => match), ...Object.values(switches).map(({ match }) => match)];
-    this.hasNatures = matches.some((match) => match?.kind !== undefined || match?.table !== undefined);
   }
 
   /** Asks what can be asked about a client once and for all. */
@@ -144,13 +141,16 @@ export class Classes {
     const switches = this.#switches
       .filter(({ match }) => match.holdsFor(client))
       .map(({ name, match: { holdsIn } }) => ({ name, holdsIn }));
-    if (wanted !== undefined) return { rules: [{ class: wanted.class, holdsIn: null }], switches };
+    if (wanted !== undefined)
+      return { rules: [{ name: 'the client asks for it', class: wanted.class, holdsIn: null }], switches };
     const rules = allowed.flatMap((rule) =>
-      rule.matches.filter((match) => match.holdsFor(client)).map(({ holdsIn }) => ({ class: rule.class, holdsIn })),
+      rule.matches.flatMap(({ holdsFor, holdsIn }, at) =>
+        holdsFor(client) ? [{ name: `classes.${rule.class.name}.match[${at}]`, class: rule.class, holdsIn }] : [],
+      ),
     );
     const decided = rules.findIndex(({ holdsIn }) => holdsIn === null);
     if (decided >= 0) return { rules: rules.slice(0, decided + 1), switches };
-    return { rules: [...rules, { class: this.#default, holdsIn: null }], switches };
+    return { rules: [...rules, { name: NO_RULE, class: this.#default, holdsIn: null }], switches };
   }
 
   /** The class of a request for this statement; null: nothing is known of it. `isAlone`: no transaction is open around it. */
@@ -165,6 +165,12 @@ export class Classes {
       if (this.turned.has(each.name)) found = this.#partOf(found, each.name);
     }
     return found;
+  }
+
+  /** What has put a request into the class that `classOf` gives, in a few words. */
+  ruleOf({ rules }: Narrowed, statement: StatementTraits | null, isAlone: boolean): string {
+    if (statement?.isUpkeep && isAlone) return 'it is upkeep';
+    return rules.find((rule) => holds(rule, statement))?.name ?? NO_RULE;
   }
 
   /** The part of a class that a switch is for. */

@@ -65,6 +65,26 @@ export interface GateRules {
   budget: Budget;
 }
 
+/** Servers at work and their limit (null: none) on the host, and what holds for one class; times in ms. */
+export interface GateInputs {
+  limit: number | null;
+  atWork: number;
+  /** How long statements take, relative to what is normal. */
+  slowdown: number;
+  zone: string;
+  classAtWork?: number;
+  waiting?: number;
+  queueMax?: number;
+  waitMax?: number;
+  isOverloaded?: boolean;
+  floor?: number;
+  ceiling?: number | null;
+  /** What its switch lets pass. */
+  switch?: Valve;
+  meanMs?: number;
+  costMs?: number;
+}
+
 /** Bytes of one class's requests that are kept while they wait. */
 const QUEUE_BYTES_MAX = 16 * 1024 * 1024;
 /** A queue that is not empty for so long may be overloaded, in ms; and in means of the longest work (controlled delay: interval). */
@@ -104,6 +124,33 @@ export class Gate implements PermitHost {
   /** How the reserve of the host is doing; '' when it has none. */
   get zone(): string {
     return this.#budget.zone;
+  }
+
+  /** What decisions about a class rest on at the moment. */
+  inputsOf(className: string): GateInputs {
+    const lane = this.#lanes.find(({ class: { name } }) => name === className);
+    const finite = (value: number) => (Number.isFinite(value) ? value : null);
+    const inputs = {
+      limit: finite(this.limit),
+      atWork: this.atWork,
+      slowdown: Number(this.ratio.toFixed(2)),
+      zone: this.zone,
+    };
+    if (lane === undefined) return inputs;
+    const { queue, valve, meanMs, costMs } = lane;
+    return {
+      ...inputs,
+      classAtWork: lane.atWork,
+      waiting: queue.size,
+      queueMax: lane.class.queueMax,
+      waitMax: lane.class.waitMax,
+      isOverloaded: queue.isOverloaded,
+      floor: Number(lane.floorOf(this.#limit.value).toFixed(2)),
+      ceiling: finite(lane.ceilingOf(this.#limit.value)),
+      switch: valve,
+      meanMs: Number(meanMs.toFixed(2)),
+      costMs: Number(costMs.toFixed(2)),
+    };
   }
 
   /** Servers at work now. */

@@ -173,10 +173,15 @@ export class Permit {
     this.#host.onRoom(now);
   }
 
-  /** A statement of the shape with this number (0: not known) has taken `ms`. `rank`: whose it was, on a shared server. */
-  sample(shape: number, ms: number, rank = this.lane.rank): void {
+  /**
+   * A statement of the shape with this number (0: not known) has taken `ms`. `rank`: whose it was, on a shared server.
+   * Gives what it has cost: what it takes in calm.
+   */
+  sample(shape: number, ms: number, rank = this.lane.rank): number {
     this.#sampledMs += ms;
-    this.#pay(rank, this.#host.onSample(shape, ms));
+    const cost = this.#host.onSample(shape, ms);
+    this.#pay(rank, cost);
+    return cost;
   }
 
   #pay(rank: number, cost: number): void {

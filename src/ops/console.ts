@@ -4,7 +4,7 @@
  * (client/listener hands it over); what it may do depends on auth.admins and auth.readers.
  *
  * Supported: SHOW VERSION | POOLS | CLIENTS | SERVERS | STATS | STATS_TOTALS | STATS_AVERAGES | DATABASES | LISTS |
- * CONFIG | HELP | STATE | CLASSES | SWITCHES | LEDGERS | HOSTS | BREAKERS | CACHE | CACHE_SHAPES | EVENTS | BYPASS (ours), SET SWITCH, RELOAD, and what ops/controls does.
+ * CONFIG | HELP | STATE | CLASSES | SWITCHES | LEDGERS | HOSTS | BREAKERS | CACHE | CACHE_SHAPES | EVENTS | BYPASS | SHAPES | REFUSALS (ours), SET SWITCH, RELOAD, and what ops/controls does.
  */
 import { randomBytes } from 'node:crypto';
 import type { ClientIdentity } from '../client/login.ts';
@@ -22,7 +22,9 @@ import { CACHE_COLUMNS, CACHE_SHAPE_COLUMNS, cacheRows, cacheShapeRows } from '.
 import type { Controls, ShutdownMode } from './controls.ts';
 import type { Events } from './events.ts';
 import { BREAKER_COLUMNS, breakerRows, HOST_COLUMNS, hostRows } from './hosts.ts';
+import { REFUSAL_COLUMNS, refusalRows } from './journal.ts';
 import { LEDGER_COLUMNS, ledgerRows } from './ledgers.ts';
+import { SHAPE_COLUMNS, shapeRows } from './shapes.ts';
 import type { Snapshot } from './snapshot.ts';
 import { durationOf, effectOf, percent, positionOf, type Switchboard, type SwitchRow } from './switchboard.ts';
 import { version } from './version.ts';
@@ -332,6 +334,10 @@ export class Console {
         return table({ columns: columns(CACHE_SHAPE_COLUMNS), rows: cacheShapeRows(snapshot) });
       case 'bypass':
         return table({ columns: columns(BYPASS_COLUMNS), rows: bypassRows(snapshot.bypass) });
+      case 'shapes':
+        return table({ columns: columns(SHAPE_COLUMNS), rows: shapeRows(snapshot) });
+      case 'refusals':
+        return table({ columns: columns(REFUSAL_COLUMNS), rows: refusalRows(snapshot.journal) });
       case 'events':
         return table({
           columns: columns('id n, at, kind, subject, what, actor'),
@@ -352,7 +358,7 @@ export class Console {
 }
 
 const HELP = `Console usage
-\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|STATE|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES|CLASSES|SWITCHES|LEDGERS|HOSTS|BREAKERS|CACHE|CACHE_SHAPES|EVENTS|BYPASS
+\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|VERSION|STATE|LISTS|STATS|STATS_TOTALS|STATS_AVERAGES|CLASSES|SWITCHES|LEDGERS|HOSTS|BREAKERS|CACHE|CACHE_SHAPES|EVENTS|BYPASS|SHAPES|REFUSALS
 \tSET SWITCH <name> = on|off|hold|<n>%|default [FOR <n>s|m|h] [BECAUSE '<text>']
 \tRELOAD
 \tPAUSE [<db>]

@@ -18,9 +18,11 @@ import type { Users } from '../client/users.ts';
 import type { Config } from '../config/schema.ts';
 import { type Clock, every } from '../util/clock.ts';
 import { accessOf, hasToken } from './access.ts';
+import type { Coupling } from './coupling.ts';
 import { pageAt } from './dashboard.ts';
 import type { Events } from './events.ts';
 import type { History } from './history.ts';
+import type { RefusalRecord } from './journal.ts';
 import type { Status } from './status.ts';
 import { durationOf, positionOf, type Switchboard } from './switchboard.ts';
 
@@ -33,6 +35,10 @@ export interface OpsOptions {
   metrics: () => Promise<string>;
   contentType: string;
   status: () => Status;
+  /** What is known from this time (wall-clock ms) on. */
+  coupling: (since: number) => Coupling;
+  /** The refusal with this id; null: it is not known. */
+  explain: (id: number) => RefusalRecord | null;
   history: History;
   events: Events;
   switches: Switchboard;
@@ -42,7 +48,7 @@ export interface OpsOptions {
 const BODY_MAX = 16 * 1024;
 const JSON_TYPE = 'application/json; charset=utf-8';
 const PATHS =
-  'there are /, /livez, /readyz, /metrics, /status.json, /history.json, /events.json, /live, /events and /switches/NAME\n';
+  'there are /, /livez, /readyz, /metrics, /status.json, /history.json, /events.json, /coupling.json, /refusals/ID, /live, /events and /switches/NAME\n';
 const LIVE_MS = 1_000;
 /** Dashboards that are open. */
 const LIVE_MAX = 20;
@@ -50,6 +56,7 @@ const LIVE_MAX = 20;
 const PAGE_POLICY =
   "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 const WRONG_TYPE: Answer = { status: 415, body: 'the content type must be application/json\n' };
+const NEEDS_TOKEN: Answer = { status: 401, body: 'this needs the token of ops.tokenFile as a bearer token\n' };
 const noteSchema = z.strictObject({ what: z.string().min(1).max(500), subject: z.string().max(200).prefault('') });
 
 const wishSchema = z.strictObject({
@@ -145,7 +152,7 @@ export class OpsServer {
 
   async #read(request: IncomingMessage, url: URL): Promise<Answer> {
     if (request.method !== 'GET' && request.method !== 'HEAD') return { status: 405, body: 'only GET\n' };
-    const { checks, isReady, metrics, contentType, status, history, events } = this.#options;
+    const { checks, isReady, metrics, contentType } = this.#options;
     const json = (value: unknown): Answer => ({ status: 200, body: JSON.stringify(value), type: JSON_TYPE });
     const page = pageAt(url.pathname);
     if (page !== null)
@@ -166,20 +173,42 @@ export class OpsServer {
       case '/status.json':
       case '/history.json':
       case '/events.json':
+      case '/coupling.json':
       case '/live':
-        if (!this.#mayRead(request))
-          return { status: 401, body: 'this needs the token of ops.tokenFile as a bearer token\n' };
+        if (!this.#mayRead(request)) return NEEDS_TOKEN;
         if (url.pathname === '/metrics') return { status: 200, body: await metrics(), type: contentType };
-        return json(
-          url.pathname === '/events.json'
-            ? events.since(sinceOf(url))
-            : url.pathname === '/history.json'
-              ? history.view(sinceOf(url))
-              : status(),
-        );
+        return json(this.#data(url));
       default:
-        return { status: 404, body: PATHS };
+        return this.#explain(request, url);
     }
+  }
+
+  #data(url: URL): unknown {
+    const { status, history, events, coupling } = this.#options;
+    switch (url.pathname) {
+      case '/events.json':
+        return events.since(sinceOf(url));
+      case '/history.json':
+        return history.view(sinceOf(url));
+      case '/coupling.json':
+        return coupling(sinceOf(url));
+      default:
+        return status();
+    }
+  }
+
+  /** GET /refusals/ID. */
+  #explain(request: IncomingMessage, url: URL): Answer {
+    const [, id] = /^\/refusals\/(\d{1,15})$/.exec(url.pathname) ?? [];
+    if (id === undefined) return { status: 404, body: PATHS };
+    if (!this.#mayRead(request)) return NEEDS_TOKEN;
+    const record = this.#options.explain(Number(id));
+    if (record === null)
+      return {
+        status: 404,
+        body: `no refusal ${id} is kept here: of each process the last 2,000 are, by the id in the error's DETAIL\n`,
+      };
+    return { status: 200, body: JSON.stringify(record), type: JSON_TYPE };
   }
 
   /** POST /events: a deploy, a change of a configuration elsewhere, an incident's beginning. */

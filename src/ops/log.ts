@@ -1,4 +1,4 @@
-/** Logs: pino, JSON or text, on standard output. Never SQL text or parameters; passwords never reach it. */
+/** Logs: pino, JSON or text, on standard output. Of statements never more than their shape; passwords never reach it. */
 import pino from 'pino';
 import type { Config } from '../config/schema.ts';
 

@@ -1,17 +1,20 @@
 /**
  * What pgweir has learned and keeps over a restart: how long statements take when all is well (guard/baselines), and what
- * they spend of a reserve (credits/ledger). Made and called by app.
+ * they spend of a reserve (credits/ledger); who was the primary; and who has asked for what (client/usage). Made and called by app.
  *
  * The one idea: a restart in the middle of a throttled hour must not learn that slow is normal.
  */
 import { z } from 'zod';
+import type { Period } from '../client/usage.ts';
 import type { Admission } from '../guard/admission.ts';
 import { messageOf } from '../util/errors.ts';
+import { periodsSchema } from './coupling.ts';
 import type { StateDir } from './state.ts';
 
 const FILE = 'baselines.json';
 const LEDGERS = 'ledgers.json';
 const LINEAGES = 'lineages.json';
+const COUPLING = 'coupling.json';
 const savedSchema = z.record(z.string(), z.array(z.tuple([z.number(), z.number(), z.number()])));
 const learnedSchema = z.record(
   z.string(),
@@ -43,6 +46,8 @@ export class Memory {
   /** What was known of ledgers. */
   readonly learned: LearnedByHost;
   readonly #lineages: Lineages;
+  /** Who has asked for what. */
+  readonly usage: readonly Period[];
 
   /** Remembers at once. */
   constructor(admission: Admission, state: StateDir, onProblem: (message: string) => void) {
@@ -53,6 +58,7 @@ export class Memory {
     if (saved !== null) admission.restoreBaselines(saved);
     this.learned = state.load(LEDGERS, learnedSchema) ?? {};
     this.#lineages = state.load(LINEAGES, lineagesSchema) ?? {};
+    this.usage = state.load(COUPLING, periodsSchema) ?? [];
   }
 
   /**
@@ -80,19 +86,21 @@ export class Memory {
   }
 
   /** Writes down what is known by now. Never throws. */
-  save(learned: LearnedByHost): Promise<void> {
+  save(learned: LearnedByHost, usage: readonly Period[]): Promise<void> {
     // One after the other: they write the same files.
-    this.#saving = this.#saving.then(() => this.#save(learned));
+    this.#saving = this.#saving.then(() => this.#save(learned, usage));
     return this.#saving;
   }
 
-  async #save(learned: LearnedByHost): Promise<void> {
-    if (!this.#state.isKept || !this.#admission.isConfigured) return;
+  async #save(learned: LearnedByHost, usage: readonly Period[]): Promise<void> {
+    if (!this.#state.isKept) return;
     try {
+      await this.#state.saveLater(COUPLING, usage);
+      if (!this.#admission.isConfigured) return;
       await this.#state.saveLater(FILE, this.#admission.saveBaselines());
       await this.#state.saveLater(LEDGERS, learned);
     } catch (thrown) {
-      this.#onProblem(`what is normal could not be saved: ${messageOf(thrown)}`);
+      this.#onProblem(`what was learned could not be saved: ${messageOf(thrown)}`);
     }
   }
 }

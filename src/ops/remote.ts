@@ -1,8 +1,10 @@
 /**
- * A running pgweir as seen from the command line: its HTTP port (ops/http). Called by cli for `status` and `switch`.
+ * A running pgweir as seen from the command line: its HTTP port (ops/http). Called by cli.
  */
 import { readFileSync } from 'node:fs';
 import { messageOf } from '../util/errors.ts';
+import type { Coupling } from './coupling.ts';
+import type { RefusalRecord } from './journal.ts';
 import type { Status } from './status.ts';
 import { percent } from './switchboard.ts';
 
@@ -34,8 +36,21 @@ export class Remote {
 
   /** Throws an Error that says what to do when it does not answer, or not with 200. */
   async status(): Promise<Status> {
-    const headers: Record<string, string> = this.#bearer === null ? {} : { authorization: this.#bearer };
-    return (await this.#ask('/status.json', { headers })) as Status;
+    return (await this.#ask('/status.json', { headers: this.#readHeaders() })) as Status;
+  }
+
+  /** Who shares what since then (wall-clock ms). Throws as `status`. */
+  async coupling(since: number): Promise<Coupling> {
+    return (await this.#ask(`/coupling.json?since=${since}`, { headers: this.#readHeaders() })) as Coupling;
+  }
+
+  /** Why the request with this id was refused. Throws as `status`. */
+  async explain(id: number): Promise<RefusalRecord> {
+    return (await this.#ask(`/refusals/${id}`, { headers: this.#readHeaders() })) as RefusalRecord;
+  }
+
+  #readHeaders(): Record<string, string> {
+    return this.#bearer === null ? {} : { authorization: this.#bearer };
   }
 
   /** Sets a switch, or only says what it would touch. Throws as `status`. */

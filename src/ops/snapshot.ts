@@ -2,6 +2,7 @@
 import type { Caches } from '../cache/caches.ts';
 import type { ClientCounts } from '../client/listener.ts';
 import type { Session } from '../client/session.ts';
+import type { Usage } from '../client/usage.ts';
 import type { Users } from '../client/users.ts';
 import type { Config } from '../config/schema.ts';
 import type { HostCredits } from '../credits/host.ts';
@@ -13,6 +14,7 @@ import type { Cluster } from '../server/cluster.ts';
 import type { Host } from '../server/hosts.ts';
 import type { ServerPool } from '../server/pool.ts';
 import type { Bypass } from './bypass.ts';
+import type { Journal } from './journal.ts';
 
 export interface Snapshot {
   config: Config;
@@ -51,6 +53,8 @@ export interface Snapshot {
   isPassthrough: boolean;
   caches: Caches;
   bypass: Bypass;
+  usage: Usage;
+  journal: Journal;
   /** Prepared statements known, over all clients. */
   statements: number;
   users: Users;

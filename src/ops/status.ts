@@ -8,6 +8,7 @@ import type { History } from './history.ts';
 import { breakersOf } from './hosts.ts';
 import { LEDGER_COLUMNS, ledgerRows } from './ledgers.ts';
 import { lagMs } from './metrics.ts';
+import { type ShapeStatus, topShapes } from './shapes.ts';
 import type { Snapshot } from './snapshot.ts';
 import type { Switchboard } from './switchboard.ts';
 import { type Judged, type Verdict, verdictOf } from './verdict.ts';
@@ -40,6 +41,8 @@ export interface Status {
   cacheShapes: Record<string, string | number | null>[];
   /** Who works on the hosts past this proxy. */
   bypass: readonly Stranger[];
+  /** As SHOW SHAPES. */
+  shapes: ShapeStatus[];
   classes: ClassStatus[];
   switches: SwitchStatus[];
 }
@@ -179,6 +182,7 @@ function judgedOf(snapshot: Snapshot, switches: Switchboard, history: History, w
     caches: named(cacheNames, cacheRows(snapshot)),
     cacheShapes: named(shapeNames, cacheShapeRows(snapshot)),
     bypass: snapshot.bypass.strangers,
+    shapes: topShapes(snapshot),
     classes: [...gates].flatMap(([host, { lanes }]) =>
       lanes.map(({ class: of, queue, atWork, meanMs, counts: { offered, admitted, shed, retries } }) => ({
         host,

@@ -72,6 +72,9 @@ export interface Refusal {
   message: string;
   detail?: string;
   hint?: string;
+  /** Of refused work: by which it is asked about (`pgweir explain`), and why in one word. */
+  id?: number;
+  reason?: string;
 }
 
 /** A refusal that ends the session. */
@@ -80,6 +83,6 @@ export function fatal(sqlstate: SqlStateCode, message: string, more: { detail?: 
 }
 
 /** A refusal that leaves the session usable. */
-export function error(sqlstate: SqlStateCode, message: string, more: { detail?: string; hint?: string } = {}): Refusal {
+export function error(sqlstate: SqlStateCode, message: string, more: Omit<Partial<Refusal>, 'severity'> = {}): Refusal {
   return { severity: 'ERROR', sqlstate, message, ...more };
 }

@@ -28,8 +28,8 @@ export interface Rider extends Owner {
   readonly delivered: number;
   /** Of its class (guard/classes). */
   readonly rank: number;
-  /** Its answer has been delivered whole. */
-  onRideEnd(): void;
+  /** Its answer, of the shape with this number, has been delivered whole, after ms of its server that would have been `costMs` in calm. */
+  onRideEnd(shape: number, ms: number, costMs: number): void;
 }
 
 /** What a read asks of the server that it rides on. */
@@ -62,7 +62,7 @@ export class Line implements Owner {
   readonly #onEnd: (line: Line) => void;
   readonly #rides: Ride[] = [];
   /** What its server is at work by (guard/gate), ended with the line. */
-  permit: { sample(shape: number, ms: number, rank: number): void; end(now: number): void } | null = null;
+  permit: { sample(shape: number, ms: number, rank: number): number; end(now: number): void } | null = null;
   #backlogMs = 0;
   /** Since when the server works for the head. */
   #headSince = 0;
@@ -161,11 +161,12 @@ export class Line implements Owner {
     if (ride === undefined) return;
     const now = this.#clock.now();
     const { rider, cost } = ride;
-    cost.add(now - this.#headSince, rider.delivered - ride.before);
-    this.permit?.sample(cost.number, now - this.#headSince, rider.rank);
+    const ms = now - this.#headSince;
+    cost.add(ms, rider.delivered - ride.before);
+    const costMs = this.permit?.sample(cost.number, ms, rider.rank) ?? ms;
     this.#headSince = now;
     this.#backlogMs = this.#rides.length === 0 ? 0 : this.#backlogMs - ride.expectedMs;
-    rider.onRideEnd();
+    rider.onRideEnd(cost.number, ms, costMs);
     if (this.#isClosed) this.#cancelIfAlone();
     else this.#onRoom(this);
   }

@@ -563,8 +563,11 @@ export class ServerPool implements Tenant, ClusterTenant {
   refuse(reason: RefusalReason, why: string, { className = 'normal', zone = '', advice = '' } = {}): Refusal {
     this.counts.refused[reason]++;
     const retryMs = Math.round(300 + Math.random() * 900);
+    const id = nextRefusalId++;
     return error(SqlState.InsufficientResources, `request refused: ${why}`, {
-      detail: `id=${nextRefusalId++} class=${className} reason=${reason}${zone === '' ? '' : ` zone=${zone}`} database=${this.database} user=${this.user}`,
+      id,
+      reason,
+      detail: `id=${id} class=${className} reason=${reason}${zone === '' ? '' : ` zone=${zone}`} database=${this.database} user=${this.user}`,
       hint: `${advice === '' ? '' : `${advice}; `}retry after ${retryMs} ms`,
     });
   }

@@ -19,6 +19,8 @@ import { tagsOf } from './tags.ts';
 import { isUpkeep } from './upkeep.ts';
 
 const SHAPES_MAX = 10_000;
+/** Characters of a shape that are kept for people. */
+const SHOWN_MAX = 400;
 
 /** The parser's part of a verdict, shared by all texts of one shape. */
 export interface ShapeVerdict {
@@ -34,6 +36,8 @@ export interface ShapeVerdict {
 
 /** What a statement is for and which tables it names: the parser's word, shared by all texts of one shape. */
 export interface Nature {
+  /** Its shape, for people: the beginning, without values and comments. */
+  readonly text: string;
   /** Null while the parser has not spoken, and when it cannot. */
   kind: Kind | null;
   tables: readonly TableReference[];
@@ -53,17 +57,16 @@ export interface Verdict {
   control: Control | null;
   /** Where it begins or ends listening to channels. */
   listening: Listenings | null;
-  /** Tags in a comment at its end (sqlcommenter), when somebody wants to know (`Judge.want`). */
+  /** Tags in a comment at its end (sqlcommenter). */
   tags: ReadonlyMap<string, string> | null;
-  /** The number of its shape (sql/shape), when somebody wants to know (`Judge.want`); else 0. */
+  /** The number of its shape (sql/shape); 0: nothing is known of it. */
   number: number;
-  /** When somebody wants to know (`Judge.want`). */
   nature: Nature | null;
   /** A read that may share a server: the number of its shape (sql/read); 0 for everything else. */
   read: number;
   /** A read whose answer depends on the server that it runs on; when somebody wants to know. */
   isLocal: boolean;
-  /** It only asks whether anybody is there, or sets the session up; when somebody wants to know. */
+  /** It only asks whether anybody is there, or sets the session up. */
   isUpkeep: boolean;
 }
 
@@ -91,12 +94,6 @@ export interface Wanted {
   reads: boolean;
   /** And which of these ask about the server that they run on. */
   places: boolean;
-  /** Their tags. */
-  tags: boolean;
-  /** The numbers of their shapes, and which of them are upkeep. */
-  shapes: boolean;
-  /** Their kinds and tables (with `shapes`): the parser is asked about every shape. */
-  natures: boolean;
 }
 
 export class Judge {
@@ -106,7 +103,7 @@ export class Judge {
   readonly #natures = new LRUCache<number, Nature>({ max: SHAPES_MAX });
   /** The text that was judged last. */
   readonly #last = { source: Buffer.alloc(0) as Buffer, start: -1, end: -1, verdict: harmless };
-  #wanted: Wanted = { reads: false, places: false, tags: false, shapes: false, natures: false };
+  #wanted: Wanted = { reads: false, places: false };
   /** Changes when somebody wants to know more than before, or less: what was judged before may be judged again. */
   generation = 0;
 
@@ -121,6 +118,11 @@ export class Judge {
     this.#wanted = wanted;
     this.#last.start = -1;
     this.generation++;
+  }
+
+  /** What is known of the shape with this number; null: nothing. */
+  natureOf(number: number): Nature | null {
+    return this.#natures.peek(number) ?? null;
   }
 
   /** Judges the text `source[start, end)`. */
@@ -156,13 +158,14 @@ export class Judge {
       const read = readKey(tokens);
       if (read !== 0) verdict = { ...harmless, read, isLocal: this.#wanted.places && isLocal(tokens) };
     }
-    const tags = this.#wanted.tags ? tagsOf(source, start, end) : null;
-    if (tags !== null) verdict = { ...verdict, tags };
-    if (this.#wanted.shapes) {
-      const number = verdict.read || numberOf(tokens);
-      const nature = this.#wanted.natures ? this.#natureOf(number, source, start, end) : null;
-      verdict = { ...verdict, number, nature, isUpkeep: isUpkeep(tokens) };
-    }
+    const number = verdict.read || numberOf(tokens);
+    verdict = {
+      ...verdict,
+      tags: tagsOf(source, start, end),
+      number,
+      nature: this.#judgeNature(number, source, start, end),
+      isUpkeep: isUpkeep(tokens),
+    };
     if (effects !== null && effects.references.length > 0) moveReferences(effects, start);
     tokens.clear();
     return verdict;
@@ -181,10 +184,11 @@ export class Judge {
     return verdict;
   }
 
-  #natureOf(number: number, source: Buffer, start: number, end: number): Nature {
+  #judgeNature(number: number, source: Buffer, start: number, end: number): Nature {
     const known = this.#natures.get(number);
     if (known !== undefined) return known;
-    const nature: Nature = { kind: null, tables: [], reading: null, isTemporary: false };
+    const text = shapeOf(this.#tokens).slice(0, SHOWN_MAX);
+    const nature: Nature = { text, kind: null, tables: [], reading: null, isTemporary: false };
     this.#natures.set(number, nature);
     this.#parser.parse(source.toString('utf8', start, end), (syntax, isFinal) => {
       if (!isFinal) this.#natures.delete(number);

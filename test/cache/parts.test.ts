@@ -291,7 +291,10 @@ t.test(
       relations: { resolve: () => ({ kind: 'table', oid: 7 }), writeSet: () => [7] },
     } as unknown as Cache;
     const tables = [{ schema: '', name: 'plans', isWritten: true }];
-    const write = { ...harmless, nature: { kind: 'write' as const, tables, reading: null, isTemporary: false } };
+    const write = {
+      ...harmless,
+      nature: { text: '', kind: 'write' as const, tables, reading: null, isTemporary: false },
+    };
     const written = new Written(cache);
     written.add(write, { searchPath: 'public', role: 'me' } as Identity);
     cache.space = space('new');

@@ -43,7 +43,6 @@ t.test('the first match wins, all keys of a match must hold, and the rest is nor
   t.equal(nameOf(all, { application: 'api-1', address: '::ffff:10.0.0.9' }), 'api', 'IPv4 within IPv6');
   t.equal(nameOf(all, { user: 'api', database: 'x' }), 'api');
   t.equal(nameOf(all, { database: 'x', application: 'xapi-1' }), 'normal');
-  t.notOk(all.hasNatures);
 });
 
 t.test('patterns mean what they say, and nothing else', async (t) => {
@@ -86,7 +85,6 @@ t.test('what a statement is decides, once the parser has spoken', async (t) => {
   const parser = new Parser(systemClock);
   t.teardown(() => parser.close());
   const judge = new Judge(parser);
-  judge.want({ reads: false, places: false, tags: true, shapes: true, natures: true });
   const all = classes(`
   - { name: triggers, match: [{ table: trigger_queue, kind: write }] }
   - { name: queue, match: [{ table: trigger_queue }] }
@@ -94,7 +92,6 @@ t.test('what a statement is decides, once the parser has spoken', async (t) => {
   - { name: report, match: [{ shape: 'SELECT sum(x) FROM sales WHERE day > $1', user: u }] }
   - { name: schema, match: [{ kind: ddl }] }
   - { name: reads, match: [{ kind: read, user: reader }] }`);
-  t.ok(all.hasNatures);
   const classOf = async (sql: string, user = 'u') => {
     const source = Buffer.from(sql);
     const verdict = () => judge.judge(source, 0, source.length);
@@ -132,8 +129,10 @@ t.test('what a statement is decides, once the parser has spoken', async (t) => {
 });
 
 t.test('pings and upkeep are in a class of their own, but not in a transaction', async (t) => {
-  const judge = new Judge(new Parser(systemClock));
-  judge.want({ reads: true, places: false, tags: true, shapes: true, natures: false });
+  const parser = new Parser(systemClock);
+  t.teardown(() => parser.close());
+  const judge = new Judge(parser);
+  judge.want({ reads: true, places: false });
   const all = classes('  - { name: everything, match: [{ user: u }] }');
   const upkeep = [
     'SET a = 1',

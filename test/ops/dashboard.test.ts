@@ -75,7 +75,7 @@ async function look(executablePath: string): Promise<void> {
     await until(async () => (await levelOf(page)) === 'GREEN', `GREEN: ${await page.locator('#line').textContent()}`);
     t.match(await page.locator('#line').textContent(), /^GREEN: cpu at \d+ %/);
     t.match(await page.title(), 'GREEN · pgweir');
-    for (const id of ['classes', 'switches', 'ledgers', 'hosts', 'pools', 'caches']) {
+    for (const id of ['classes', 'switches', 'ledgers', 'hosts', 'pools', 'caches', 'shapes']) {
       const rows = page.locator(`#${id} tbody tr`);
       t.ok((await rows.count()) > 0, `${id} has rows`);
       t.match(await rows.first().textContent(), /\d/, `${id} has numbers`);
@@ -91,6 +91,16 @@ async function look(executablePath: string): Promise<void> {
     const before = await page.locator('#about').textContent();
     await until(async () => (await page.locator('#about').textContent()) !== before, 'another report');
     t.ok((await take(page, 'green')) > 10_000);
+  });
+
+  await t.test('the other page tells who shares what', async (t) => {
+    await page.locator('nav a[href="#coupling"]').click();
+    await until(async () => (await page.locator('#services tbody tr').count()) > 1, 'services');
+    t.match(await page.locator('#services').textContent(), /\d+ %/);
+    t.ok(await page.locator('#now').isHidden());
+    t.equal(await page.locator('nav a[aria-current]').textContent(), 'Who shares what');
+    await page.locator('nav a[href="#now"]').click();
+    await page.locator('#now').waitFor({ state: 'visible' });
   });
 
   await t.test('a switch is set by keyboard: what it touches is said before', async (t) => {

@@ -68,6 +68,7 @@ const calm: Judged = {
   cacheShapes: [],
   bypass: [],
   classes: [of],
+  shapes: [],
   switches: [],
 };
 const says = (change: Partial<Judged>) => verdictOf({ ...calm, ...change });

@@ -5,6 +5,7 @@ import { figure, safe, short } from './draw.js';
 
 const SILENT_MS = 5_000;
 const HISTORY_MS = 5_000;
+const COUPLING_MS = 30_000;
 const RETRY_MS = 2_000;
 const POINTS = 720;
 const TOKEN = 'pgweir-token';
@@ -199,7 +200,11 @@ function showTables(now) {
   });
   table('shapes', now.shapes, {
     statement: 'statement',
-    'time share': (row) => `${(100 * row.share).toFixed(1)} %`,
+    'asked for most by': 'service',
+    'of all time': (row) => shareOf(row.share),
+    'of all work': (row) => shareOf(row.workShare),
+    credits: (row) => (row.credits === null ? '' : short(row.credits)),
+    times: 'count',
     'mean ms': (row) => short(row.meanMs),
   });
   showSwitches(now.switches);
@@ -219,6 +224,43 @@ function showSwitches(switches) {
   fill(body, [head, `<tbody>${rows.join('')}</tbody>`]);
   // A button that has the focus keeps it.
   if (focused != null) /** @type {HTMLElement | null} */ (body?.querySelector(`[data-switch="${focused}"]`))?.focus();
+}
+
+/** The page of the audit is asked for while somebody looks at it. */
+async function showCoupling() {
+  const isShown = location.hash === '#coupling';
+  byId('now').hidden = isShown;
+  byId('coupling').hidden = !isShown;
+  for (const link of document.querySelectorAll('nav a'))
+    if ((link.getAttribute('href') === '#coupling') === isShown) link.setAttribute('aria-current', 'page');
+    else link.removeAttribute('aria-current');
+  if (!isShown) return;
+  const audit = await (await ask('/coupling.json')).json();
+  const all = (/** @type {string[]} */ names) => names.join(', ');
+  byId('coupling-about').textContent =
+    `Since ${new Date(audit.from).toLocaleString()}. A service is an application_name, or a user without one; what a cache answers is not counted.`;
+  table('services', audit.services, {
+    service: 'service',
+    class: 'class',
+    'of its host': (row) => shareOf(row.share),
+    statements: 'statements',
+    'ms of servers': 'ms',
+    reads: (row) => all(row.reads),
+    writes: (row) => all(row.writes),
+  });
+  table('couplings', audit.couplings, { table: 'table', database: 'database', writer: 'writer', reader: 'reader' });
+  table('shared', audit.shared, {
+    table: 'table',
+    database: 'database',
+    'ms of servers': 'ms',
+    writers: (row) => all(row.writers),
+    readers: (row) => all(row.readers),
+  });
+  table('hurt', audit.hurt, {
+    service: 'service',
+    'who would get only what is set aside for its class': (row) =>
+      all(row.hurt.map((/** @type {Json} */ each) => `${each.service} (${shareOf(each.floor)})`)),
+  });
 }
 
 function drawCurves() {
@@ -447,3 +489,5 @@ void forever(async () => {
   await readHistory();
   drawCurves();
 }, HISTORY_MS);
+window.addEventListener('hashchange', () => void showCoupling());
+void forever(showCoupling, COUPLING_MS);

@@ -1,0 +1,302 @@
+/**
+ * The coupling audit: which services share what in the database. Made from client/usage for `pgweir coupling`, /coupling.json and the dashboard;
+ * kept over a restart by app.
+ *
+ * The one idea: services that never call each other may still bring each other down, by a table that one writes and the other
+ * reads, or by the capacity of one host. Who asks for what already passes through here; it only has to be added up.
+ *
+ * Limits: tables are named as statements name them; what the proxy's cache answers is not seen, nor what views, functions and
+ * triggers touch, nor who works past the proxy (these are listed as `bypass`).
+ */
+import { z } from 'zod';
+import type { Period, ServiceName } from '../client/usage.ts';
+import type { Stranger } from './bypass.ts';
+import type { Snapshot } from './snapshot.ts';
+
+/** What a class is sure to get of its host (config classes.*.floor), from 0 to 1. */
+type FloorOf = (className: string) => number;
+
+interface CoupledService {
+  service: string;
+  host: string;
+  database: string;
+  user: string;
+  application: string;
+  /** The class of its last request; ''. */
+  class: string;
+  statements: number;
+  /** Of servers, for it. */
+  ms: number;
+  /** Of all that is done on its host, from 0 to 1. */
+  share: number;
+  reads: string[];
+  writes: string[];
+}
+
+interface CoupledTable {
+  table: string;
+  host: string;
+  database: string;
+  ms: number;
+  writers: string[];
+  readers: string[];
+}
+
+/** If `service` took all that its host can do: who would get only what is set aside for its class. */
+interface Hurt {
+  service: string;
+  hurt: { service: string; ms: number; class: string; floor: number }[];
+}
+
+export interface Coupling {
+  /** ISO 8601: the time that it is about, in whole hours. */
+  from: string;
+  to: string;
+  services: CoupledService[];
+  /** Tables that more than one service uses: most used first. */
+  shared: CoupledTable[];
+  /** Tables that one service writes and another reads. */
+  couplings: { table: string; database: string; writer: string; reader: string }[];
+  hurt: Hurt[];
+  bypass: readonly Stranger[];
+}
+
+const period = z.object({
+  from: z.number(),
+  to: z.number(),
+  services: z.array(
+    z.object({
+      host: z.string(),
+      database: z.string(),
+      user: z.string(),
+      application: z.string(),
+      count: z.number(),
+      ms: z.number(),
+      costMs: z.number(),
+      tables: z.array(z.object({ table: z.string(), reads: z.number(), writes: z.number(), ms: z.number() })),
+    }),
+  ),
+});
+/** What is kept in the state directory. */
+export const periodsSchema = z.array(period);
+
+/** What is shown of each list. */
+const LIST_MAX = 200;
+
+interface Found extends CoupledService {
+  tables: Map<string, { reads: number; writes: number; ms: number }>;
+}
+
+/** What is known from `since` (wall-clock ms) on, in whole hours. */
+export function couplingAt({ usage, config, bypass }: Snapshot, since: number): Coupling {
+  return couplingOf(usage.periods(since), {
+    classOf: (name) => usage.classOf(name),
+    floorOf: (className) => config.classes.find(({ name }) => name === className)?.floor ?? 0,
+    bypass: bypass.strangers,
+  });
+}
+
+/** Adds up `periods`. `classOf`: the class that a service was in last. */
+export function couplingOf(
+  periods: readonly Period[],
+  {
+    classOf,
+    floorOf,
+    bypass,
+  }: { classOf: (name: ServiceName) => string; floorOf: FloorOf; bypass: readonly Stranger[] },
+): Coupling {
+  const found = addUp(periods, classOf);
+  const total = new Map<string, number>();
+  for (const { host, ms } of found) total.set(host, (total.get(host) ?? 0) + ms);
+  const services = found.map(({ tables, ...service }) => {
+    const names = [...tables].sort(([a], [b]) => a.localeCompare(b));
+    return {
+      ...service,
+      ms: Math.round(service.ms),
+      share: service.ms / Math.max(total.get(service.host)!, 1e-9),
+      reads: names.filter(([, { reads }]) => reads > 0).map(([table]) => table),
+      writes: names.filter(([, { writes }]) => writes > 0).map(([table]) => table),
+    };
+  });
+  const shared = sharedTables(found);
+  const couplings = shared.flatMap(({ table, database, writers, readers }) =>
+    writers.flatMap((writer) =>
+      readers.filter((reader) => reader !== writer).map((reader) => ({ table, database, writer, reader })),
+    ),
+  );
+  const hurt = services.map(({ service, host }) => ({
+    service,
+    hurt: services
+      .filter((other) => other.service !== service && other.host === host)
+      .map((other) => ({ service: other.service, ms: other.ms, class: other.class, floor: floorOf(other.class) })),
+  }));
+  return {
+    from: new Date(periods[0]?.from ?? 0).toISOString(),
+    to: new Date(periods.at(-1)?.to ?? 0).toISOString(),
+    services: services.slice(0, LIST_MAX),
+    shared: shared.slice(0, LIST_MAX),
+    couplings: couplings.slice(0, LIST_MAX),
+    hurt: hurt.filter((each) => each.hurt.length > 0).slice(0, HURT_MAX),
+    bypass,
+  };
+}
+
+/** Lists of who is hurt grow with the square of services: those that take most are the dangerous ones. */
+const HURT_MAX = 20;
+
+function addUp(periods: readonly Period[], classOf: (name: ServiceName) => string): Found[] {
+  const services = new Map<string, Found>();
+  for (const { services: each } of periods) {
+    for (const { host, database, user, application, count, ms, tables } of each) {
+      const key = JSON.stringify([host, database, user, application]);
+      let known = services.get(key);
+      if (known === undefined) {
+        const name = { host, database, user, application };
+        const none = { statements: 0, ms: 0, share: 0, reads: [], writes: [] };
+        known = { service: '', ...name, class: classOf(name), ...none, tables: new Map() };
+        services.set(key, known);
+      }
+      known.statements += count;
+      known.ms += ms;
+      for (const { table, reads, writes, ms: spent } of tables) {
+        const sum = known.tables.get(table) ?? { reads: 0, writes: 0, ms: 0 };
+        known.tables.set(table, { reads: sum.reads + reads, writes: sum.writes + writes, ms: sum.ms + spent });
+      }
+    }
+  }
+  const all = [...services.values()].sort((a, b) => b.ms - a.ms);
+  for (const service of all) service.service = labelOf(service, all);
+  return all;
+}
+
+/** The shortest name that only it has. */
+function labelOf({ application, user, database, host }: ServiceName, all: readonly ServiceName[]): string {
+  const short = application || user;
+  const alike = all.filter((other) => (other.application || other.user) === short);
+  if (alike.length === 1) return short;
+  const isOne = (same: (other: ServiceName) => boolean) => alike.filter(same).length === 1;
+  if (isOne((other) => other.database === database)) return `${short}@${database}`;
+  if (isOne((other) => other.user === user && other.database === database)) return `${short}/${user}@${database}`;
+  return `${short}/${user}@${database}@${host}${application === '' ? ' (no application_name)' : ''}`;
+}
+
+/** What of tables is used by more than one service; the system's catalogue is everybody's. */
+function sharedTables(services: readonly Found[]): CoupledTable[] {
+  const all = new Map<string, CoupledTable & { users: Set<string> }>();
+  for (const { service, host, database, tables } of services) {
+    for (const [table, { reads, writes, ms }] of tables) {
+      if (/^(pg_|information_schema\.)/.test(table)) continue;
+      const key = JSON.stringify([host, database, table]);
+      const known = all.get(key) ?? { table, host, database, ms: 0, writers: [], readers: [], users: new Set() };
+      all.set(key, known);
+      known.ms += Math.round(ms);
+      known.users.add(service);
+      if (writes > 0) known.writers.push(service);
+      if (reads > 0) known.readers.push(service);
+    }
+  }
+  return [...all.values()]
+    .filter(({ users }) => users.size > 1)
+    .sort((a, b) => b.ms - a.ms)
+    .map(({ users: _, ...table }) => table);
+}
+
+const percent = (share: number) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+const list = (names: readonly string[]) =>
+  (names.length > 6 ? `${names.slice(0, 6).join(', ')} and ${names.length - 6} more` : names.join(', ')) || '-';
+
+type Table = { title: string; columns: string[]; rows: string[][] };
+
+function tablesOf({ services, shared, couplings, hurt, bypass }: Coupling): Table[] {
+  return [
+    {
+      title: 'Services',
+      columns: ['service', 'class', 'share of database time', 'statements', 'reads', 'writes'],
+      rows: services.map((each) => [
+        each.service,
+        each.class || '-',
+        percent(each.share),
+        `${each.statements}`,
+        list(each.reads),
+        list(each.writes),
+      ]),
+    },
+    {
+      title: 'Written by one, read by another',
+      columns: ['table', 'writer', 'reader'],
+      rows: couplings.map(({ table, writer, reader }) => [table, writer, reader]),
+    },
+    {
+      title: 'Shared tables',
+      columns: ['table', 'database', 'ms of servers', 'writers', 'readers'],
+      rows: shared.map(({ table, database, ms, writers, readers }) => [
+        table,
+        database,
+        `${ms}`,
+        list(writers),
+        list(readers),
+      ]),
+    },
+    {
+      title: 'If one service took all that its host can do, these would get what is set aside for their class',
+      columns: ['service', 'hurt'],
+      rows: hurt.map(({ service, hurt: others }) => [
+        service,
+        list(others.map((each) => `${each.service} (${each.floor === 0 ? 'nothing' : percent(each.floor)})`)),
+      ]),
+    },
+    {
+      title: 'Past the proxy',
+      columns: ['application', 'user', 'host', 'backends', 'busy'],
+      rows: bypass.map((each) => [each.application, each.user, each.host, `${each.backends}`, `${each.busy}`]),
+    },
+  ].filter(({ rows }) => rows.length > 0);
+}
+
+/** For a terminal. */
+export function couplingText(coupling: Coupling): string {
+  const parts = tablesOf(coupling).map(({ title, columns, rows }) => {
+    const widths = columns.map((column, at) => Math.max(column.length, ...rows.map((row) => row[at]!.length)));
+    const line = (cells: string[]) =>
+      cells
+        .map((cell, at) => cell.padEnd(widths[at]!))
+        .join('  ')
+        .trimEnd();
+    return [title, line(columns), ...rows.map(line)].join('\n');
+  });
+  return [`${coupling.from} to ${coupling.to}`, ...parts].join('\n\n');
+}
+
+export function couplingMarkdown(coupling: Coupling): string {
+  const cell = (text: string) => text.replaceAll('|', '\\|');
+  const parts = tablesOf(coupling).map(({ title, columns, rows }) => {
+    const line = (cells: string[]) => `| ${cells.map(cell).join(' | ')} |`;
+    return [`## ${title}`, '', line(columns), line(columns.map(() => '---')), ...rows.map(line)].join('\n');
+  });
+  return [`# Coupling, ${coupling.from} to ${coupling.to}`, ...parts].join('\n\n');
+}
+
+/** For Graphviz: services are boxes, tables ellipses; an arrow goes the way that data goes. */
+export function couplingDot({ services }: Coupling): string {
+  const quote = (text: string) => `"${text.replaceAll('\\', '\\\\').replaceAll('"', '\\"')}"`;
+  const edges = services.flatMap(({ service, database, reads, writes }) => [
+    ...writes.map((table) => `  ${quote(`s:${service}`)} -> ${quote(`t:${database}.${table}`)};`),
+    ...reads.map((table) => `  ${quote(`t:${database}.${table}`)} -> ${quote(`s:${service}`)};`),
+  ]);
+  const tables = new Map(
+    services.flatMap(({ database, reads, writes }) =>
+      [...reads, ...writes].map((table) => [`t:${database}.${table}`, table] as const),
+    ),
+  );
+  return [
+    'digraph coupling {',
+    '  rankdir=LR;',
+    ...services.map(
+      ({ service, share }) =>
+        `  ${quote(`s:${service}`)} [shape=box, label=${quote(`${service}, ${percent(share)}`)}];`,
+    ),
+    ...[...tables].map(([id, label]) => `  ${quote(id)} [shape=ellipse, label=${quote(label)}];`),
+    ...edges,
+    '}',
+  ].join('\n');
+}
