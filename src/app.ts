@@ -14,6 +14,7 @@ import { type BackendConfig, type CachedDatabase, Caches } from './cache/caches.
 import { Listener, type ListenerContext } from './client/listener.ts';
 import { Usage } from './client/usage.ts';
 import { Users } from './client/users.ts';
+import { adviceFor } from './config/advice.ts';
 import type { Loaded } from './config/load.ts';
 import type { Config, DatabaseConfig, HostConfig } from './config/schema.ts';
 import { CreditBook, type Residents } from './credits/book.ts';
@@ -239,13 +240,14 @@ export class App {
       for (const stop of stops) stop();
     };
     this.log.info({ host: this.config.listen.host, port, opsPort }, 'listening');
+    this.#advise();
     this.#events.look(this.snapshot(), this.#switches.rows());
     this.#events.add('start', `pgweir ${version} with the configuration ${hashOf(this.config)}`);
     return { port, opsPort };
   }
 
   #save(): Promise<void> {
-    return this.#memory.save(this.#credits.save(), this.#usage.periods());
+    return this.#memory.save(this.#credits.save(), () => this.#usage.periods());
   }
 
   #tick(): void {
@@ -621,12 +623,19 @@ export class App {
       this.#reloadedAt = this.#clock.wall();
       const keys = changedKeys(before, this.config);
       this.log.info({ keys }, 'configuration reloaded');
+      this.#advise();
       this.#events.add('reload', `${hashOf(this.config)}: ${keys.join(', ') || 'nothing has changed'}`);
     } else {
       this.log.error({ problems }, 'configuration not reloaded: the old one stays in force');
       this.#events.add('reload', `failed: ${problems.join('; ')}`);
     }
     return problems;
+  }
+
+  /** What may not be meant. */
+  #advise(): void {
+    const users = this.config.auth.method === 'trust' ? null : this.#users.names;
+    for (const note of adviceFor(this.config, users)) this.log.warn({ note }, 'configuration');
   }
 
   #reload(): string[] {

@@ -1,10 +1,12 @@
 #!/usr/bin/env -S node --max-semi-space-size=8
 /** The command line: commands and flags, no logic. Everything that runs is app (or config, for check and schema). */
 import { spawn } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { Command } from 'commander';
 import { App } from './app.ts';
+import { Users } from './client/users.ts';
+import { adviceFor } from './config/advice.ts';
 import { importPgbouncer } from './config/import.ts';
 import { type Loaded, loadConfig, parseConfig } from './config/load.ts';
 import { jsonSchema } from './config/schema.ts';
@@ -65,11 +67,11 @@ program
   .argument('<file>')
   .option('--json', 'print problems as JSON')
   .action((file: string, { json }: { json?: boolean }) => {
-    const loaded = loadConfig(file, process.env);
-    const problems = loaded.ok ? [] : loaded.problems;
-    if (json) console.log(JSON.stringify({ ok: loaded.ok, problems }));
-    else console.log(loaded.ok ? `${file}: ok` : problems.join('\n'));
-    process.exit(loaded.ok ? 0 : 1);
+    const { problems, advice } = checkFile(file);
+    const ok = problems.length === 0;
+    if (json) console.log(JSON.stringify({ ok, problems, advice }));
+    else console.log([...(ok ? [`${file}: ok`] : problems), ...advice.map((each) => `  note: ${each}`)].join('\n'));
+    process.exit(ok ? 0 : 1);
   });
 
 program
@@ -187,6 +189,23 @@ remote(
 
 await program.parseAsync();
 
+/** The file and what it names; `advice` is what may not be meant. */
+function checkFile(file: string): { problems: string[]; advice: string[] } {
+  const loaded = loadConfig(file, process.env);
+  if (!loaded.ok) return { problems: loaded.problems, advice: [] };
+  const { auth } = loaded.config;
+  const path = auth.users === null ? null : resolve(dirname(file), auth.users);
+  // Where a configuration is checked its secrets need not be.
+  if (path !== null && !existsSync(path))
+    return { problems: [], advice: [...adviceFor(loaded.config, null), `auth.users: there is no ${path} here`] };
+  try {
+    const users = Users.read(path);
+    return { problems: [], advice: adviceFor(loaded.config, auth.method === 'trust' ? null : users.names) };
+  } catch (thrown) {
+    return { problems: [`${file}:1:1: ${messageOf(thrown)}`], advice: [] };
+  }
+}
+
 function importFile(file: string, out: string | undefined): void {
   const read = (path: string) => readFileSync(resolve(dirname(file), path), 'utf8');
   try {
@@ -286,6 +305,8 @@ async function run(
   let listening: { port: number; opsPort: number };
   try {
     app = new App({ config, reload, file, log, pace, onShutdown: () => void end(() => app.stop()) });
+    // From here on HUP must not end the process.
+    process.on('SIGHUP', () => app.reload());
     listening = await app.start();
   } catch (thrown) {
     console.error(`pgweir: ${explain(thrown)}`);
@@ -300,7 +321,6 @@ async function run(
     void end(() => app.drain());
   });
   for (const signal of ['SIGINT', 'SIGQUIT'] as const) process.on(signal, () => void end(() => app.stop()));
-  process.on('SIGHUP', () => app.reload());
   process.on('SIGUSR1', () => app.pause());
   process.on('SIGUSR2', () => app.resume());
   process.on('uncaughtException', (thrown) => app.onBug('uncaught exception', thrown));
@@ -318,7 +338,7 @@ function tellSystemd(): void {
 function explain(thrown: unknown): string {
   const { code, port, address } = thrown as { code?: string; port?: number; address?: string };
   if (code === 'EADDRINUSE')
-    return `port ${port} of ${address} is taken: something else listens there. Stop it, or choose another port.`;
+    return `port ${port} of ${address} is taken: something else listens there. Stop it, or choose another port (listen.port, ops.port; with --embedded: --port, --ops-port).`;
   if (code === 'EACCES' && port !== undefined) return `port ${port} of ${address} may not be used by this user.`;
   return messageOf(thrown);
 }

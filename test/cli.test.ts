@@ -1,8 +1,9 @@
 /** cli: the built program, as a user or an orchestrator runs it. */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
+import { dirname, join } from 'node:path';
 import t from 'tap';
 import { freePort } from '../src/embedded.ts';
 import { OCCUPY } from './fixtures/raw.ts';
@@ -60,6 +61,17 @@ t.test('check tells mistakes, and exits with 0 or 1', async (t) => {
     ok: false,
     problems: [/listen\.port/, /auth/, /databases/],
   });
+  const doubtful = temporaryFile(
+    'doubtful.yaml',
+    "auth: { method: scram-sha-256, users: users.txt }\nadmission: { mode: enforce }\ndatabases: { app: { hosts: ['127.0.0.1:1'] } }\n",
+  );
+  t.teardown(doubtful.remove);
+  t.match(
+    run('check', doubtful.path).stdout,
+    /: ok\n {2}note: admission\.mode is enforce, but [\s\S]*note: auth\.users: there is no /,
+  );
+  writeFileSync(join(dirname(doubtful.path), 'users.txt'), '"app" "secret"\n');
+  t.match(run('check', doubtful.path).stdout, /note: nobody of auth\.admins \(postgres\) is in auth\.users/);
   t.match(run('check', '/nonexistent.yaml'), { status: 1, stdout: /cannot be read/ });
 });
 
@@ -116,7 +128,6 @@ t.test('TERM lets a transaction finish, HUP reloads or keeps the old configurati
   const file = temporaryFile('c.yaml', config(10));
   t.teardown(file.remove);
   const { child, output } = await start(['serve', '--config', file.path], 'listening');
-  const { writeFileSync } = await import('node:fs');
   writeFileSync(file.path, config('nonsense'));
   child.kill('SIGHUP');
   await until(() => output().includes('not reloaded'), 'the refusal in the log');

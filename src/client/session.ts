@@ -33,7 +33,7 @@ import type { Settings } from '../server/settings.ts';
 import type { Statement } from '../server/statements.ts';
 import type { Listening } from '../sql/channel.ts';
 import type { PinReason } from '../sql/effects.ts';
-import type { Judge, Verdict } from '../sql/verdict.ts';
+import { type Judge, opaque, type Verdict } from '../sql/verdict.ts';
 import type { Chain } from '../util/chain.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
@@ -552,8 +552,9 @@ export class Session
   #refuseShed({ reason, delayMs }: Shed): void {
     const refusal = this.#turn!.refusalOf(reason);
     if (delayMs === 0) return this.#refuse(refusal);
+    const noted = this.#noteRefused(refusal);
     this.become('delayed');
-    this.#leaveTarpit = this.#house.admission.tarpit.hold(delayMs, 'retries', () => this.onRefused(refusal));
+    this.#leaveTarpit = this.#house.admission.tarpit.hold(delayMs, 'retries', () => this.onRefused(noted));
   }
 
   /** The pool refuses the held message; while no primary can be reached everybody asks again, and nobody is to do so at once. */
@@ -561,9 +562,10 @@ export class Session
     if (!this.pool.isUnreachable || this.#cached?.hasOld === true) return this.#refuse(refusal);
     const { admission, clock } = this.#house;
     const { tarpit } = admission;
+    const noted = this.#noteRefused(refusal);
     this.#turn?.end(clock.now());
     this.become('delayed');
-    this.#leaveTarpit = tarpit.hold(tarpit.delayOfOutage(), 'outage', () => this.onRefused(refusal));
+    this.#leaveTarpit = tarpit.hold(tarpit.delayOfOutage(), 'outage', () => this.onRefused(noted));
   }
 
   /** ms after which its client does not want the answer of the held message any more; 0: not known. */
@@ -821,7 +823,7 @@ export class Session
     this.#guard('ride', () => {
       if (this.state === 'closed') return;
       this.#accountOf().ride(shape, ms, costMs, this.settings, this.#turn?.className ?? '');
-      if (ms >= this.#house.journal.slowMs) this.#house.journal.onSlow(this, shape, ms, null);
+      if (ms >= this.#house.journal.slowMs) this.#noteSlow(shape, ms, null);
       this.#endFill();
       this.#line = null;
       this.become('idle');
@@ -854,23 +856,23 @@ export class Session
 
   /** The held message is refused: one error, and for the extended protocol nothing more until Sync. */
   #refuse(refusal: Refusal): void {
+    const now = this.#house.clock.now();
     const held = this.#held;
+    const isLast = refusal.severity === 'FATAL' || held === null;
+    const old = isLast ? null : (this.#cached?.staleFor(refusal.sqlstate, now) ?? null);
+    if (old === null) this.#noteRefused(refusal);
     this.#held = null;
     this.#leaveTarpit = null;
     this.#isCancelWanted = false;
     this.#mustListenItself = false;
-    if (refusal.severity === 'FATAL' || held === null) return this.#end(refusal);
-    const since = this.state === 'idle' || this.state === 'delayed' ? 0 : this.waitingSince;
+    if (isLast) return this.#end(refusal);
     this.become('idle');
-    this.#turn?.end(this.#house.clock.now());
-    const old = this.#cached?.staleFor(refusal.sqlstate, this.#house.clock.now()) ?? null;
+    this.#turn?.end(now);
     if (old !== null) return this.#answerOld(held, old);
     this.#endFill();
     // Who has sent BEGIN believes to be in a transaction, and must not go on without it.
     const { alone } = this.#requests;
-    const verdict = alone.verdictOf(held);
-    if (refusal.id !== undefined) this.#house.journal.onRefused(this, refusal, verdict, since);
-    const hasBegun = isBegin(verdict) && !alone.isNaming(held, this.#reader);
+    const hasBegun = isBegin(alone.verdictOf(held)) && !alone.isNaming(held, this.#reader);
     if (this.#block !== 'none' || hasBegun) this.#block = 'failed';
     this.deliver(encode.errorResponse(refusal));
     const isExtended = held.type !== ClientMessage.Query && held.type !== ClientMessage.FunctionCall;
@@ -1005,7 +1007,7 @@ export class Session
       const shape = this.#requests.takeNumber();
       const costMs = this.#turn?.sample(shape, elapsed) ?? elapsed;
       this.#account?.end(elapsed, costMs, this.#turn?.className ?? '');
-      if (elapsed >= this.#house.journal.slowMs) this.#house.journal.onSlow(this, shape, elapsed, this.#requests.last);
+      if (elapsed >= this.#house.journal.slowMs) this.#noteSlow(shape, elapsed, this.#requests.last);
       this.#turn?.rest(now);
     }
     if (this.#listened.length > 0) this.#followListening(outstanding.status);
@@ -1085,6 +1087,7 @@ export class Session
   onLost(reason: string, isTold: boolean): void {
     const { server } = this;
     this.#guard('lost', () => {
+      this.#account?.forget();
       this.#lease.end();
       this.#lender = null;
       this.#turn?.end(this.#house.clock.now());
@@ -1156,8 +1159,26 @@ export class Session
   // --- Effects and pins -----------------------------------------------------------------------------------------
 
   onRunning(verdict: Verdict): void {
-    this.#accountOf().begin(verdict, this.settings);
+    // Reads that ride are counted when their ride is over (`onRideEnd`); where strings end is not known while backslashes escape.
+    if (this.#line === null) this.#accountOf().begin(this.settings.isOpaque ? opaque : verdict, this.settings);
     if (this.#written !== null && verdict.read === 0) this.#written.add(verdict, this.#cached!.identity);
+  }
+
+  /** Of what cannot be told apart from its values nothing is said. */
+  #noteSlow(shape: number, ms: number, verdict: Verdict | null): void {
+    const isKnown = shape !== 0 && !this.settings.isOpaque;
+    this.#house.journal.onSlow(this, isKnown ? shape : 0, ms, isKnown ? verdict : null);
+  }
+
+  /** The held message is refused, or will be in a moment. Gives the refusal without its number: it has been noted. */
+  #noteRefused(refusal: Refusal): Refusal {
+    const { id, ...noted } = refusal;
+    const held = this.#held;
+    if (id === undefined || held === null) return refusal;
+    const since = this.state === 'idle' ? 0 : this.waitingSince;
+    const verdict = this.settings.isOpaque ? null : this.#requests.alone.verdictOf(held);
+    this.#house.journal.onRefused(this, refusal, verdict, since);
+    return noted;
   }
 
   #accountOf(): Account {

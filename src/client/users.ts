@@ -7,6 +7,7 @@
 import { readFileSync } from 'node:fs';
 import { md5Secret } from '../protocol/md5.ts';
 import { type Keys, makeVerifier, parseVerifier, type Verifier } from '../protocol/scram.ts';
+import { messageOf } from '../util/errors.ts';
 
 export type UserSecret =
   | { kind: 'password'; password: string; verifier: Promise<Verifier> | null }
@@ -22,7 +23,14 @@ export class Users {
 
   /** Reads a userlist; throws when the file cannot be read or a line is neither an entry, empty nor a comment. */
   static read(file: string | null): Users {
-    return file === null ? new Users('') : new Users(readFileSync(file, 'utf8'), file);
+    if (file === null) return new Users('');
+    let text: string;
+    try {
+      text = readFileSync(file, 'utf8');
+    } catch (thrown) {
+      throw new Error(`auth.users: ${messageOf(thrown)}; it is PgBouncer's auth_file: lines of "name" "secret"`);
+    }
+    return new Users(text, file);
   }
 
   constructor(text: string, file = 'userlist') {
@@ -33,6 +41,10 @@ export class Users {
       const [name, secret] = match.slice(1).map((part) => part.replaceAll('""', '"')) as [string, string];
       this.#secrets.set(name, readSecret(secret));
     }
+  }
+
+  get names(): Iterable<string> {
+    return this.#secrets.keys();
   }
 
   get size(): number {

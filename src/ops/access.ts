@@ -46,7 +46,10 @@ export async function accessOf(headers: IncomingHttpHeaders, { ops, auth, users 
   const [, user, password] = /^([^:]*):(.*)$/s.exec(Buffer.from(encoded ?? '', 'base64').toString()) ?? [];
   if (user !== undefined && auth.admins.includes(user) && (await isRight(user, password!, auth.method, users)))
     return { actor: user };
-  return { status: 401, why: 'this needs the token of ops.tokenFile, or the login of one of auth.admins' };
+  return {
+    status: 401,
+    why: 'this needs the token of ops.tokenFile, or the login of one of auth.admins (pgweir: --token-file, or --user and PGPASSWORD)',
+  };
 }
 
 async function isRight(user: string, password: string, method: string, users: Users): Promise<boolean> {

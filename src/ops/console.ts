@@ -3,20 +3,17 @@
  * exporters and runbooks work unchanged. Simple protocol only, as there. A client gets here after its login
  * (client/listener hands it over); what it may do depends on auth.admins and auth.readers.
  *
- * Supported: SHOW VERSION | POOLS | CLIENTS | SERVERS | STATS | STATS_TOTALS | STATS_AVERAGES | DATABASES | LISTS |
- * CONFIG | HELP | STATE | CLASSES | SWITCHES | LEDGERS | HOSTS | BREAKERS | CACHE | CACHE_SHAPES | EVENTS | BYPASS | SHAPES | REFUSALS (ours), SET SWITCH, RELOAD, and what ops/controls does.
+ * Tables of PgBouncer are in ops/pgbouncer; ours are CLASSES, SWITCHES, LEDGERS, HOSTS, BREAKERS, CACHE, CACHE_SHAPES, EVENTS,
+ * BYPASS, SHAPES and REFUSALS. Besides: SET SWITCH, RELOAD, and what ops/controls does.
  */
 import { randomBytes } from 'node:crypto';
 import type { ClientIdentity } from '../client/login.ts';
-import type { Session } from '../client/session.ts';
 import type { AuthConfig } from '../config/schema.ts';
 import { shedReasons } from '../guard/gate.ts';
 import * as encode from '../protocol/encode.ts';
 import { emptyFrame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage } from '../protocol/messages.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
-import type { ServerConnection } from '../server/connection.ts';
-import type { ServerPool } from '../server/pool.ts';
 import { BYPASS_COLUMNS, bypassRows } from './bypass.ts';
 import { CACHE_COLUMNS, CACHE_SHAPE_COLUMNS, cacheRows, cacheShapeRows } from './caches.ts';
 import type { Controls, ShutdownMode } from './controls.ts';
@@ -24,6 +21,7 @@ import type { Events } from './events.ts';
 import { BREAKER_COLUMNS, breakerRows, HOST_COLUMNS, hostRows } from './hosts.ts';
 import { REFUSAL_COLUMNS, refusalRows } from './journal.ts';
 import { LEDGER_COLUMNS, ledgerRows } from './ledgers.ts';
+import { columns, pgbouncerTable, type Table, time, type Value } from './pgbouncer.ts';
 import { SHAPE_COLUMNS, shapeRows } from './shapes.ts';
 import type { Snapshot } from './snapshot.ts';
 import { durationOf, effectOf, percent, positionOf, type Switchboard, type SwitchRow } from './switchboard.ts';
@@ -32,11 +30,6 @@ import { version } from './version.ts';
 const consoleDatabases: readonly string[] = ['pgbouncer', 'pgweir'];
 const COMMAND_MAX = 64 * 1024;
 
-type Value = string | number | null;
-interface Table {
-  columns: { name: string; oid: number }[];
-  rows: Value[][];
-}
 type Answer = { tag: string; table?: Table; notice?: string };
 
 export interface ConsoleActions {
@@ -47,54 +40,12 @@ export interface ConsoleActions {
   events: Events;
 }
 
-/** Columns as `name` (text), `name i` (int4) or `name n` (numeric). */
-function columns(text: string): Table['columns'] {
-  const oids: Record<string, number> = { i: encode.Oid.int4, n: encode.Oid.numeric };
-  return text
-    .trim()
-    .split(/\s*,\s*/)
-    .map((column) => {
-      const [name, type] = column.split(' ') as [string, string?];
-      return { name, oid: oids[type ?? ''] ?? encode.Oid.text };
-    });
-}
-
-const poolColumns = columns(`database, user, cl_active i, cl_waiting i, cl_active_cancel_req i, cl_waiting_cancel_req i,
-  sv_active i, sv_active_cancel i, sv_being_canceled i, sv_idle i, sv_used i, sv_tested i, sv_login i, maxwait i,
-  maxwait_us i, pool_mode, load_balance_hosts`);
-const socketColumns = columns(`type, user, database, replication, state, addr, port i, local_addr, local_port i,
-  connect_time, request_time, wait i, wait_us i, close_needed i, ptr, link, remote_pid i, tls, application_name,
-  prepared_statements i, id i`);
-const databaseColumns = columns(`name, host, port i, database, force_user, pool_size i, min_pool_size i,
-  reserve_pool_size i, server_lifetime i, pool_mode, load_balance_hosts, max_connections i, current_connections i,
-  max_client_connections i, current_client_connections i, paused i, disabled i`);
 const switchColumns = columns('name, class, state, passes, until, actor, reason, requests_share, work_share');
 /** SET SWITCH name = value FOR 10m BECAUSE 'text' */
 const SET_SWITCH =
   /^set\s+switch\s+"?([\w-]+)"?\s*(?:=|to|\s)\s*'?([\w.%]+)'?(?:\s+for\s+(\w+))?(?:\s+because\s+'([^']*)')?$/i;
 const classColumns = columns(`host, class, priority, limit, at_work i, permits i, waiting i, offered n, admitted n,
-  shed_switch n, shed_credits n, shed_throttle n, shed_queue n, shed_wait n, shed_deadline n, shed_overload n, retries n, observed n, mean_us n, overloaded i`);
-const totals = [
-  'server_assignment_count',
-  'xact_count',
-  'query_count',
-  'bytes_received',
-  'bytes_sent',
-  'xact_time',
-  'query_time',
-  'wait_time',
-  'client_parse_count',
-  'server_parse_count',
-  'bind_count',
-  'client_login_count',
-];
-/** SHOW STATS says total_received where SHOW STATS_TOTALS says bytes_received. */
-const totalsInStats = totals.map((name) => `total_${name.replace('bytes_', '')}`);
-const averagesInStats = totals.map(
-  (name) => `avg_${name.replace('bytes_received', 'recv').replace('bytes_sent', 'sent')}`,
-);
-const numerics = (names: readonly string[]) => columns(['database', ...names.map((name) => `${name} n`)].join(','));
-
+  ${shedReasons.map((reason) => `shed_${reason} n`).join(', ')}, retries n, observed n, mean_us n, overloaded i`);
 export class Console {
   readonly #snapshot: () => Snapshot;
   readonly #actions: ConsoleActions;
@@ -275,55 +226,16 @@ export class Console {
     }
   }
 
-  #show(what: string): Answer | null {
+  #show(what: string): Answer | Refusal | null {
     const snapshot = this.#snapshot();
-    const table = (of: Table): Answer => ({ tag: 'SHOW', table: of });
+    const table = (of: Table): Answer => ({ tag: 'SHOW', table: whole(of) });
     switch (what) {
       case 'help':
         return { tag: 'SHOW', notice: HELP };
-      case 'version':
-        return table({ columns: columns('version'), rows: [[`pgweir ${version}`]] });
-      case 'pools':
-        return table({ columns: poolColumns, rows: snapshot.pools.map((pool) => poolRow(pool, snapshot)) });
-      case 'clients':
-        return table({
-          columns: socketColumns,
-          rows: [...snapshot.sessions].map((session) => clientRow(session, snapshot)),
-        });
-      case 'servers':
-        return table({
-          columns: socketColumns,
-          rows: [...snapshot.pools, ...snapshot.standbyPools].flatMap((pool) =>
-            pool.servers().map(({ server, state }) => serverRow(pool, server, state, snapshot)),
-          ),
-        });
-      case 'databases':
-        return table({ columns: databaseColumns, rows: databaseRows(snapshot) });
-      case 'stats':
-        return table({
-          columns: numerics([...totalsInStats, ...averagesInStats]),
-          rows: perDatabase(snapshot).map(([name, sums]) => [name, ...sums, ...averages(sums, snapshot)]),
-        });
-      case 'stats_totals':
-        return table({ columns: numerics(totals), rows: perDatabase(snapshot).map(([name, sums]) => [name, ...sums]) });
-      case 'stats_averages':
-        return table({
-          columns: numerics(totals.map((name, index) => (index < totals.length - 4 ? name : `avg_${name}`))),
-          rows: perDatabase(snapshot).map(([name, sums]) => [name, ...averages(sums, snapshot)]),
-        });
       case 'switches':
         return table({ columns: switchColumns, rows: this.#actions.switches.rows().map(switchRow) });
       case 'ledgers':
         return table({ columns: columns(LEDGER_COLUMNS), rows: ledgerRows(snapshot) });
-      case 'state':
-        return table({
-          columns: columns('key, value'),
-          rows: [
-            ['active', snapshot.isPaused || snapshot.isSuspended ? 'no' : 'yes'],
-            ['paused', snapshot.isPaused ? 'yes' : 'no'],
-            ['suspended', snapshot.isSuspended ? 'yes' : 'no'],
-          ],
-        });
       case 'hosts':
         return table({ columns: columns(HOST_COLUMNS), rows: hostRows(snapshot) });
       case 'breakers':
@@ -347,14 +259,23 @@ export class Console {
         });
       case 'classes':
         return table({ columns: classColumns, rows: classRows(snapshot) });
-      case 'lists':
-        return table({ columns: columns('list, items i'), rows: lists(snapshot) });
-      case 'config':
-        return table({ columns: columns('key, value, default, changeable'), rows: configRows(snapshot) });
-      default:
-        return setting(what);
+      case 'fds':
+        return error(SqlState.FeatureNotSupported, 'sockets are not handed over by the console', {
+          hint: 'RELOAD changes the configuration without a restart',
+        });
+      default: {
+        const known = pgbouncerTable(what, snapshot);
+        return known === null ? setting(what) : table(known);
+      }
     }
   }
+}
+
+/** A row with more or fewer values than it has columns breaks its reader: throws. */
+function whole(table: Table): Table {
+  const bad = table.rows.find((row) => row.length !== table.columns.length);
+  if (bad !== undefined) throw new Error(`${bad.length} values for ${table.columns.length} columns`);
+  return table;
 }
 
 const HELP = `Console usage
@@ -419,33 +340,6 @@ function welcome(): Buffer {
   ]);
 }
 
-function poolRow(pool: ServerPool, { sessions, now }: Snapshot): Value[] {
-  const active = pool.servers().filter(({ state }) => state === 'active');
-  const canceling = pool.servers().filter(({ server }) => server.isCanceling).length;
-  const clients = [...sessions].filter((session) => session.pool === pool);
-  const oldest = pool.waiters.first;
-  const waitUs = oldest === null ? 0 : Math.round((now - oldest.waitingSince) * 1000);
-  return [
-    pool.database,
-    pool.user,
-    clients.length - pool.waiters.size,
-    pool.waiters.size,
-    0,
-    0,
-    active.length,
-    canceling,
-    0,
-    pool.idle.size,
-    pool.cleaning.size,
-    0,
-    pool.connecting,
-    Math.floor(waitUs / 1e6),
-    waitUs % 1e6,
-    pool.config.mode,
-    null,
-  ];
-}
-
 function switchRow({ name, class: of, position, valve, setting, requests, work }: SwitchRow): Value[] {
   return [
     name,
@@ -480,171 +374,4 @@ function classRows({ gates }: Snapshot): Value[][] {
       Number(lane.queue.isOverloaded),
     ]),
   );
-}
-
-function time(ms: number): string {
-  return `${new Date(ms).toISOString().slice(0, 19).replace('T', ' ')} UTC`;
-}
-
-function clientRow(session: Session, { now }: Snapshot): Value[] {
-  const { socket } = session;
-  const waitUs = session.isWaiting ? Math.round((now - session.waitingSince) * 1000) : 0;
-  const state = session.isWaiting ? 'waiting' : session.workingServer === null ? 'idle' : 'active';
-  return [
-    'C',
-    session.user,
-    session.database,
-    'none',
-    state,
-    socket.remoteAddress ?? 'unix',
-    socket.remotePort ?? 0,
-    socket.localAddress ?? 'unix',
-    socket.localPort ?? 0,
-    time(session.connectedAt),
-    time(Date.now() - (now - session.changedAt)),
-    Math.floor(waitUs / 1e6),
-    waitUs % 1e6,
-    0,
-    `c${session.id}`,
-    session.workingServer === null ? '' : `s${session.workingServer.id}`,
-    0,
-    'encrypted' in socket ? 'TLS' : '',
-    session.settings.reported.get('application_name') ?? '',
-    session.preparedCount,
-    session.id,
-  ];
-}
-
-function serverRow(pool: ServerPool, server: ServerConnection, state: string, { sessions, now }: Snapshot): Value[] {
-  const { host } = server.target;
-  const shown = server.isCanceling ? 'active_cancel' : state === 'cleaning' ? 'used' : state;
-  const client = [...sessions].find((session) => session.workingServer === server);
-  return [
-    'S',
-    pool.user,
-    pool.database,
-    'none',
-    shown,
-    host.host,
-    host.port,
-    server.localAddress,
-    server.localPort,
-    time(Date.now() - (now - server.openedAt)),
-    time(Date.now() - (now - server.changedAt)),
-    0,
-    0,
-    Number(server.isDoomed),
-    `s${server.id}`,
-    client === undefined ? '' : `c${client.id}`,
-    server.pid,
-    server.isTls ? 'TLS' : '',
-    server.settings.reported.get('application_name') ?? '',
-    server.statements.size,
-    server.id,
-  ];
-}
-
-function databaseRows({ config, pools, isPaused, isDisabled }: Snapshot): Value[][] {
-  return Object.entries(config.databases).map(([name, database]) => {
-    const [host] = database.hosts;
-    const own = pools.filter(
-      (pool) => pool.database === name || (name === '*' && !(pool.database in config.databases)),
-    );
-    return [
-      name,
-      host!.host,
-      host!.port,
-      database.dbname ?? name,
-      database.user ?? null,
-      database.pool.size,
-      database.pool.sizeMin,
-      0,
-      Math.round(database.pool.lifetimeMax / 1000),
-      database.pool.mode,
-      null,
-      database.serversMax,
-      own.reduce((sum, pool) => sum + pool.serverCount, 0),
-      0,
-      own.reduce((sum, pool) => sum + pool.clients, 0),
-      Number(isPaused || own.some((pool) => pool.isPaused)),
-      Number(isDisabled(name)),
-    ];
-  });
-}
-
-/** Sums per database in the order of `totals`; times in microseconds. */
-function perDatabase({ pools }: Snapshot): [string, number[]][] {
-  const sums = new Map<string, number[]>();
-  for (const { database, counts } of pools) {
-    const own = [
-      counts.leases,
-      counts.transactions,
-      counts.queries,
-      counts.received,
-      counts.sent,
-      counts.transactionMs * 1000,
-      counts.queryMs * 1000,
-      counts.waitMs * 1000,
-      counts.clientParses,
-      counts.serverParses,
-      counts.binds,
-      counts.logins,
-    ].map(Math.round);
-    const before = sums.get(database);
-    sums.set(database, before === undefined ? own : before.map((sum, index) => sum + own[index]!));
-  }
-  return [...sums];
-}
-
-/** Averages since the start: counts per second, times per event. */
-function averages(sums: readonly number[], { startedAt }: Snapshot): number[] {
-  const seconds = Math.max(1, (Date.now() - startedAt) / 1000);
-  const [leases, transactions, queries] = sums as [number, number, number];
-  return sums.map((sum, index) => {
-    const events = { xact_time: transactions, query_time: queries, wait_time: leases }[totals[index]!] ?? seconds;
-    return Math.round(sum / Math.max(1, events));
-  });
-}
-
-function lists({ config, pools, sessions, loggingIn, users }: Snapshot): Value[][] {
-  const free = pools.reduce((sum, pool) => sum + pool.idle.size, 0);
-  const used = pools.reduce((sum, pool) => sum + pool.active.size + pool.cleaning.size, 0);
-  return [
-    ['databases', Object.keys(config.databases).length],
-    ['users', users.size],
-    ['peers', 0],
-    ['pools', pools.length],
-    ['peer_pools', 0],
-    ['free_clients', 0],
-    ['used_clients', sessions.size],
-    ['login_clients', loggingIn],
-    ['free_servers', free],
-    ['used_servers', used],
-    ['dns_names', 0],
-    ['dns_zones', 0],
-    ['dns_queries', 0],
-    ['dns_pending', 0],
-  ];
-}
-
-/** PgBouncer's names for what its exporter reads, then our own keys. */
-function configRows({ config }: Snapshot): Value[][] {
-  const rows: Value[][] = [
-    ['max_client_conn', config.listen.clientsMax, '5000', 'yes'],
-    ['max_user_connections', 0, '0', 'no'],
-    ['listen_port', config.listen.port, '6432', 'no'],
-  ];
-  const walk = (node: unknown, path: string) => {
-    if (typeof node === 'object' && node !== null)
-      for (const [key, value] of Object.entries(node)) walk(value, path === '' ? key : `${path}.${key}`);
-    else
-      rows.push([
-        path,
-        /password/i.test(path) ? '(set)' : String(node),
-        null,
-        /^listen\.(host|port|socketDir)$/.test(path) ? 'no' : 'yes',
-      ]);
-  };
-  walk(config, '');
-  return rows;
 }

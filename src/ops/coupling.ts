@@ -10,6 +10,7 @@
  */
 import { z } from 'zod';
 import type { Period, ServiceName } from '../client/usage.ts';
+import { printable } from '../util/printable.ts';
 import type { Stranger } from './bypass.ts';
 import type { Snapshot } from './snapshot.ts';
 
@@ -73,6 +74,7 @@ const period = z.object({
       count: z.number(),
       ms: z.number(),
       costMs: z.number(),
+      className: z.string(),
       tables: z.array(z.object({ table: z.string(), reads: z.number(), writes: z.number(), ms: z.number() })),
     }),
   ),
@@ -90,22 +92,17 @@ interface Found extends CoupledService {
 /** What is known from `since` (wall-clock ms) on, in whole hours. */
 export function couplingAt({ usage, config, bypass }: Snapshot, since: number): Coupling {
   return couplingOf(usage.periods(since), {
-    classOf: (name) => usage.classOf(name),
     floorOf: (className) => config.classes.find(({ name }) => name === className)?.floor ?? 0,
     bypass: bypass.strangers,
   });
 }
 
-/** Adds up `periods`. `classOf`: the class that a service was in last. */
+/** Adds up `periods`. */
 export function couplingOf(
   periods: readonly Period[],
-  {
-    classOf,
-    floorOf,
-    bypass,
-  }: { classOf: (name: ServiceName) => string; floorOf: FloorOf; bypass: readonly Stranger[] },
+  { floorOf, bypass }: { floorOf: FloorOf; bypass: readonly Stranger[] },
 ): Coupling {
-  const found = addUp(periods, classOf);
+  const found = addUp(periods);
   const total = new Map<string, number>();
   for (const { host, ms } of found) total.set(host, (total.get(host) ?? 0) + ms);
   const services = found.map(({ tables, ...service }) => {
@@ -119,60 +116,73 @@ export function couplingOf(
     };
   });
   const shared = sharedTables(found);
-  const couplings = shared.flatMap(({ table, database, writers, readers }) =>
-    writers.flatMap((writer) =>
-      readers.filter((reader) => reader !== writer).map((reader) => ({ table, database, writer, reader })),
-    ),
-  );
-  const hurt = services.map(({ service, host }) => ({
-    service,
-    hurt: services
-      .filter((other) => other.service !== service && other.host === host)
-      .map((other) => ({ service: other.service, ms: other.ms, class: other.class, floor: floorOf(other.class) })),
-  }));
   return {
     from: new Date(periods[0]?.from ?? 0).toISOString(),
     to: new Date(periods.at(-1)?.to ?? 0).toISOString(),
-    services: services.slice(0, LIST_MAX),
-    shared: shared.slice(0, LIST_MAX),
-    couplings: couplings.slice(0, LIST_MAX),
-    hurt: hurt.filter((each) => each.hurt.length > 0).slice(0, HURT_MAX),
+    services,
+    shared,
+    couplings: couplingsOf(shared),
+    hurt: hurtOf(services, floorOf),
     bypass,
   };
 }
 
-/** Lists of who is hurt grow with the square of services: those that take most are the dangerous ones. */
-const HURT_MAX = 20;
-
-function addUp(periods: readonly Period[], classOf: (name: ServiceName) => string): Found[] {
+/** The services that take most; what the others have asked for is one more. Sorted by time. */
+function addUp(periods: readonly Period[]): Found[] {
   const services = new Map<string, Found>();
   for (const { services: each } of periods) {
-    for (const { host, database, user, application, count, ms, tables } of each) {
+    for (const { host, database, user, application, className, count, ms, tables } of each) {
       const key = JSON.stringify([host, database, user, application]);
       let known = services.get(key);
       if (known === undefined) {
-        const name = { host, database, user, application };
-        const none = { statements: 0, ms: 0, share: 0, reads: [], writes: [] };
-        known = { service: '', ...name, class: classOf(name), ...none, tables: new Map() };
+        known = foundNothing({ host, database, user, application });
         services.set(key, known);
       }
+      known.class = className || known.class;
       known.statements += count;
       known.ms += ms;
-      for (const { table, reads, writes, ms: spent } of tables) {
-        const sum = known.tables.get(table) ?? { reads: 0, writes: 0, ms: 0 };
-        known.tables.set(table, { reads: sum.reads + reads, writes: sum.writes + writes, ms: sum.ms + spent });
-      }
+      for (const row of tables) addTable(known.tables, row.table, row);
     }
   }
   const all = [...services.values()].sort((a, b) => b.ms - a.ms);
-  for (const service of all) service.service = labelOf(service, all);
-  return all;
+  const shown = all.slice(0, LIST_MAX);
+  const names = new Map<string, Found[]>();
+  for (const each of shown) names.set(shortOf(each), [...(names.get(shortOf(each)) ?? []), each]);
+  for (const service of shown) service.service = labelOf(service, names.get(shortOf(service))!);
+  // Of what is left out no table is named: together they would seem to share everything.
+  const rest = new Map<string, Found>();
+  for (const { host, database, statements, ms } of all.slice(LIST_MAX)) {
+    const key = JSON.stringify([host, database]);
+    const sum = rest.get(key) ?? foundNothing({ host, database, user: OTHERS, application: OTHERS });
+    rest.set(key, sum);
+    sum.service = `${OTHERS}@${database}`;
+    sum.statements += statements;
+    sum.ms += ms;
+  }
+  return [...shown, ...rest.values()];
 }
 
-/** The shortest name that only it has. */
-function labelOf({ application, user, database, host }: ServiceName, all: readonly ServiceName[]): string {
-  const short = application || user;
-  const alike = all.filter((other) => (other.application || other.user) === short);
+const OTHERS = '(others)';
+
+function foundNothing(name: ServiceName): Found {
+  return { service: '', ...name, class: '', statements: 0, ms: 0, share: 0, reads: [], writes: [], tables: new Map() };
+}
+
+function addTable(
+  to: Found['tables'],
+  table: string,
+  { reads, writes, ms }: { reads: number; writes: number; ms: number },
+) {
+  const sum = to.get(table) ?? { reads: 0, writes: 0, ms: 0 };
+  to.set(table, { reads: sum.reads + reads, writes: sum.writes + writes, ms: sum.ms + ms });
+}
+
+const shortOf = ({ application, user }: ServiceName) => application || user;
+
+/** The shortest name that only it has, of those with the same application. */
+function labelOf(service: ServiceName, alike: readonly ServiceName[]): string {
+  const { application, user, database, host } = service;
+  const short = shortOf(service);
   if (alike.length === 1) return short;
   const isOne = (same: (other: ServiceName) => boolean) => alike.filter(same).length === 1;
   if (isOne((other) => other.database === database)) return `${short}@${database}`;
@@ -198,8 +208,37 @@ function sharedTables(services: readonly Found[]): CoupledTable[] {
   return [...all.values()]
     .filter(({ users }) => users.size > 1)
     .sort((a, b) => b.ms - a.ms)
+    .slice(0, LIST_MAX)
     .map(({ users: _, ...table }) => table);
 }
+
+/** Those of the tables that are used most come first, and no more than are shown: pairs grow with the square. */
+function couplingsOf(shared: readonly CoupledTable[]): Coupling['couplings'] {
+  const couplings: Coupling['couplings'] = [];
+  for (const { table, database, writers, readers } of shared)
+    for (const writer of writers)
+      for (const reader of readers) {
+        if (couplings.length >= LIST_MAX) return couplings;
+        if (reader !== writer) couplings.push({ table, database, writer, reader });
+      }
+  return couplings;
+}
+
+/** Those that take most are the dangerous ones; of the others, those that take most are hurt most. */
+function hurtOf(services: readonly CoupledService[], floorOf: FloorOf): Hurt[] {
+  return services
+    .slice(0, HURT_MAX)
+    .map(({ service, host }) => ({
+      service,
+      hurt: services
+        .filter((other) => other.service !== service && other.host === host)
+        .slice(0, HURT_MAX)
+        .map((other) => ({ service: other.service, ms: other.ms, class: other.class, floor: floorOf(other.class) })),
+    }))
+    .filter(({ hurt }) => hurt.length > 0);
+}
+
+const HURT_MAX = 20;
 
 const percent = (share: number) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
 const list = (names: readonly string[]) =>
@@ -208,7 +247,7 @@ const list = (names: readonly string[]) =>
 type Table = { title: string; columns: string[]; rows: string[][] };
 
 function tablesOf({ services, shared, couplings, hurt, bypass }: Coupling): Table[] {
-  return [
+  const tables: Table[] = [
     {
       title: 'Services',
       columns: ['service', 'class', 'share of database time', 'statements', 'reads', 'writes'],
@@ -250,7 +289,10 @@ function tablesOf({ services, shared, couplings, hurt, bypass }: Coupling): Tabl
       columns: ['application', 'user', 'host', 'backends', 'busy'],
       rows: bypass.map((each) => [each.application, each.user, each.host, `${each.backends}`, `${each.busy}`]),
     },
-  ].filter(({ rows }) => rows.length > 0);
+  ];
+  return tables
+    .filter(({ rows }) => rows.length > 0)
+    .map(({ rows, ...table }) => ({ ...table, rows: rows.map((row) => row.map(printable)) }));
 }
 
 /** For a terminal. */
@@ -268,7 +310,7 @@ export function couplingText(coupling: Coupling): string {
 }
 
 export function couplingMarkdown(coupling: Coupling): string {
-  const cell = (text: string) => text.replaceAll('|', '\\|');
+  const cell = (text: string) => text.replaceAll('\\', '\\\\').replaceAll('|', '\\|');
   const parts = tablesOf(coupling).map(({ title, columns, rows }) => {
     const line = (cells: string[]) => `| ${cells.map(cell).join(' | ')} |`;
     return [`## ${title}`, '', line(columns), line(columns.map(() => '---')), ...rows.map(line)].join('\n');

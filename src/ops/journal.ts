@@ -11,6 +11,7 @@ import type { Inputs } from '../client/turn.ts';
 import type { Refusal } from '../protocol/sqlstate.ts';
 import type { Nature } from '../sql/verdict.ts';
 import type { Clock } from '../util/clock.ts';
+import { printable } from '../util/printable.ts';
 
 /** Whose request it was. */
 interface Requester {
@@ -70,6 +71,7 @@ type Log = (level: 'info', fields: Record<string, unknown>, message: string) => 
 
 const RECORDS_MAX = 2_000;
 const LINE_MS = 1_000;
+const ROUTE_MAX = 200;
 
 const rules: Record<string, string> = {
   wait: 'pool.waitMax, or classes.*.queue.waitMax',
@@ -220,8 +222,8 @@ function traceIdOf(asked: Asked | null): string {
 
 function traceOf(asked: Asked | null): Record<string, string | undefined> {
   const found = TRACEPARENT.exec(asked?.tags?.get('traceparent') ?? '');
-  if (found === null) return { route: asked?.tags?.get('route') };
-  return { trace_id: found[1], span_id: found[2], route: asked?.tags?.get('route') };
+  const route = asked?.tags?.get('route')?.slice(0, ROUTE_MAX);
+  return found === null ? { route } : { trace_id: found[1], span_id: found[2], route };
 }
 
 export const REFUSAL_COLUMNS =
@@ -264,5 +266,7 @@ export function explanationOf(record: RefusalRecord): string {
     ...Object.entries(record.inputs).map(([name, value]) => [`  ${name}`, `${value ?? 'none'}`] as [string, string]),
     ['what to do', record.hint],
   ];
-  return [`request ${id} was refused`, ...lines.map(([name, text]) => `${name.padEnd(16)} ${text}`)].join('\n');
+  return [`request ${id} was refused`, ...lines.map(([name, text]) => `${name.padEnd(16)} ${printable(text)}`)].join(
+    '\n',
+  );
 }

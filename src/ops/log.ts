@@ -1,6 +1,7 @@
 /** Logs: pino, JSON or text, on standard output. Of statements never more than their shape; passwords never reach it. */
 import pino from 'pino';
 import type { Config } from '../config/schema.ts';
+import { printable } from '../util/printable.ts';
 
 export type Logger = pino.Logger;
 
@@ -25,7 +26,7 @@ export function makeLogger(
 function asText(line: string): string {
   const { time, level, msg, ...rest } = JSON.parse(line) as Record<string, unknown>;
   const fields = Object.entries(rest).map(
-    ([name, value]) => ` ${name}=${typeof value === 'string' ? value : JSON.stringify(value)}`,
+    ([name, value]) => ` ${name}=${typeof value === 'string' ? printable(value) : JSON.stringify(value)}`,
   );
   return `${String(time).slice(11, 23)} ${String(level).padEnd(5)} ${msg}${fields.join('')}\n`;
 }

@@ -86,16 +86,16 @@ export class Memory {
   }
 
   /** Writes down what is known by now. Never throws. */
-  save(learned: LearnedByHost, usage: readonly Period[]): Promise<void> {
+  save(learned: LearnedByHost, usage: () => readonly Period[]): Promise<void> {
     // One after the other: they write the same files.
     this.#saving = this.#saving.then(() => this.#save(learned, usage));
     return this.#saving;
   }
 
-  async #save(learned: LearnedByHost, usage: readonly Period[]): Promise<void> {
+  async #save(learned: LearnedByHost, usage: () => readonly Period[]): Promise<void> {
     if (!this.#state.isKept) return;
     try {
-      await this.#state.saveLater(COUPLING, usage);
+      await this.#state.saveLater(COUPLING, usage());
       if (!this.#admission.isConfigured) return;
       await this.#state.saveLater(FILE, this.#admission.saveBaselines());
       await this.#state.saveLater(LEDGERS, learned);

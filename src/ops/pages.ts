@@ -50,6 +50,7 @@ function walk(node: Node, path: string, rows: string[]): void {
     walk(child, path === '' ? name : `${path}.${name}`, rows);
   if (typeof node.additionalProperties === 'object') walk(node.additionalProperties, `${path}.*`, rows);
   if (node.items?.anyOf !== undefined) walk(node.items, `${path}.*`, rows);
+  else if (node.items?.properties !== undefined) walk(node.items, `${path}[]`, rows);
 }
 
 function typeOf(node: Node): string {

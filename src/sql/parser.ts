@@ -45,6 +45,8 @@ export interface Syntax {
 
 export const SQL_BYTES_MAX = 16 * 1024;
 const QUEUE_MAX = 1000;
+/** Of texts that nobody waits for. */
+const LATER_MAX = 200;
 const WATCHDOG_MS = 250;
 /** A first text also pays for loading the module. */
 const LOADING_MS = 10_000;
@@ -64,6 +66,8 @@ export class Parser {
   #worker: Worker | null = null;
   #isLoaded = false;
   readonly #waiting: Job[] = [];
+  /** What is only to be known one day: parsed while nothing else waits. */
+  readonly #later: Job[] = [];
   #running: Job | null = null;
   #cancelWatchdog: (() => void) | null = null;
   #isClosed = false;
@@ -76,12 +80,21 @@ export class Parser {
 
   /** Calls `done` later with what was found, or with null when the text could not be judged. Never throws. */
   parse(sql: string, done: Done): void {
-    if (this.#isClosed || sql.length > SQL_BYTES_MAX || this.#waiting.length >= QUEUE_MAX) {
+    this.#enter(this.#waiting, QUEUE_MAX, sql, done);
+  }
+
+  /** As `parse`, for what no server waits for: it comes behind everything else, and there are fewer places. */
+  parseLater(sql: string, done: Done): void {
+    this.#enter(this.#later, LATER_MAX, sql, done);
+  }
+
+  #enter(queue: Job[], max: number, sql: string, done: Done): void {
+    if (this.#isClosed || sql.length > SQL_BYTES_MAX || queue.length >= max) {
       this.counts.refused++;
       queueMicrotask(() => done(null, sql.length > SQL_BYTES_MAX));
       return;
     }
-    this.#waiting.push({ sql, done });
+    queue.push({ sql, done });
     this.#next();
   }
 
@@ -90,13 +103,13 @@ export class Parser {
     this.#isClosed = true;
     const worker = this.#worker;
     this.#end(null);
-    for (const job of this.#waiting.splice(0)) job.done(null, false);
+    for (const job of [...this.#waiting.splice(0), ...this.#later.splice(0)]) job.done(null, false);
     await worker?.terminate();
   }
 
   #next(): void {
     if (this.#running !== null) return;
-    const job = this.#waiting.shift();
+    const job = this.#waiting.shift() ?? this.#later.shift();
     if (job === undefined) return;
     this.#running = job;
     this.#worker ??= this.#start();

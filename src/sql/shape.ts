@@ -11,6 +11,8 @@
  * or quoted name ends at the end of the text (the server will say what is wrong with it).
  */
 
+import { printable } from '../util/printable.ts';
+
 export const Token = {
   /** An identifier or key word. */
   Word: 1,
@@ -312,8 +314,26 @@ function commentEnd(source: Buffer, from: number, end: number): number {
 
 /** The shape of the text in `tokens`: words in lower case, literals and parameters as `?`, lists of them as `?`. */
 export function shapeOf(tokens: Tokens): string {
+  return partsOf(tokens, tokens.count).join(' ');
+}
+
+/**
+ * The beginning of it, for people: about `max` characters, a text of its own. What a setting is set to is a value, however it
+ * is written, and what is no printable character is left out.
+ */
+export function shownShape(tokens: Tokens, max: number): string {
+  const parts = partsOf(tokens, Math.min(tokens.count, max));
+  if (parts[0] === 'set' || parts[0] === 'alter') {
+    const at = parts.findIndex((part) => part === '=' || part === 'to');
+    if (at >= 0) parts.splice(at + 1, parts.length, '?');
+  }
+  // A slice would keep the whole text alive: the copy does not.
+  return printable(Buffer.from(parts.join(' ').slice(0, max), 'latin1').toString('utf8'));
+}
+
+function partsOf(tokens: Tokens, count: number): string[] {
   const parts: string[] = [];
-  for (let at = 0; at < tokens.count; at++) {
+  for (let at = 0; at < count; at++) {
     switch (tokens.kinds[at]) {
       case Token.Word:
         parts.push(tokens.text(at).toLowerCase());
@@ -328,7 +348,7 @@ export function shapeOf(tokens: Tokens): string {
         parts.push(tokens.text(at));
     }
   }
-  return parts.join(' ');
+  return parts;
 }
 
 /** The shape of a text, given as Latin-1. */

@@ -14,7 +14,7 @@ import { type Effects, findEffects, mergeEffects, pinning, probing } from './eff
 import { type Kind, type Parser, SQL_BYTES_MAX, type Syntax, type TableReference } from './parser.ts';
 import { isLocal, readKey } from './read.ts';
 import type { Reading } from './reading.ts';
-import { cut, numberOf, shapeOf, Tokens } from './shape.ts';
+import { cut, numberOf, shapeOf, shownShape, Tokens } from './shape.ts';
 import { tagsOf } from './tags.ts';
 import { isUpkeep } from './upkeep.ts';
 
@@ -187,10 +187,11 @@ export class Judge {
   #judgeNature(number: number, source: Buffer, start: number, end: number): Nature {
     const known = this.#natures.get(number);
     if (known !== undefined) return known;
-    const text = shapeOf(this.#tokens).slice(0, SHOWN_MAX);
+    const text = shownShape(this.#tokens, SHOWN_MAX);
     const nature: Nature = { text, kind: null, tables: [], reading: null, isTemporary: false };
     this.#natures.set(number, nature);
-    this.#parser.parse(source.toString('utf8', start, end), (syntax, isFinal) => {
+    if (end - start > SQL_BYTES_MAX) return nature; // The parser would not take it.
+    this.#parser.parseLater(source.toString('utf8', start, end), (syntax, isFinal) => {
       if (!isFinal) this.#natures.delete(number);
       if (syntax === null || !syntax.isParsed) return;
       const { kind, tables, reading } = syntax;

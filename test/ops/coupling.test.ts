@@ -7,12 +7,14 @@ import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import fc from 'fast-check';
 import t from 'tap';
-import { type Period, Usage } from '../../src/client/usage.ts';
+import { Account, type Period, Usage } from '../../src/client/usage.ts';
 import { type Coupling, couplingDot, couplingMarkdown, couplingOf, couplingText } from '../../src/ops/coupling.ts';
 import { explanationOf, Journal, type RefusalRecord } from '../../src/ops/journal.ts';
 import type { Status } from '../../src/ops/status.ts';
 import { error } from '../../src/protocol/sqlstate.ts';
-import type { Nature } from '../../src/sql/verdict.ts';
+import type { ServerPool } from '../../src/server/pool.ts';
+import type { Settings } from '../../src/server/settings.ts';
+import { harmless, type Nature } from '../../src/sql/verdict.ts';
 import { FakeClock } from '../fixtures/clock.ts';
 import { connect, startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
@@ -69,9 +71,12 @@ t.test('usage: whatever is counted is in one hour or another, once, and memory h
   const [period] = usage.periods();
   t.equal(
     period!.services.reduce((rows, { tables }) => rows + tables.length, 0),
-    1_000,
-    'rows of an hour',
+    100 + 500,
+    'rows of an hour: none takes the place of all others',
   );
+  for (let service = 0; service < 20; service++)
+    for (let shape = 1; shape < 900; shape++) usage.serviceOf(app(`s${service}`)).useOf(shape).now.count++;
+  t.ok([...usage.services].reduce((sum, { uses }) => sum + [...uses].length, 0) <= 10_000 + 501, 'of all together');
 });
 
 t.test('an hour that is over is kept for two days, and what was not asked for again is let go', async (t) => {
@@ -99,12 +104,84 @@ t.test('an hour that is over is kept for two days, and what was not asked for ag
   t.ok(usage.periods().at(-1)!.from <= now, 'a clock that is set back ends the hour');
 });
 
+t.test(
+  'what takes longer than an hour is counted where it ends, with its tables; a restart cuts no hour',
+  async (t) => {
+    let now = 0;
+    const known = nature('events', true);
+    const make = () =>
+      new Usage(
+        () => known,
+        () => now,
+      );
+    const usage = make();
+    const pool = { cluster: { name: 'db:5432' }, target: { database: 'shop' } } as unknown as ServerPool;
+    const settings = { reported: new Map([['application_name', 'night']]) } as unknown as Settings;
+    const account = new Account(usage, pool, 'app');
+    account.begin({ ...harmless, number: 5, nature: known }, settings);
+    for (let hour = 0; hour < 3; hour++) {
+      now += HOUR;
+      usage.tick();
+    }
+    now += 60_000;
+    account.end(3 * HOUR, 3 * HOUR, 'batch');
+    const last = usage.periods().at(-1)!;
+    t.match(last.services, [
+      { application: 'night', ms: 3 * HOUR, className: 'batch', tables: [{ table: 'events', ms: 3 * HOUR }] },
+    ]);
+    account.begin({ ...harmless, number: 6, nature: known }, settings);
+    account.forget();
+    account.end(99, 99, 'batch');
+    t.equal(
+      usage.periods().at(-1)!.services[0]!.ms,
+      3 * HOUR,
+      'what was lost with its server is not paid for by the next',
+    );
+
+    now += 60_000;
+    let again = usage;
+    for (let restart = 0; restart < 100; restart++) {
+      const saved = again.periods();
+      now += 1_000;
+      again = make();
+      again.restore(saved);
+      again.serviceOf(app('night')).useOf(5).now.count++;
+    }
+    t.equal(again.periods().length, usage.periods().length);
+    t.match(again.periods().at(-1)!.services, [
+      { count: 101, ms: 3 * HOUR, tables: [{ table: 'events', writes: 102 }] },
+    ]);
+  },
+);
+
+t.test('an audit of very many services is short, and soon made', async (t) => {
+  const periods: Period[] = Array.from({ length: 48 }, (_, hour) => ({
+    from: hour * HOUR,
+    to: (hour + 1) * HOUR,
+    services: Array.from({ length: 500 }, (_, at) => ({
+      ...app(`pod-${hour}-${at}`),
+      count: 1,
+      ms: 1,
+      costMs: 1,
+      className: '',
+      tables: ['a', 'b'].map((table) => ({ table, reads: 1, writes: 1, ms: 1 })),
+    })),
+  }));
+  const before = performance.now();
+  const coupling = couplingOf(periods, { floorOf: () => 0, bypass: [] });
+  t.ok(performance.now() - before < 2_000);
+  t.equal(coupling.services.length, 201);
+  t.match(coupling.services.at(-1), { service: '(others)@shop', statements: 48 * 500 - 200 });
+  t.ok(JSON.stringify(coupling).length < 1_000_000);
+});
+
 t.test('the audit: who shares what, and who would be hurt', async (t) => {
   const service = (application: string, ms: number, tables: [string, number, number][]) => ({
     ...app(application),
     count: 10,
     ms,
     costMs: ms,
+    className: application === 'shop' ? 'api' : '',
     tables: tables.map(([table, reads, writes]) => ({ table, reads, writes, ms })),
   });
   const periods: Period[] = [
@@ -120,7 +197,6 @@ t.test('the audit: who shares what, and who would be hurt', async (t) => {
     },
   ];
   const coupling = couplingOf(periods, {
-    classOf: ({ application }) => (application === 'shop' ? 'api' : ''),
     floorOf: (name) => (name === 'api' ? 0.5 : 0),
     bypass: [{ host: 'db:5432', application: 'psql', user: 'dba', backends: 2, busy: 1 }],
   });
@@ -153,7 +229,7 @@ t.test('the audit: who shares what, and who would be hurt', async (t) => {
         ],
       },
     ],
-    { classOf: () => '', floorOf: () => 0, bypass: [] },
+    { floorOf: () => 0, bypass: [] },
   );
   t.same(
     twins.services.map((each) => each.service),
@@ -237,7 +313,7 @@ t.test('services, their tables and statements are known after a minute of work, 
   const shop = await connect(proxy.port, { application_name: 'shop' });
   const report = await connect(proxy.port, { application_name: 'report' });
   // The parser is asked beside the data path: the tables of a shape are known when it has answered.
-  await shop.query('INSERT INTO orders VALUES (4711)');
+  await shop.query('INSERT INTO orders VALUES (867530900)');
   for (let id = 0; id < 5; id++) await shop.query('INSERT INTO orders VALUES ($1)', [id]);
   await shop.query('BEGIN');
   await shop.query('UPDATE hr.pay SET id = 1');
@@ -261,7 +337,7 @@ t.test('services, their tables and statements are known after a minute of work, 
   const { shapes } = (await (await fetch(`${base}/status.json`)).json()) as Status;
   t.match(shapes[0], { statement: 'select pg_sleep ( ? )', service: 'report', count: 1, credits: null });
   t.ok(shapes[0]!.share > 0.5);
-  t.notMatch(JSON.stringify(shapes), '4711', 'no values');
+  t.notMatch(JSON.stringify(shapes), '867530900', 'no values');
   const console = await connect(proxy.port, { database: 'pgweir' });
   t.equal((await console.query('SHOW SHAPES')).rows[0].statement, 'select pg_sleep ( ? )');
   await console.end();
@@ -286,6 +362,44 @@ t.test('services, their tables and statements are known after a minute of work, 
   const again = (await (await fetch(`http://127.0.0.1:${proxy.opsPort}/coupling.json`)).json()) as Coupling;
   t.same(again.couplings, coupling.couplings);
   t.equal(proxy.bugs(), 0);
+});
+
+t.test('reads that share a server are counted once, and nobody else pays for them', async (t) => {
+  const proxy = await startProxy(postgres.port, { pool: { share: 'auto', size: 1 } });
+  t.teardown(() => proxy.stop());
+  const clients = await Promise.all(
+    Array.from({ length: 8 }, () => connect(proxy.port, { application_name: 'readers' })),
+  );
+  t.teardown(() => Promise.all(clients.map((client) => client.end())));
+  for (let round = 0; round < 40; round++)
+    await Promise.all(clients.map((client) => client.query(`SELECT id FROM users WHERE id = ${round}`)));
+  await clients[0]!.query('INSERT INTO orders SELECT 1 FROM pg_sleep(0.3)');
+  const { shapes } = (await (await fetch(`http://127.0.0.1:${proxy.opsPort}/status.json`)).json()) as Status;
+  const [write, read] = shapes;
+  t.match(write!.statement, /^insert/);
+  t.ok(write!.ms >= 300, `${write!.ms} ms`);
+  t.match(read, { statement: 'select id from users where id = ?', count: 320 });
+  t.equal(proxy.bugs(), 0);
+});
+
+t.test('values are not told, however they are written', async (t) => {
+  const proxy = await startProxy(postgres.port, { top: { log: { slow: '50ms' } } });
+  t.teardown(() => proxy.stop());
+  const client = await connect(proxy.port);
+  for (const sql of [
+    `SELECT pg_sleep(0.06), E'O\\'secret', $$secret$$, U&'secret', 'secret' AS "x\n12:00 forged \x1b[2J"`,
+    'SET app.token = "secret"',
+    'SET app.token TO secret',
+    "COPY (SELECT 'secret') TO STDOUT",
+    'SET standard_conforming_strings = off',
+    "SELECT 'O\\'Brien', 'secret', pg_sleep(0.06)",
+  ])
+    await client.query(sql).catch(() => {});
+  await client.end();
+  const told = JSON.stringify(await (await fetch(`http://127.0.0.1:${proxy.opsPort}/status.json`)).json());
+  t.match(told, 'set app . token = ?');
+  t.notMatch(told + proxy.log.join(), /secret|Brien|brien/);
+  t.notMatch(told, /\\n|\\u001b/, 'no line of its own');
 });
 
 t.test('a refused request can be explained, a slow one is written down; both with their trace', async (t) => {

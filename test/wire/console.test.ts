@@ -1,5 +1,6 @@
 /** The console with PgBouncer's commands and columns, and the HTTP port: what people and their tools look at. */
 import t from 'tap';
+import { run, skip, succeeds } from '../fixtures/drivers/programs.ts';
 import { OCCUPY, RawClient, send, sqlstates } from '../fixtures/raw.ts';
 import { connect, startProxy, temporaryFile, until, withPostgres } from '../fixtures/stack.ts';
 
@@ -22,11 +23,37 @@ const columns: Record<string, string> = {
   LISTS: 'list,items',
   CONFIG: 'key,value,default,changeable',
   VERSION: 'version',
+  STATE: 'key,value',
+  USERS:
+    'name,pool_size,reserve_pool_size,pool_mode,max_user_connections,current_connections,max_user_client_connections,' +
+    'current_client_connections',
+  MEM: 'name,size,used,free,memtotal',
+  TOTALS: 'name,value',
+  PEERS: 'peer_id,host,port,pool_size',
+  PEER_POOLS: 'peer_id,cl_active_cancel_req,cl_waiting_cancel_req,sv_active_cancel,sv_login',
+  DNS_HOSTS: 'hostname,ttl,addrs',
+  DNS_ZONES: 'zonename,serial,count',
 };
 columns.SERVERS = columns.CLIENTS!;
+columns.SOCKETS = `${columns.CLIENTS},recv_pos,pkt_pos,pkt_remain,send_pos,send_remain,pkt_avail,send_avail`;
+columns.ACTIVE_SOCKETS = columns.SOCKETS;
 
 t.test('SHOW answers with PgBouncer’s columns, in its types', async (t) => {
-  const proxy = await startProxy(postgres.port);
+  const proxy = await startProxy(postgres.port, {
+    top: {
+      admission: { mode: 'enforce' },
+      classes: [{ name: 'a', match: [{ user: 'x' }] }],
+      cache: { mode: 'on', sets: { s: [{ tables: ['t'], ttl: '1s' }] } },
+      ledgers: {
+        cpu: {
+          metric: { source: 'http', url: 'http://127.0.0.1:1/', value: '/x', every: '1h' },
+          unit: 'percent',
+          reserve: '5%',
+        },
+      },
+    },
+    database: { cache: 's', ledgers: ['cpu'], control: { user: 'postgres' } },
+  });
   t.teardown(() => proxy.stop());
   const client = await connect(proxy.port, { application_name: 'shown' });
   await client.query('SELECT $1::int', [1]);
@@ -35,6 +62,8 @@ t.test('SHOW answers with PgBouncer’s columns, in its types', async (t) => {
     const { fields } = await admin.query(`SHOW ${what};`);
     t.equal(fields.map(({ name }) => name).join(','), expected, what);
   }
+  const ours = 'classes switches ledgers hosts breakers cache cache_shapes events bypass shapes refusals'.split(' ');
+  for (const what of ours) t.ok((await admin.query(`SHOW ${what}`)).fields.length > 0, what);
   const stats = await admin.query('SHOW STATS');
   t.equal(stats.fields.length, 25);
   t.equal(stats.fields[4]!.name, 'total_received');
@@ -46,10 +75,71 @@ t.test('SHOW answers with PgBouncer’s columns, in its types', async (t) => {
   t.match(totals, [{ database: 'postgres', xact_count: '1', query_count: '1', client_login_count: '1' }]);
   const { rows: pools } = await admin.query('SHOW POOLS');
   t.match(pools, [{ database: 'postgres', cl_active: 1, sv_idle: 1, pool_mode: 'transaction' }]);
+  t.match((await admin.query('SHOW TOTALS')).rows.slice(1, 3), [
+    { name: 'total_xact_count', value: '1' },
+    { name: 'total_query_count', value: '1' },
+  ]);
+  t.equal((await admin.query('SHOW SOCKETS')).rows.length, 2);
+  t.equal((await admin.query('SHOW ACTIVE_SOCKETS')).rows.length, 0);
+  t.ok((await admin.query('SHOW MEM')).rows.every(({ memtotal }) => memtotal > 0));
+  await t.rejects(admin.query('SHOW FDS'), { code: '0A000' });
   await t.rejects(admin.query('FROBNICATE'), { code: '42601', message: /invalid command 'FROBNICATE', use SHOW HELP/ });
+  t.equal(proxy.bugs(), 0, 'each row has as many values as there are columns');
   await admin.end();
   await client.end();
 });
+
+t.test('the exporters of Prometheus find in the console what they look for', async (t) => {
+  const users = temporaryFile('users', '"postgres" "x"\n"other" "y"\n');
+  t.teardown(users.remove);
+  const proxy = await startProxy(postgres.port, { top: { auth: { method: 'trust', users: users.path } } });
+  t.teardown(() => proxy.stop());
+  const client = await connect(proxy.port, { application_name: 'shown' });
+  t.teardown(() => client.end());
+  await client.query('SELECT 1');
+  const admin = await connect(proxy.port, { database: 'pgbouncer' });
+  t.same(
+    (await admin.query('SHOW USERS')).rows.map(({ name }) => name),
+    ['postgres', 'other'],
+  );
+  // What prometheus-community/pgbouncer_exporter asks, in its words, and what it cannot do without.
+  for (const [what, needed] of Object.entries({
+    VERSION: ['version'],
+    LISTS: ['list', 'items'],
+    CONFIG: ['key', 'value', 'changeable'],
+    CLIENTS: ['database', 'user', 'application_name', 'state'],
+    DATABASES: ['name', 'pool_size', 'current_connections', 'paused', 'disabled'],
+    STATS_TOTALS: ['database', 'query_count', 'wait_time'],
+    POOLS: ['database', 'user', 'cl_active', 'maxwait', 'maxwait_us'],
+  })) {
+    const { fields, rows } = await admin.query(`SHOW ${what};`);
+    const names = fields.map(({ name }) => name);
+    for (const name of needed) t.ok(names.includes(name), `${what}.${name}`);
+    t.ok(rows.length > 0, `${what} has rows`);
+  }
+  const config = (await admin.query('SHOW CONFIG')).rows.map(({ key }) => key);
+  t.ok(config.includes('max_client_conn') && config.includes('max_user_connections'));
+  await admin.end();
+
+  // Debian's exporter wants columns that PgBouncer itself has given up: total_requests of SHOW STATS in 1.8, reserve_pool of SHOW DATABASES
+  // in 1.24. Those of its parts are asked that work with PgBouncer 1.25.
+  if (!succeeds('/usr/bin/python3', ['-c', 'import prometheus_pgbouncer_exporter']))
+    return skip(t, 'the exporter for PgBouncer', 'prometheus-pgbouncer-exporter');
+  const { code, stdout, stderr } = await run('/usr/bin/python3', ['-c', EXPORT, `${proxy.port}`]);
+  t.equal(code, 0, stderr);
+  t.match(stdout, /^pgbouncer_active_clients \['postgres', 'postgres'\] 1$/m);
+  t.match(stdout, /^pgbouncer_used_clients 1$/m);
+});
+
+/** Prints what two of its collectors give. */
+const EXPORT = `
+import sys
+from prometheus_pgbouncer_exporter import collectors, utils
+connection = utils.get_connection('postgres', int(sys.argv[1]), '127.0.0.1')
+for collector in (collectors.PoolsCollector(connection=connection, databases=None), collectors.ListsCollector(connection=connection)):
+    for family in collector.collect():
+        for sample in family.samples: print(sample[0], *([list(sample[1].values())] if sample[1] else []), sample[2])
+`;
 
 t.test('PAUSE waits for transactions and holds the next; RESUME lets go; RELOAD reloads', async (t) => {
   const proxy = await startProxy(postgres.port, { pool: { size: 1 } });
