@@ -2,13 +2,13 @@
  * `npm run bench -- incident-b`: a backlog is drained at a rate that looks normal, on databases that live on burst credits
  * (bench/metered). Which of them run dry, and which do not.
  *
- *     npm run bench -- incident-b [--compress N] [--hours N] [--variants base,lag,dead,cost,bypass,day] [--only REGEXP]
+ *     npm run bench -- incident-b [--compress N] [--hours N] [--variants base,lag,dead,cost,bypass,day,full] [--only REGEXP]
  *                                 [--fall cliff|taper] [--out FOLDER]
  *
  * All contenders of a variant run at the same time, each before a Postgres of its own. Critical work (15 % of the machine, open
  * loop, SLO 100 ms) goes on all the time; a backlog of three times what can be spent is there from the start, and workers take from
  * it so that the machine is at 70 %, which no alarm of utilisation minds. In `day` there is no backlog, but a day of 70 % of
- * what is earned, in bursts. Times are of life; it runs `compress` times faster here, for pgweir too (`serve --pace`).
+ * what is earned, in bursts; `full` begins at 90 %. Times are of life; it runs `compress` times faster here, for pgweir too (`serve --pace`).
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -45,9 +45,22 @@ interface Variant {
   /** vCPU that bypass the proxy, from a third of the time on. */
   bypass: number;
   isDay: boolean;
+  /** Credits. */
+  start: number;
+  /** Of life, unless the options say. */
+  hours?: number;
 }
 
-const base: Variant = { lag: 150, source: 'prometheus', fault: 'none', cost: 1, bypass: 0, isDay: false };
+const CAPACITY = 576;
+const base: Variant = {
+  lag: 150,
+  source: 'prometheus',
+  fault: 'none',
+  cost: 1,
+  bypass: 0,
+  isDay: false,
+  start: 0.4 * CAPACITY,
+};
 const variants: Record<string, Variant> = {
   base,
   lag: { ...base, lag: 600, source: 'cloudwatch' },
@@ -55,10 +68,9 @@ const variants: Record<string, Variant> = {
   cost: { ...base, cost: 2 },
   bypass: { ...base, bypass: 0.2 },
   day: { ...base, isDay: true },
+  full: { ...base, start: 0.9 * CAPACITY, hours: 11 },
 };
 
-const CAPACITY = 576;
-const START = 0.4 * CAPACITY;
 const RESERVE = 0.05 * CAPACITY;
 const PERIOD_S = 300;
 /** Of the machine: critical work, and what looks normal. */
@@ -94,7 +106,7 @@ export async function incidentB(options: IncidentOptions): Promise<void> {
     for (const each of names) stages.push(await Stage.open(name, each, path, options));
     outcomes.push(...(await Promise.all(stages.map((stage) => stage.play()))));
     // After each variant: what there is is not lost.
-    const { table, chart } = report(outcomes, RESERVE, START);
+    const { table, chart } = report(outcomes, RESERVE);
     writeFileSync(join(options.out, 'incident-b.json'), `${JSON.stringify(outcomes)}\n`);
     writeFileSync(join(options.out, 'incident-b.md'), table);
     writeFileSync(join(options.out, 'incident-b.svg'), chart);
@@ -137,7 +149,7 @@ class Stage {
     this.#variantName = variantName;
     this.#variant = variants[variantName]!;
     this.#name = name;
-    this.#hours = this.#variant.isDay ? 24 : options.hours;
+    this.#hours = this.#variant.isDay ? 24 : (this.#variant.hours ?? options.hours);
     this.#postgres = postgres;
     this.meter = meter;
     this.#contender = contender;
@@ -145,13 +157,13 @@ class Stage {
   }
 
   static async open(variantName: string, name: string, bouncer: string | null, options: IncidentOptions) {
-    const { lag, source } = variants[variantName]!;
+    const { lag, source, start, isDay } = variants[variantName]!;
     const { compress: pace, fall } = options;
     const postgres = await startEmbeddedPostgres({ dataDir: null, settings: { fsync: 'off', max_connections: '200' } });
     const rowsPerMs = await calibrate(postgres);
-    const meter = new Meter(postgres, { pace, capacity: CAPACITY, start: START, period: PERIOD_S, lag, fall });
+    const meter = new Meter(postgres, { pace, capacity: CAPACITY, start, period: PERIOD_S, lag, fall });
     await meter.listen();
-    const contender = await contenderOf(name, bouncer, postgres, meter, { pace, source });
+    const contender = await contenderOf(name, bouncer, postgres, meter, { pace, source, isDay });
     const stage = new Stage(variantName, name, options, { postgres, meter, contender, rowsPerMs });
     await stage.#measure();
     return stage;
@@ -210,7 +222,7 @@ class Stage {
       await sleep(200);
       if (meter.now > end / 4) meter.fault = this.#variant.fault;
       if (this.#name !== 'threshold') continue;
-      const balance = meter.published?.balance ?? START;
+      const balance = meter.published?.balance ?? this.#variant.start;
       const isToBeOff: boolean = balance < THRESHOLDS[isOff ? 1 : 0];
       if (isToBeOff !== isOff) await setSwitch(this.#contender.opsPort!, isToBeOff ? 'off' : 'on');
       isOff = isToBeOff;
@@ -242,7 +254,7 @@ class Stage {
   #drain(end: number): Promise<void>[] {
     const { meter } = this;
     const { job } = this.#cost;
-    let left = Math.round((3 * (START - RESERVE) * 60) / job);
+    let left = Math.round((3 * (this.#variant.start - RESERVE) * 60) / job);
     const normal = ((LOOKS_NORMAL - LIVE) * VCPUS) / job;
     let perSecond = normal;
     let nextAt = performance.now();
@@ -356,8 +368,9 @@ class Stage {
     // What is left above the reserve after all that was not the backlog: more of it could not be done.
     const done = (spent * this.#doneCost) / this.#allCost;
     const others = spent - done;
-    const possible = START - RESERVE + EARN * 60 * this.#hours - others;
-    const backlog = this.#variant.isDay ? done : 3 * (START - RESERVE);
+    const { start } = this.#variant;
+    const possible = start - RESERVE + EARN * 60 * this.#hours - others;
+    const backlog = this.#variant.isDay ? done : 3 * (start - RESERVE);
     const reached = log.find(({ balance }) => balance <= RESERVE)?.at ?? null;
     const hourBefore = reached === null ? undefined : known.find((view) => view.at >= reached - 3600);
     return {
@@ -376,6 +389,9 @@ class Stage {
       forecast: hourBefore?.exhaustion == null ? null : hourBefore.exhaustion / Math.max(1, reached! - hourBefore.at),
       verdict: known[0] === undefined ? null : known[0].fits,
       rightVerdict: this.#variant.isDay,
+      start,
+      amber: known.find(({ line }) => /^(AMBER|RED): .* left at this rate/.test(line))?.at ?? null,
+      empty: log.find(({ balance }) => balance < 0.5)?.at ?? null,
       lateMs: quantile(this.#late, 0.99),
       points: log.filter((_, index) => index % 10 === 0).map((point) => ({ ...point, at: point.at / 3600 })),
       views,
@@ -390,7 +406,7 @@ async function contenderOf(
   bouncer: string | null,
   postgres: EmbeddedPostgres,
   meter: Meter,
-  { pace, source }: { pace: number; source: Variant['source'] },
+  { pace, source, isDay }: { pace: number; source: Variant['source']; isDay: boolean },
 ): Promise<Contender> {
   if (name === 'direct') return direct(postgres);
   if (name === 'pgbouncer') return pgbouncer(bouncer!, postgres, 20);
@@ -427,7 +443,13 @@ async function contenderOf(
         ledgers: { cpu: ledger },
         classes: [
           { name: 'critical', priority: 'critical', match: [{ application: 'critical' }] },
-          { name: 'batch', priority: 'batch', match: [{ application: 'batch' }], queue: { waitMax: '1s' } },
+          {
+            name: 'batch',
+            priority: 'batch',
+            serversMax: 3,
+            match: [{ application: 'batch' }],
+            queue: { waitMax: isDay ? '30s' : '1s' },
+          },
         ],
       },
       database: { ledgers: ['cpu'] },
@@ -459,6 +481,8 @@ export interface View {
   zone: string;
   fits: boolean;
   backlog: number;
+  /** The verdict, as the dashboard shows it. */
+  line: string;
 }
 
 /** Asks the proxy twice a second; gives a function that ends it. */
@@ -479,6 +503,7 @@ function watch(opsPort: number, meter: Meter): () => Promise<View[]> {
           zone: String(ledger.zone),
           fits: ledger.fits === 'yes',
           backlog: Number(ledger.backlog),
+          line: status.verdict.line,
         });
       await sleep(500);
     }

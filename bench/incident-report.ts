@@ -28,6 +28,11 @@ export interface Outcome {
   /** 'It fits', at the first sample; and what is right. Null: nobody says. */
   verdict: boolean | null;
   rightVerdict: boolean;
+  /** Credits. */
+  start: number;
+  /** When the verdict turned AMBER or RED and named the time that is left, and when nothing was left, in s of life; null: never. */
+  amber: number | null;
+  empty: number | null;
   /** By how much the clients were late, 99th percentile. */
   lateMs: number;
   /** Times in hours. */
@@ -47,9 +52,12 @@ const HEAD = [
   'estimate: error p95',
   'forecast 1 h before',
   'fits, at the start',
+  'AMBER or RED by the time left; empty',
 ];
 
-export function report(outcomes: readonly Outcome[], reserve: number, start: number) {
+const inHours = (seconds: number | null) => (seconds === null ? 'never' : `${(seconds / 3600).toFixed(2)} h`);
+
+export function report(outcomes: readonly Outcome[], reserve: number) {
   const rows = outcomes.map((each) => {
     const { least, atZeroHours, inTime, worst, done, possible, refused, error, forecast, verdict, rightVerdict } = each;
     return [
@@ -64,22 +72,25 @@ export function report(outcomes: readonly Outcome[], reserve: number, start: num
       error === null ? '' : percent(error),
       forecast === null ? '' : `${forecast.toFixed(2)} h`,
       verdict === null ? '' : `${verdict ? 'yes' : 'no'}${verdict === rightVerdict ? '' : ' (WRONG)'}`,
+      `${inHours(each.amber)}; ${inHours(each.empty)}`,
     ];
   });
   const lines = [HEAD, HEAD.map(() => '---'), ...rows].map((cells) => `| ${cells.join(' | ')} |`);
   const late = Math.max(...outcomes.map(({ lateMs }) => lateMs));
+  const starts = [...new Set(outcomes.map(({ start }) => start.toFixed(0)))].join(' or ');
   const hows = [...new Set(outcomes.map(({ how }) => how))].join(', ');
-  const table = `${lines.join('\n')}\n\nReserve ${reserve.toFixed(1)} credits, ${start.toFixed(0)} at the start; ${hows}; clients late by ${late.toFixed(1)} ms at most (p99).\n`;
+  const table = `${lines.join('\n')}\n\nReserve ${reserve.toFixed(1)} credits, ${starts} at the start; ${hows}; clients late by ${late.toFixed(1)} ms at most (p99).\n`;
   const names = [...new Set(outcomes.map(({ variant }) => variant))];
   const chart = svg(
     'Balance of burst credits over hours, by contender and variant',
-    names.map((name) => panelOf(name, outcomes, reserve, start)),
+    names.map((name) => panelOf(name, outcomes, reserve)),
   );
   return { table, chart };
 }
 
-function panelOf(variant: string, outcomes: readonly Outcome[], reserve: number, start: number): Panel {
+function panelOf(variant: string, outcomes: readonly Outcome[], reserve: number): Panel {
   const own = outcomes.filter((each) => each.variant === variant);
+  const start = own[0]?.start ?? 0;
   const right = Math.max(1, ...own.flatMap(({ points }) => points.map(({ at }) => at)));
   const every = right > 12 ? 6 : 1;
   const marks = Array.from({ length: Math.floor(right / every) + 1 }, (_, n) => ({

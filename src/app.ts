@@ -10,7 +10,9 @@ import { readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import tls from 'node:tls';
+import { isDeepStrictEqual } from 'node:util';
 import { type BackendConfig, type CachedDatabase, Caches } from './cache/caches.ts';
+import { AuthQuery } from './client/auth-query.ts';
 import { Listener, type ListenerContext } from './client/listener.ts';
 import { Usage } from './client/usage.ts';
 import { Users } from './client/users.ts';
@@ -38,6 +40,7 @@ import { StateDir } from './ops/state.ts';
 import { type Status, statusOf } from './ops/status.ts';
 import { Switchboard } from './ops/switchboard.ts';
 import { version } from './ops/version.ts';
+import { Asker } from './server/asker.ts';
 import { openChanges } from './server/changes.ts';
 import { Cluster } from './server/cluster.ts';
 import { type ControlConnection, openControl } from './server/control.ts';
@@ -111,6 +114,9 @@ export class App {
   readonly #ops: OpsServer;
   readonly #startedAt: number;
   #users: Users;
+  /** What is known of users by `auth.query`; made anew when that changes. */
+  #authQuery: AuthQuery;
+  readonly #askers = new Map<string, Asker>();
   #secureContext: tls.SecureContext | null;
   #stopTicking: (() => void) | null = null;
   #isListening = false;
@@ -126,6 +132,7 @@ export class App {
     this.#startedAt = this.#clock.wall();
     this.#reloadedAt = this.#startedAt;
     this.#users = this.#readUsers(options.config);
+    this.#authQuery = this.#makeAuthQuery();
     this.#secureContext = this.#readTls(options.config);
     this.#parser = new Parser(this.#clock);
     this.#judge = new Judge(this.#parser);
@@ -246,6 +253,11 @@ export class App {
     return { port, opsPort };
   }
 
+  #closeAskers(): void {
+    for (const asker of this.#askers.values()) asker.close();
+    this.#askers.clear();
+  }
+
   #save(): Promise<void> {
     return this.#memory.save(this.#credits.save(), () => this.#usage.periods());
   }
@@ -287,6 +299,7 @@ export class App {
       listen: this.config.listen,
       auth: this.config.auth,
       users: this.#users,
+      authQuery: this.config.auth.query === null ? null : this.#authQuery,
       secureContext: this.#secureContext,
       judge: this.#judge,
       clock: this.#clock,
@@ -299,7 +312,7 @@ export class App {
       onSession: (session) => this.#controls.onSession(session),
       replicationOf: async (pool, mode) => ({
         target: { ...pool.target, parameters: [['replication', mode]] },
-        secret: await this.#secretOf(this.#databaseOf(pool.database)!, pool.target.user),
+        secret: await this.#secretOf(this.#databaseOf(pool.database)!, pool.database, pool.target.user),
         connectMs: pool.config.connectMax,
       }),
       openConsole: (client) => this.#console.open(client, this.config.auth),
@@ -351,7 +364,7 @@ export class App {
       breakerOf: (address: string) => this.#breakerAt(address),
       clock: this.#clock,
       catalog: this.#catalogOf(database, config),
-      secret: () => this.#secretOf(this.#databaseOf(database) ?? config, user),
+      secret: () => this.#secretOf(this.#databaseOf(database) ?? config, database, user),
       onEvent: (event: string, fields: Record<string, unknown>) =>
         this.log.info({ pool: database, user, ...fields }, event),
     };
@@ -470,14 +483,47 @@ export class App {
   }
 
   /** What to log in to a server as `user` with. Files are read each time: a changed password takes effect at once. */
-  async #secretOf(config: DatabaseConfig, user: string): Promise<Secret> {
+  async #secretOf(config: DatabaseConfig, database: string, user: string): Promise<Secret> {
     if (config.passwordFile !== undefined)
       return { kind: 'password', password: await this.#readSecret(config.passwordFile) };
-    const keys = this.#users.keys(user);
-    const secret = this.#users.get(user);
+    const isListed = this.#users.get(user) !== null;
+    const asked = isListed ? null : this.#authQuery.known(database, user);
+    const keys = asked?.keys ?? this.#users.keys(user);
+    const secret = asked?.secret ?? this.#users.get(user);
     if (secret?.kind === 'password') return { kind: 'password', password: secret.password };
     if (secret?.kind === 'md5') return secret;
     return keys === null ? { kind: 'none' } : { kind: 'keys', keys };
+  }
+
+  #makeAuthQuery(): AuthQuery {
+    return new AuthQuery((database, user) => this.#askSecret(database, user), this.#clock);
+  }
+
+  /** By `auth.query`, on a connection that is kept for each database while it is asked. */
+  async #askSecret(asked: string, user: string): Promise<string | null> {
+    const query = this.config.auth.query!;
+    const database = query.database ?? asked;
+    const config = this.#databaseOf(database) ?? Object.values(this.config.databases)[0]!;
+    const at = this.#clusterOf(config, database).primary;
+    const key = JSON.stringify([database, addressOf(at)]);
+    let asker = this.#askers.get(key);
+    if (asker === undefined) {
+      asker = new Asker(async () => {
+        const listed = this.#users.get(query.user);
+        const password =
+          query.passwordFile === undefined
+            ? listed?.kind === 'password'
+              ? listed.password
+              : undefined
+            : await this.#readSecret(query.passwordFile);
+        const target = this.#targetOf(database, query.user, config, at);
+        return openControl(target, password, { options: '-c search_path=pg_catalog' });
+      }, this.#clock);
+      this.#askers.set(key, asker);
+    }
+    const [row] = await asker.ask(query.sql, [user]);
+    // A name that is another's would let one in with the password of somebody else.
+    return row === undefined || row[0] !== user ? null : (row[1] ?? null);
   }
 
   async #readSecret(file: string): Promise<string> {
@@ -657,6 +703,8 @@ export class App {
     users.inherit(this.#users);
     this.config = config;
     this.#users = users;
+    this.#closeAskers();
+    if (!isDeepStrictEqual(before.auth.query, config.auth.query)) this.#authQuery = this.#makeAuthQuery();
     this.#secureContext = secureContext;
     this.log.level = config.log.level;
     this.#setCaps();
@@ -769,6 +817,7 @@ export class App {
       journal: this.#journal,
       statements: [...this.#pools.values()].reduce((sum, pool) => sum + pool.statements.size, 0),
       users: this.#users,
+      authQuery: this.#authQuery,
     };
   }
 
@@ -813,6 +862,7 @@ export class App {
     this.#console.close();
     for (const pool of this.#allPools) pool.close('the proxy is shutting down');
     for (const cluster of this.#clusters.values()) cluster.close();
+    this.#closeAskers();
     for (const host of this.#hosts) host.connector.close();
     await this.#ops.close();
     this.#caches.close();

@@ -177,7 +177,7 @@ t.test('systemd: the unit is one, and it is told when pgweir serves', async (t) 
   t.after(() => {
     child.kill('SIGKILL');
   });
-  await until(() => existsSync(told), 'systemd to be told');
+  await until(() => existsSync(told) && readFileSync(told, 'utf8') !== '', 'systemd to be told');
   t.equal(readFileSync(told, 'utf8').trim(), `--ready --pid=${child.pid}`);
 });
 

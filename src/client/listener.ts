@@ -23,6 +23,7 @@ import type { Judge } from '../sql/verdict.ts';
 import { type Clock, every } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
 import { moveConnection } from '../util/intake.ts';
+import type { AuthQuery } from './auth-query.ts';
 import { type CancelKey, CancelKeys } from './cancel.ts';
 import { runErrand } from './errand.ts';
 import { linger } from './linger.ts';
@@ -37,6 +38,7 @@ export interface ListenerContext {
   listen: ListenConfig;
   auth: AuthConfig;
   users: Users;
+  authQuery: AuthQuery | null;
   secureContext: SecureContext | null;
   judge: Judge;
   clock: Clock;

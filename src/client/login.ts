@@ -20,13 +20,17 @@ import { ClientMessage, stringEnd } from '../protocol/messages.ts';
 import { mockVerifier, SCRAM_SHA_256, ScramServer, type Verifier } from '../protocol/scram.ts';
 import { fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import { packetSize, parseOptions, readPacket, type StartupPacket } from '../protocol/startup.ts';
+import { messageOf } from '../util/errors.ts';
+import type { AuthQuery } from './auth-query.ts';
 import type { CancelKeys } from './cancel.ts';
-import { md5Of, type Users, verifierOf } from './users.ts';
+import { md5Of, type UserSecret, type Users, verifierOf } from './users.ts';
 
 export interface LoginContext {
   listen: ListenConfig;
   auth: AuthConfig;
   users: Users;
+  /** Secrets of users that are not among these; null: nobody is asked. */
+  authQuery: AuthQuery | null;
   keys: CancelKeys;
   /** No more clients; cancel requests are welcome all the same. */
   isFull: () => boolean;
@@ -241,7 +245,7 @@ async function run(incoming: Incoming, context: LoginContext): Promise<LoginOutc
   if (packet.negotiate !== null) {
     incoming.socket.write(encode.negotiateProtocolVersion((3 << 16) | packet.minor, packet.negotiate.options));
   }
-  const failure = await authenticate(incoming, client.user, context);
+  const failure = await authenticate(incoming, client, context);
   return failure === null ? { kind: 'client', client } : refused(failure);
 }
 
@@ -298,22 +302,44 @@ function identify(socket: net.Socket, packet: StartupPacket & { kind: 'startup' 
   };
 }
 
-/** Null when the client has proved to be `user`. */
-async function authenticate(incoming: Incoming, user: string, { auth, users }: LoginContext): Promise<Refusal | null> {
-  const secret = users.get(user);
+/** Null when the client has proved to be its user. */
+async function authenticate(
+  incoming: Incoming,
+  { user, database }: ClientIdentity,
+  { auth, users, authQuery }: LoginContext,
+): Promise<Refusal | null> {
+  const listed = users.get(user);
   if (auth.method === 'trust') {
-    const isListed = auth.users === null || secret !== null;
+    const isListed = auth.users === null || listed !== null;
     return isListed ? null : fatal(SqlState.InvalidAuthorization, `user "${user}" is not in the userlist`);
+  }
+  const asked = listed === null ? authQuery : null;
+  let secret: UserSecret | null = listed;
+  try {
+    if (asked !== null) secret = await asked.find(database, user);
+  } catch (thrown) {
+    // Said of every user that is not in the file, whether it exists or not.
+    return fatal(SqlState.CannotConnectNow, 'nobody can be asked for the password at the moment', {
+      detail: `auth.query: ${messageOf(thrown)}`,
+      hint: 'connect again later',
+    });
   }
   const failure = fatal(SqlState.InvalidPassword, `password authentication failed for user "${user}"`);
   // As in PgBouncer, method md5 does SCRAM for a user of whom only a verifier is known.
   const md5 = auth.method === 'md5' && secret !== null ? md5Of(secret, user) : null;
-  if (md5 !== null || (auth.method === 'md5' && secret === null))
-    return (await checkMd5(incoming, md5)) ? null : failure;
+  if (md5 !== null || (auth.method === 'md5' && secret === null)) {
+    if (await checkMd5(incoming, md5)) return null;
+    asked?.doubt(database, user);
+    return failure;
+  }
   const verifier = secret === null ? null : verifierOf(secret);
   const keys = await checkScram(incoming, (await verifier) ?? mockVerifier(user, mockSecret));
-  if (keys === null) return failure;
-  users.remember(user, keys);
+  if (keys === null) {
+    asked?.doubt(database, user);
+    return failure;
+  }
+  if (asked === null) users.remember(user, keys);
+  else asked.remember(database, user, keys);
   return null;
 }
 

@@ -275,7 +275,8 @@ function merged(a: Period, b: Period): Period {
     }
     known.tables = [...tables.values()];
   }
-  return { from: a.from, to: b.to, services: [...services.values()] };
+  const most = [...services.values()].sort((x, y) => y.ms - x.ms).slice(0, SERVICES_MAX);
+  return { from: a.from, to: b.to, services: most };
 }
 
 /** What one session asks for, on the account of its service. */

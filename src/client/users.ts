@@ -73,7 +73,8 @@ export class Users {
   }
 }
 
-function readSecret(secret: string): UserSecret {
+/** A secret as Postgres and PgBouncer write them. */
+export function readSecret(secret: string): UserSecret {
   const verifier = parseVerifier(secret);
   if (verifier !== null) return { kind: 'verifier', verifier };
   if (/^md5[0-9a-f]{32}$/.test(secret)) return { kind: 'md5', secret };

@@ -31,6 +31,7 @@ const note = (what: string): Meaning => ({ note: what });
 const LOGS = note('logs go to standard output: the supervisor keeps them');
 const SOCKETS = note('the operating system’s settings hold');
 const DNS = note('names are looked up again every 15 s, and after a connect that failed');
+const ONE_QUERY: Meaning = note('not supported yet for one database: auth.query is for all');
 const NOT_YET = note('not supported yet');
 const ITSELF = note('done by itself');
 
@@ -50,9 +51,9 @@ const globals: Readonly<Record<string, Meaning>> = {
   admin_users: words('auth.admins'),
   stats_users: words('auth.readers'),
   auth_hba_file: NOT_YET,
-  auth_query: NOT_YET,
-  auth_user: NOT_YET,
-  auth_dbname: NOT_YET,
+  auth_query: text('auth.query.sql'),
+  auth_user: text('auth.query.user'),
+  auth_dbname: text('auth.query.database'),
   auth_ident_file: NOT_YET,
   auth_ldap_options: note('LDAP is not supported: let Postgres ask it, or use SCRAM'),
   reserve_pool_size: note('there is no reserve pool: `classes` say who comes first when servers are short'),
@@ -162,9 +163,9 @@ const ofDatabase: Readonly<Record<string, Meaning>> = {
   server_lifetime: shared.server_lifetime!,
   query_timeout: shared.query_timeout!,
   connect_query: NOT_YET,
-  auth_user: NOT_YET,
-  auth_query: NOT_YET,
-  auth_dbname: NOT_YET,
+  auth_user: ONE_QUERY,
+  auth_query: ONE_QUERY,
+  auth_dbname: ONE_QUERY,
   client_encoding: note('clients that want it say so: their settings are kept'),
   datestyle: note('clients that want it say so: their settings are kept'),
   timezone: note('clients that want it say so: their settings are kept'),

@@ -128,6 +128,10 @@ const state = z
   })
   .describe('What survives a restart.');
 
+/** Passwords that are not valid any more are none. */
+const AUTH_QUERY =
+  'SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL ELSE rolpassword END FROM pg_authid WHERE rolname = $1 AND rolcanlogin';
+
 const auth = z
   .strictObject({
     method: z
@@ -141,10 +145,29 @@ const auth = z
       .describe(
         'File in PgBouncer’s auth_file format: "name" "password | md5… | SCRAM-SHA-256$…". Optional with trust.',
       ),
+    query: z
+      .strictObject({
+        user: z.string().describe('Who asks: a user of the server that may read what the query reads.'),
+        passwordFile: z.string().optional().describe('Its password; otherwise what auth.users has for it.'),
+        sql: z
+          .string()
+          .prefault(AUTH_QUERY)
+          .describe('Gives name and secret of the user $1, or no row. Its search_path is pg_catalog.'),
+        database: z
+          .string()
+          .optional()
+          .describe('Where it is asked; otherwise in the database that the client asks for.'),
+      })
+      .nullable()
+      .prefault(null)
+      .describe('Asks the server for users that auth.users has not, as PgBouncer’s auth_query.'),
     admins: z.array(z.string()).prefault(['postgres']).describe('Users who may give every console command.'),
     readers: z.array(z.string()).prefault([]).describe('Users who may give SHOW commands.'),
   })
-  .refine((value) => value.method === 'trust' || value.users !== null, 'users is needed unless method is trust')
+  .refine(
+    (value) => value.method === 'trust' || value.users !== null || value.query !== null,
+    'users or query is needed unless method is trust',
+  )
   .describe('Who may connect.');
 
 const ADDRESS = /^(?:\[([^\]]+)\]|([^:]+))(?::(\d{1,5}))?$/;
@@ -674,7 +697,7 @@ export const configSchema = z
  * Keys of the contract that a later version will understand. They are errors of their own, so that nobody believes a
  * protection to be in force that is not there. `*` stands for any one name or index.
  */
-export const laterKeys: readonly string[] = ['trustFunctions', 'workers', 'auth.hba', 'auth.query'];
+export const laterKeys: readonly string[] = ['trustFunctions', 'workers', 'auth.hba'];
 
 /** Values that a later version will understand. */
 export const laterValues: Readonly<Record<string, readonly string[]>> = {

@@ -604,6 +604,16 @@ export const metrics: readonly Metric[] = [
       (['parsed', 'refused', 'killed'] as const).map((outcome) => [{ outcome }, parser[outcome]] as const),
   },
   {
+    name: 'pgweir_auth_queries_total',
+    help: 'Questions for the secret of a user that auth.users has not, by outcome.',
+    type: 'counter',
+    labels: ['outcome'],
+    read: ({ authQuery: { counts } }) => [
+      [{ outcome: 'answered' }, counts.asked - counts.failed],
+      [{ outcome: 'failed' }, counts.failed],
+    ],
+  },
+  {
     name: 'pgweir_event_loop_lag_seconds',
     help: 'How late timers of the event loop were, since the last scrape.',
     type: 'gauge',

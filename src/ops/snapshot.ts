@@ -1,5 +1,6 @@
 /** What app shows to the rest of ops: references to live counters and lists, read and never changed. */
 import type { Caches } from '../cache/caches.ts';
+import type { AuthQuery } from '../client/auth-query.ts';
 import type { ClientCounts } from '../client/listener.ts';
 import type { Session } from '../client/session.ts';
 import type { Usage } from '../client/usage.ts';
@@ -58,4 +59,5 @@ export interface Snapshot {
   /** Prepared statements known, over all clients. */
   statements: number;
   users: Users;
+  authQuery: AuthQuery;
 }

@@ -112,7 +112,8 @@ function ofLedgers({ ledgers }: Judged): Finding[] {
     const does = isHeld
       ? `what is not critical gets ${work.toFixed(1)} servers`
       : `nothing is held back: its mode is ${mode}`;
-    const isShort = typeof left === 'number' && left < SOON_S;
+    // Of a reserve that nothing is known of, the time that it lasts is not known either.
+    const isShort = (missing ?? '') === '' && typeof left === 'number' && left < SOON_S;
     const level = worse(zone as Level, isShort ? (left < NOW_S ? 'RED' : 'AMBER') : 'GREEN');
     const what = isShort
       ? `${spanOf(left)} of ${name} left at this rate`

@@ -8,7 +8,7 @@ import { isPlain, type ServerTarget, tlsOptionsOf } from './login.ts';
 
 /** Values are as node-postgres reads them. */
 export interface ControlConnection {
-  query(sql: string): Promise<(string | null)[][]>;
+  query(sql: string, values?: readonly string[]): Promise<(string | null)[][]>;
   close(): void;
 }
 
@@ -16,10 +16,16 @@ export interface ControlConnection {
 const CONTROL_MS = 5_000;
 
 /** Opens one to `target`, with TLS as pools have it. */
-export async function openControl(target: ServerTarget, password: string | undefined): Promise<ControlConnection> {
-  const client = await openClient(target, password, { query_timeout: CONTROL_MS });
+export async function openControl(
+  target: ServerTarget,
+  password: string | undefined,
+  more: pg.ClientConfig = {},
+): Promise<ControlConnection> {
+  const client = await openClient(target, password, { query_timeout: CONTROL_MS, ...more });
   return {
-    query: async (sql) => (await client.query<(string | null)[]>({ text: sql, rowMode: 'array' })).rows,
+    query: async (sql, values) =>
+      (await client.query<(string | null)[]>({ text: sql, rowMode: 'array', ...(values && { values: [...values] }) }))
+        .rows,
     close: () => void client.end().catch(() => {}),
   };
 }

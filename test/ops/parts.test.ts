@@ -93,8 +93,8 @@ t.test('the verdict: the worst comes first, and it says what is done and what ca
     { level: 'AMBER', todo: 'scale up within 1 h 0 min: no throttle helps' },
   ]);
   t.match(
-    says({ ledgers: [{ ...ledger, missing: 'old' }] }).line,
-    'nothing is known of cpu of db:5432 (old); onMissing holds',
+    says({ ledgers: [{ ...ledger, missing: 'never', exhaustion_s: 0 }] }).line,
+    'nothing is known of cpu of db:5432 (never); onMissing holds',
   );
   t.match(
     says({ hosts: [{ ...host, hold: 'holding' }] }).line,

@@ -1,6 +1,6 @@
 /** The console with PgBouncer's commands and columns, and the HTTP port: what people and their tools look at. */
 import t from 'tap';
-import { run, skip, succeeds } from '../fixtures/drivers/programs.ts';
+import { findProgram, run, skip, succeeds } from '../fixtures/drivers/programs.ts';
 import { OCCUPY, RawClient, send, sqlstates } from '../fixtures/raw.ts';
 import { connect, startProxy, temporaryFile, until, withPostgres } from '../fixtures/stack.ts';
 
@@ -140,6 +140,24 @@ for collector in (collectors.PoolsCollector(connection=connection, databases=Non
     for family in collector.collect():
         for sample in family.samples: print(sample[0], *([list(sample[1].values())] if sample[1] else []), sample[2])
 `;
+
+t.test('psql takes every table: it checks each row', async (t) => {
+  const psql = findProgram('psql');
+  if (psql === null) return skip(t, 'psql', 'postgresql-client');
+  const proxy = await startProxy(postgres.port, { top: { admission: { mode: 'enforce' } } });
+  t.teardown(() => proxy.stop());
+  const client = await connect(proxy.port);
+  await client.query('SELECT 1');
+  const ours = 'SWITCHES CLASSES LEDGERS HOSTS BREAKERS CACHE CACHE_SHAPES EVENTS BYPASS SHAPES REFUSALS'.split(' ');
+  const commands = [...Object.keys(columns), 'STATS', 'STATS_AVERAGES', ...ours].flatMap((what) => [
+    '-c',
+    `SHOW ${what}`,
+  ]);
+  const url = `postgres://postgres@127.0.0.1:${proxy.port}/pgbouncer?sslmode=disable`;
+  const { code, stderr } = await run(psql, ['-X', '-d', url, ...commands]);
+  t.match({ code, stderr }, { code: 0, stderr: '' });
+  await client.end();
+});
 
 t.test('PAUSE waits for transactions and holds the next; RESUME lets go; RELOAD reloads', async (t) => {
   const proxy = await startProxy(postgres.port, { pool: { size: 1 } });
