@@ -12,7 +12,7 @@ import type { Cluster } from '../server/cluster.ts';
 import { holdStates } from '../server/hold.ts';
 import { type HostRole, roles } from '../server/lineage.ts';
 import { pinReasons, refusalReasons, type ServerPool, timeLimits } from '../server/pool.ts';
-import type { Histogram } from '../util/histogram.ts';
+import { type Histogram, together } from '../util/histogram.ts';
 import { bypassMetrics } from './bypass.ts';
 import { cacheMetrics } from './caches.ts';
 import { breakerStates, breakersOf } from './hosts.ts';
@@ -36,6 +36,8 @@ export interface Metric {
   help: string;
   type: 'counter' | 'gauge';
   labels: readonly string[];
+  /** What stands for several pools together: their sum, or the greatest. */
+  together?: 'max';
   read(snapshot: Snapshot): Iterable<Sample>;
 }
 
@@ -44,6 +46,35 @@ export interface HistogramMetric {
   help: string;
   labels: readonly string[];
   read(snapshot: Snapshot): Iterable<readonly [Labels, Histogram]>;
+}
+
+/** Pools (or databases) that have series of their own, the oldest; the others are told together: users are without bound, series are not. */
+const POOLS_SHOWN = 12;
+const OTHERS = '(others)';
+
+/** Folds the samples of all but POOLS_SHOWN databases and users into one for each set of other labels, by `add`. */
+function bounded<Value>(
+  samples: Iterable<readonly [Labels, Value]>,
+  add: (sum: Value, value: Value) => Value,
+): (readonly [Labels, Value])[] {
+  const shown = new Set<string>();
+  const folded = new Map<string, readonly [Labels, Value]>();
+  const kept: (readonly [Labels, Value])[] = [];
+  for (const sample of samples) {
+    const [labels, value] = sample;
+    const { database, user } = labels;
+    const party = `${database}\0${user}`;
+    if (database === undefined || shown.has(party) || shown.size < POOLS_SHOWN) {
+      shown.add(party);
+      kept.push(sample);
+      continue;
+    }
+    const told = { ...labels, database: OTHERS, ...(user !== undefined && { user: OTHERS }) };
+    const key = JSON.stringify(told);
+    const before = folded.get(key);
+    folded.set(key, [told, before === undefined ? value : add(before[1], value)]);
+  }
+  return [...kept, ...folded.values()];
 }
 
 const lag = monitorEventLoopDelay({ resolution: 10 });
@@ -364,6 +395,7 @@ export const metrics: readonly Metric[] = [
     help: 'How long the oldest waiting request has waited.',
     type: 'gauge',
     labels: poolLabels,
+    together: 'max',
     read: ({ pools, now }) =>
       pools.map(
         (pool) =>
@@ -690,10 +722,15 @@ export class Metrics {
   constructor(snapshot: () => Snapshot) {
     this.#snapshot = snapshot;
     for (const metric of metrics)
-      this.#register(metric, metric.type, (now) => [...metric.read(now)].map(([labels, value]) => ({ labels, value })));
+      this.#register(metric, metric.type, (now) =>
+        bounded(metric.read(now), metric.together === 'max' ? Math.max : (a, b) => a + b).map(([labels, value]) => ({
+          labels,
+          value,
+        })),
+      );
     for (const metric of histograms)
       this.#register(metric, 'histogram', (now) =>
-        [...metric.read(now)].flatMap(([labels, histogram]) => buckets(metric.name, labels, histogram)),
+        bounded(metric.read(now), together).flatMap(([labels, histogram]) => buckets(metric.name, labels, histogram)),
       );
   }
 

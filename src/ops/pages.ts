@@ -78,6 +78,8 @@ export function metricsPage(): string {
 # Metrics
 
 At \`/metrics\` of the ops port, in Prometheus' text format. Counters are plain numbers in memory, read when scraped.
+The twelve oldest pools have series of their own; all others are told together, as \`database="(others)"\`, so that there are fewer than 2,000
+series however many users and databases there are (hosts and classes are as many as the configuration has).
 
 | metric | type | labels | meaning |
 | --- | --- | --- | --- |

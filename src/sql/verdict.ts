@@ -101,6 +101,8 @@ export class Judge {
   readonly #tokens = new Tokens();
   readonly #shapes = new LRUCache<string, ShapeVerdict>({ max: SHAPES_MAX });
   readonly #natures = new LRUCache<number, Nature>({ max: SHAPES_MAX });
+  /** Of shapes of which nothing but their number matters: one for all texts, so that none is made for each. */
+  readonly #plain = new LRUCache<number, Verdict>({ max: SHAPES_MAX });
   /** The text that was judged last. */
   readonly #last = { source: Buffer.alloc(0) as Buffer, start: -1, end: -1, verdict: harmless };
   #wanted: Wanted = { reads: false, places: false };
@@ -117,6 +119,7 @@ export class Judge {
     if (isSame) return;
     this.#wanted = wanted;
     this.#last.start = -1;
+    this.#plain.clear();
     this.generation++;
   }
 
@@ -158,14 +161,19 @@ export class Judge {
       const read = readKey(tokens);
       if (read !== 0) verdict = { ...harmless, read, isLocal: this.#wanted.places && isLocal(tokens) };
     }
+    const tags = tagsOf(source, start, end);
     const number = verdict.read || numberOf(tokens);
-    verdict = {
-      ...verdict,
-      tags: tagsOf(source, start, end),
-      number,
-      nature: this.#judgeNature(number, source, start, end),
-      isUpkeep: isUpkeep(tokens),
-    };
+    const nature = this.#judgeNature(number, source, start, end);
+    const upkeep = isUpkeep(tokens);
+    const isPlain = tags === null && isHarmless(verdict) && control === null;
+    // SELECT 1 is upkeep and SELECT 2 is not: of one shape there are two at most.
+    const key = upkeep ? -number : number;
+    const known = isPlain ? this.#plain.get(key) : undefined;
+    if (known?.nature === nature) verdict = known;
+    else {
+      verdict = { ...verdict, tags, number, nature, isUpkeep: upkeep };
+      if (isPlain) this.#plain.set(key, verdict);
+    }
     if (effects !== null && effects.references.length > 0) moveReferences(effects, start);
     tokens.clear();
     return verdict;

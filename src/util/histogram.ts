@@ -29,3 +29,13 @@ export class Histogram {
     this.count++;
   }
 }
+
+/** All that two histograms with the same bounds have seen. */
+export function together(a: Histogram, b: Histogram): Histogram {
+  const both = new Histogram(a.bounds);
+  for (let bucket = 0; bucket < both.counts.length; bucket++)
+    both.counts[bucket] = a.counts[bucket]! + b.counts[bucket]!;
+  both.sum = a.sum + b.sum;
+  both.count = a.count + b.count;
+  return both;
+}

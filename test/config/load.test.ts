@@ -53,7 +53,7 @@ t.test('a mistake is told with file, line, column and path', async (t) => {
 });
 
 t.test('rules over several keys', async (t) => {
-  t.match(problems(base.replace('trust', 'md5')), [/auth: users is needed/]);
+  t.match(problems(base.replace('trust', 'md5')), [/auth: users or query is needed/]);
   t.match(problems(`${base}    pool: { size: 2, sizeMin: 3 }\n`), [/sizeMin must not exceed size/]);
   t.match(problems(`listen: { tls: { mode: require } }\n${base}`), [/cert and key are needed/]);
   t.match(problems(`${base}    passwordFile: x\n`), [/passwordFile needs user/]);

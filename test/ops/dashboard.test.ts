@@ -66,6 +66,7 @@ async function look(executablePath: string): Promise<void> {
   const levelOf = (of: Page) => of.locator('#verdict').getAttribute('data-level');
   const take = async (of: Page, name: string) => {
     const path = join(pictures, `dashboard-${name}.png`);
+    await of.evaluate('scrollTo(0, 0)');
     await of.screenshot({ path });
     return statSync(path).size;
   };

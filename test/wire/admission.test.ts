@@ -254,7 +254,8 @@ t.test(
     t.ok((await welcomed()).after < 200, 'one that comes back is welcome');
     for (let n = 0; n < 501; n++) tarpit.left('postgres\0postgres\0none', performance.now());
     const { newcomer, after } = await welcomed();
-    t.ok(after >= 245 && after < 1500, `welcomed after ${after} ms, when hundreds have left`);
+    // The slot of the wheel that is under way counts as a whole one: 20 ms.
+    t.ok(after >= 225 && after < 1500, `welcomed after ${after} ms, when hundreds have left`);
     t.equal(tarpit.counts.reconnects, 1);
     await release();
     t.same(await newcomer.rows('SELECT 7'), [['7']]);
