@@ -25,7 +25,7 @@ const PARALLEL = 64;
 const LIMIT_KIB = 6;
 /** Without clients there may be nothing to give back. */
 const REST_SECONDS = { without: 45, with: 150 };
-const QUIET_SECONDS = 15;
+const QUIET_SECONDS = 30;
 
 const login = startup(Version.v3_0, [
   ['user', 'postgres'],
