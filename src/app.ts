@@ -40,6 +40,7 @@ import { StateDir } from './ops/state.ts';
 import { type Status, statusOf } from './ops/status.ts';
 import { Switchboard } from './ops/switchboard.ts';
 import { version } from './ops/version.ts';
+import { SqlState } from './protocol/sqlstate.ts';
 import { Asker } from './server/asker.ts';
 import { openChanges } from './server/changes.ts';
 import { Cluster } from './server/cluster.ts';
@@ -76,6 +77,8 @@ const MEMORY_MS = 60_000;
 const EVENTS_MS = 1_000;
 const BYPASS_MS = 15_000;
 const DRAIN_CHECK_MS = 50;
+/** Databases that `auth.query` has a connection to at a time. */
+const ASKERS_MAX = 100;
 const PROBE_MS = 1_000;
 /** Where standbys are read from, hosts are asked so often in the time that their lag may be. */
 const PROBES_IN_LAG = 4;
@@ -138,7 +141,7 @@ export class App {
     this.#judge = new Judge(this.#parser);
     const natureOf = (number: number) => this.#judge.natureOf(number);
     this.#usage = new Usage(natureOf, () => this.#clock.wall());
-    this.#journal = new Journal(this.#clock, natureOf, (level, fields, message) => this.log[level](fields, message));
+    this.#journal = new Journal(this.#clock, natureOf, (fields, message) => this.log.info(fields, message));
     this.#admission = new Admission(options.config);
     this.#caches = new Caches(
       (sql, done) => this.#parser.parse(sql, done),
@@ -519,9 +522,23 @@ export class App {
         const target = this.#targetOf(database, query.user, config, at);
         return openControl(target, password, { options: '-c search_path=pg_catalog' });
       }, this.#clock);
+      // Names of databases are the clients' to choose, before they have proved anything.
+      const [oldest] = this.#askers;
+      if (this.#askers.size >= ASKERS_MAX && oldest !== undefined) {
+        oldest[1].close();
+        this.#askers.delete(oldest[0]);
+      }
       this.#askers.set(key, asker);
     }
-    const [row] = await asker.ask(query.sql, [user]);
+    let row: (string | null)[] | undefined;
+    try {
+      [row] = await asker.ask(query.sql, [user]);
+    } catch (thrown) {
+      // Whether there is such a database is said to those who have proved who they are.
+      if ((thrown as { code?: string }).code === SqlState.InvalidCatalogName) return null;
+      this.log.warn({ database, problem: messageOf(thrown) }, 'auth.query cannot be asked');
+      throw thrown;
+    }
     // A name that is another's would let one in with the password of somebody else.
     return row === undefined || row[0] !== user ? null : (row[1] ?? null);
   }

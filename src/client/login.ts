@@ -20,7 +20,6 @@ import { ClientMessage, stringEnd } from '../protocol/messages.ts';
 import { mockVerifier, SCRAM_SHA_256, ScramServer, type Verifier } from '../protocol/scram.ts';
 import { fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import { packetSize, parseOptions, readPacket, type StartupPacket } from '../protocol/startup.ts';
-import { messageOf } from '../util/errors.ts';
 import type { AuthQuery } from './auth-query.ts';
 import type { CancelKeys } from './cancel.ts';
 import { md5Of, type UserSecret, type Users, verifierOf } from './users.ts';
@@ -317,11 +316,10 @@ async function authenticate(
   let secret: UserSecret | null = listed;
   try {
     if (asked !== null) secret = await asked.find(database, user);
-  } catch (thrown) {
-    // Said of every user that is not in the file, whether it exists or not.
+  } catch {
+    // Said of every user that is not in the file, whether it exists or not; why is in the log.
     return fatal(SqlState.CannotConnectNow, 'nobody can be asked for the password at the moment', {
-      detail: `auth.query: ${messageOf(thrown)}`,
-      hint: 'connect again later',
+      hint: 'connect again later; the log of the proxy says why (auth.query)',
     });
   }
   const failure = fatal(SqlState.InvalidPassword, `password authentication failed for user "${user}"`);

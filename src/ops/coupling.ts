@@ -12,7 +12,9 @@ import { z } from 'zod';
 import type { Period, ServiceName } from '../client/usage.ts';
 import { printable } from '../util/printable.ts';
 import type { Stranger } from './bypass.ts';
+import { table } from './remote.ts';
 import type { Snapshot } from './snapshot.ts';
+import { percent } from './switchboard.ts';
 
 /** What a class is sure to get of its host (config classes.*.floor), from 0 to 1. */
 type FloorOf = (className: string) => number;
@@ -240,7 +242,6 @@ function hurtOf(services: readonly CoupledService[], floorOf: FloorOf): Hurt[] {
 
 const HURT_MAX = 20;
 
-const percent = (share: number) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
 const list = (names: readonly string[]) =>
   (names.length > 6 ? `${names.slice(0, 6).join(', ')} and ${names.length - 6} more` : names.join(', ')) || '-';
 
@@ -297,15 +298,7 @@ function tablesOf({ services, shared, couplings, hurt, bypass }: Coupling): Tabl
 
 /** For a terminal. */
 export function couplingText(coupling: Coupling): string {
-  const parts = tablesOf(coupling).map(({ title, columns, rows }) => {
-    const widths = columns.map((column, at) => Math.max(column.length, ...rows.map((row) => row[at]!.length)));
-    const line = (cells: string[]) =>
-      cells
-        .map((cell, at) => cell.padEnd(widths[at]!))
-        .join('  ')
-        .trimEnd();
-    return [title, line(columns), ...rows.map(line)].join('\n');
-  });
+  const parts = tablesOf(coupling).map(({ title, columns, rows }) => `${title}\n${table(columns, rows)}`);
   return [`${coupling.from} to ${coupling.to}`, ...parts].join('\n\n');
 }
 

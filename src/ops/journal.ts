@@ -67,7 +67,7 @@ export interface RefusalRecord {
   traceId: string;
 }
 
-type Log = (level: 'info', fields: Record<string, unknown>, message: string) => void;
+type Log = (fields: Record<string, unknown>, message: string) => void;
 
 const RECORDS_MAX = 2_000;
 const LINE_MS = 1_000;
@@ -110,7 +110,6 @@ export class Journal {
     if (count === 0) return;
     const nature = asked?.nature ?? (shape === 0 ? null : this.#natureOf(shape));
     this.#log(
-      'info',
       { ...whoOf(client), duration_ms: Math.round(ms), statement: nature?.text, ...traceOf(asked), count },
       'slow',
     );
@@ -146,14 +145,13 @@ export class Journal {
         poolPinnedMax: pool.config.pinnedMax,
       },
       statement: asked?.nature?.text ?? '',
-      traceId: traceIdOf(asked),
+      traceId: traceOf(asked).trace_id ?? '',
     };
     this.#records[id % RECORDS_MAX] = record;
     this.#newest = Math.max(this.#newest, id);
     const count = this.#due(reason);
     if (count === 0) return;
     this.#log(
-      'info',
       {
         ...whoOf(client),
         id,
@@ -215,10 +213,6 @@ function whoOf({ id, user, database, pool, settings }: Requester) {
 
 /** traceparent of W3C Trace Context: version, trace id, parent id, flags; in log fields by OpenTelemetry's names. */
 const TRACEPARENT = /^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-/;
-
-function traceIdOf(asked: Asked | null): string {
-  return TRACEPARENT.exec(asked?.tags?.get('traceparent') ?? '')?.[1] ?? '';
-}
 
 function traceOf(asked: Asked | null): Record<string, string | undefined> {
   const found = TRACEPARENT.exec(asked?.tags?.get('traceparent') ?? '');
