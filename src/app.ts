@@ -18,7 +18,7 @@ import { Usage } from './client/usage.ts';
 import { Users } from './client/users.ts';
 import { adviceFor } from './config/advice.ts';
 import type { Loaded } from './config/load.ts';
-import type { Config, DatabaseConfig, HostConfig } from './config/schema.ts';
+import type { Config, DatabaseConfig, HostConfig, PoolConfig, UserConfig } from './config/schema.ts';
 import { CreditBook, type Residents } from './credits/book.ts';
 import { Admission } from './guard/admission.ts';
 import { Door } from './guard/door.ts';
@@ -42,6 +42,7 @@ import { Switchboard } from './ops/switchboard.ts';
 import { version } from './ops/version.ts';
 import { SqlState } from './protocol/sqlstate.ts';
 import { Asker } from './server/asker.ts';
+import { Caps } from './server/cap.ts';
 import { openChanges } from './server/changes.ts';
 import { Cluster } from './server/cluster.ts';
 import { type ControlConnection, openControl } from './server/control.ts';
@@ -71,6 +72,8 @@ export interface AppOptions {
 }
 
 const TICK_MS = 200;
+/** More pools than these are not kept once they are unused. */
+const POOLS_KEPT = 1_000;
 const GATE_TICK_MS = 20;
 const SHARES_MS = 10_000;
 const MEMORY_MS = 60_000;
@@ -89,6 +92,9 @@ export class App {
   readonly #options: AppOptions;
   readonly #clock: Clock;
   readonly #hosts = new Hosts();
+  /** Of servers: over all users of a database, and over all databases of a user. */
+  readonly #databaseCaps = new Caps();
+  readonly #userCaps = new Caps();
   /** By what they are made from. */
   readonly #clusters = new Map<string, Cluster>();
   /** By the address of their host. */
@@ -183,7 +189,7 @@ export class App {
       stopListening: () => this.#listener.stopListening(),
       endReplications: (isMeant) => this.#listener.endReplications(isMeant),
       clients: () => this.#listener.clients,
-      isNamed: (database) => database in this.config.databases,
+      isNamed: (database) => this.#isNamed(database),
       shutDown: () => (options.onShutdown ?? (() => void this.stop()))(),
     });
     this.#switches = switches;
@@ -275,13 +281,17 @@ export class App {
       this.#retired.delete(pool);
       this.#sweepClusters();
     }
+    let isSweepWanted = false;
     for (const [key, pool] of this.#pools) {
       pool.tick();
-      if (pool.isUnused && pool.config.sizeMin === 0 && !this.#keepsPool(pool)) {
+      if (!pool.isUnused) pool.usedAt = now;
+      else if (pool.config.sizeMin === 0 && !this.#keepsPool(pool, now)) {
         pool.close('unused');
         this.#pools.delete(key);
+        isSweepWanted = true;
       }
     }
+    if (isSweepWanted) this.#sweepDatabases();
     for (const standby of this.#standbyPools.values()) {
       standby.cluster.tick(now);
       standby.tick();
@@ -290,9 +300,20 @@ export class App {
     for (const host of this.#hosts) host.silence.tick(now);
   }
 
-  /** A pool that has met its servers is kept: logins then need no live server. */
-  #keepsPool(pool: ServerPool): boolean {
-    return pool.baseline !== null && this.#pools.size <= 1000;
+  /** A pool that has met its servers is kept: logins then need no live server. Those that "*" stands for are kept for a while. */
+  #keepsPool(pool: ServerPool, now: number): boolean {
+    if (pool.baseline === null || this.#pools.size > POOLS_KEPT) return false;
+    const unusedMax = this.#databaseOf(pool.database)?.unusedMax ?? 0;
+    return this.#isNamed(pool.database) || unusedMax === 0 || now - pool.usedAt < unusedMax;
+  }
+
+  /** What is known of databases that "*" stood for, and that have no pool any more, is forgotten. */
+  #sweepDatabases(): void {
+    const kept = new Set(this.#allPools.map(({ database }) => database));
+    for (const name of this.#catalogs.keys()) if (!kept.has(name) && !this.#isNamed(name)) this.#catalogs.delete(name);
+    this.#databaseCaps.sweep();
+    this.#userCaps.sweep();
+    this.#setCaches();
   }
 
   // --- What clients need ----------------------------------------------------------------------------------------
@@ -310,11 +331,15 @@ export class App {
       usage: this.#usage,
       journal: this.#journal,
       poolOf: (database, user) => this.#poolOf(database, user),
+      clientsMaxOf: (database, user) => ({
+        database: this.#databaseOf(database)?.clientsMax ?? 0,
+        user: this.#userOf(user)?.clientsMax ?? 0,
+      }),
       cacheOf: (pool) => this.#caches.of(pool.database),
       isDisabled: (database) => this.#controls.isDisabled(database),
       onSession: (session) => this.#controls.onSession(session),
       replicationOf: async (pool, mode) => ({
-        target: { ...pool.target, parameters: [['replication', mode]] },
+        target: { ...pool.target, connectQuery: undefined, parameters: [['replication', mode]] },
         secret: await this.#secretOf(this.#databaseOf(pool.database)!, pool.database, pool.target.user),
         connectMs: pool.config.connectMax,
       }),
@@ -325,17 +350,39 @@ export class App {
   }
 
   #databaseOf(name: string): DatabaseConfig | null {
-    return this.config.databases[name] ?? this.config.databases['*'] ?? null;
+    return own(this.config.databases, name) ?? this.config.databases['*'] ?? null;
+  }
+
+  #isNamed(database: string): boolean {
+    return Object.hasOwn(this.config.databases, database);
+  }
+
+  #userOf(name: string): UserConfig | null {
+    return own(this.config.users, name) ?? this.config.users['*'] ?? null;
+  }
+
+  /** Which of `users` has settings for the pools of a client; '' when none has. */
+  #entryOf(client: string): string {
+    const name = Object.hasOwn(this.config.users, client) ? client : '*';
+    const entry = own(this.config.users, name);
+    return entry === null || Object.keys(entry.pool).length === 0 ? '' : name;
+  }
+
+  /** Settings of the pools of a database, for users of an `entry`. */
+  #poolConfigOf({ pool }: DatabaseConfig, entry: string): PoolConfig {
+    const merged: PoolConfig = Object.assign({ ...pool }, this.config.users[entry]?.pool);
+    return { ...merged, sizeMin: Math.min(merged.sizeMin, merged.size) };
   }
 
   #poolOf(database: string, client: string): ServerPool | null {
     const config = this.#databaseOf(database);
     if (config === null) return null;
     const user = config.user ?? client;
-    const key = JSON.stringify([database, user]);
+    const entry = this.#entryOf(client);
+    const key = JSON.stringify([database, user, entry]);
     let pool = this.#pools.get(key);
     if (pool === undefined) {
-      pool = this.#makePool(database, user, config);
+      pool = this.#makePool(database, user, config, entry);
       this.#pools.set(key, pool);
       if (config.cache !== null && this.#caches.of(database) === null) this.#setCaches();
       this.#controls.onPool(pool);
@@ -343,14 +390,14 @@ export class App {
     return pool;
   }
 
-  #makePool(database: string, user: string, config: DatabaseConfig): ServerPool {
+  #makePool(database: string, user: string, config: DatabaseConfig, entry: string): ServerPool {
     const cluster = this.#clusterOf(config, database);
     const host = this.#hosts.get(cluster.primary, config.serversMax);
     this.#admission.gateOf(host.address); // From here on it is to be seen.
     const pool = new ServerPool({
       ...this.#poolOptions(database, user, config),
       target: this.#targetOf(database, user, config, cluster.primary),
-      config: config.pool,
+      config: this.#poolConfigOf(config, entry),
       host,
       cluster,
     });
@@ -364,6 +411,7 @@ export class App {
       database,
       user,
       hostOf: (each: HostConfig) => this.#hosts.get(each, (this.#databaseOf(database) ?? config).serversMax),
+      caps: [this.#databaseCaps.of(database), this.#userCaps.of(user)],
       breakerOf: (address: string) => this.#breakerAt(address),
       clock: this.#clock,
       catalog: this.#catalogOf(database, config),
@@ -482,6 +530,7 @@ export class App {
       database: config.dbname ?? database,
       user,
       parameters: [],
+      connectQuery: config.connectQuery,
     };
   }
 
@@ -631,6 +680,8 @@ export class App {
     });
     this.#setCaches();
     for (const breaker of this.#breakers.values()) breaker.config = this.config.breaker;
+    this.#databaseCaps.configure((name) => this.#databaseOf(name)?.pool.sizeTotal ?? 0);
+    this.#userCaps.configure((name) => this.#userOf(name)?.serversMax ?? 0);
     this.#hosts.setCaps(
       databases.flatMap((database) => database.hosts.map((host) => [host, database.serversMax] as const)),
       this.config.instances,
@@ -727,6 +778,7 @@ export class App {
     this.#setCaps();
     this.#catalogs.clear();
     for (const [key, pool] of this.#pools) this.#reloadPool(key, pool, before);
+    this.#sweepDatabases();
     this.#setHolds();
     this.#sweepClusters();
     return [];
@@ -744,16 +796,19 @@ export class App {
 
   /** A pool keeps its servers unless where or how they log in has changed. */
   #reloadPool(key: string, pool: ServerPool, before: Config): void {
-    const old = before.databases[pool.database] ?? before.databases['*'];
+    const old = own(before.databases, pool.database) ?? before.databases['*'];
     const now = this.#databaseOf(pool.database);
-    if (now === null || (now.user ?? pool.user) !== pool.user) {
+    const [, , entry] = JSON.parse(key) as [string, string, string];
+    const isEntryKnown = entry === '' || Object.keys(own(this.config.users, entry)?.pool ?? {}).length > 0;
+    if (now === null || (now.user ?? pool.user) !== pool.user || !isEntryKnown) {
       // Its clients keep it until they leave; new ones are refused, or get another.
       this.#pools.delete(key);
       this.#retired.add(pool);
       return;
     }
-    const identity = ({ pool: _, serversMax: __, hold: ___, ...rest }: DatabaseConfig) => JSON.stringify(rest);
-    pool.config = now.pool;
+    const identity = ({ pool: _, serversMax: __, hold: ___, clientsMax: ____, ...rest }: DatabaseConfig) =>
+      JSON.stringify(rest);
+    pool.config = this.#poolConfigOf(now, entry);
     pool.catalog = this.#catalogOf(pool.database, now);
     if (old === undefined || identity(old) !== identity(now)) {
       const cluster = this.#clusterOf(now, pool.database);
@@ -763,7 +818,7 @@ export class App {
     }
     for (const [key, standby] of this.#standbyPools) {
       if (standby.book !== pool.book) continue;
-      standby.config = { ...now.pool, sizeMin: 0 };
+      standby.config = { ...pool.config, sizeMin: 0 };
       if (old !== undefined && identity(old) === identity(now)) continue;
       // It is made anew when it is wanted; who reads there at the moment may come to his end.
       this.#standbyPools.delete(key);
@@ -890,6 +945,11 @@ export class App {
     await this.#sleep(10);
     this.log.info('stopped');
   }
+}
+
+/** What `record` itself has by a name that clients may choose. */
+function own<T>(record: Readonly<Record<string, T>>, name: string): T | null {
+  return Object.hasOwn(record, name) ? record[name]! : null;
 }
 
 /** The ledgers of each host, over all databases on it. */

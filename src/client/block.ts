@@ -18,8 +18,8 @@ import type { Control } from '../sql/control.ts';
 
 export type Block =
   | 'none'
-  /** BEGIN was answered; `sql` is what a server is to be sent. */
-  | { sql: string }
+  /** BEGIN was answered; `sql` is what a server is to be sent. `hasPortal`: in the extended protocol, whose unnamed portal is still there. */
+  | { sql: string; hasPortal: boolean }
   /** As after an error: everything is refused until ROLLBACK or COMMIT. */
   | 'failed';
 
@@ -37,7 +37,9 @@ export function moveOf(block: Block, control: Control | null, type: number): Mov
   switch (control?.kind) {
     case 'begin':
       if (block === 'failed') return 'refused';
-      return block === 'none' ? { tag: control.tag, block: { sql: control.sql } } : null;
+      return block === 'none'
+        ? { tag: control.tag, block: { sql: control.sql, hasPortal: type !== ClientMessage.Query } }
+        : null;
     case 'commit':
       if (block === 'none') return null; // The server warns.
       return { tag: block === 'failed' ? 'ROLLBACK' : 'COMMIT', block: 'none' };

@@ -26,6 +26,7 @@ import { moveConnection } from '../util/intake.ts';
 import type { AuthQuery } from './auth-query.ts';
 import { type CancelKey, CancelKeys } from './cancel.ts';
 import { runErrand } from './errand.ts';
+import { Headcount } from './headcount.ts';
 import { linger } from './linger.ts';
 import { type ClientIdentity, logInClient } from './login.ts';
 import { Replication } from './replication.ts';
@@ -47,6 +48,8 @@ export interface ListenerContext {
   journal: SessionJournal;
   /** The pool for a database and user, or null when no key of `databases` fits. */
   poolOf(database: string, user: string): ServerPool | null;
+  /** How many clients a database and a user may have; 0: any number. */
+  clientsMaxOf(database: string, user: string): { database: number; user: number };
   /** The read cache of its database. */
   cacheOf(pool: ServerPool): Cache | null;
   /** New clients of this database are refused (DISABLE). */
@@ -80,12 +83,16 @@ const BACKLOG = 1024;
 const CANCELS_MAX = 256;
 const TICK_MS = 250;
 const KEEPALIVE_MS = 60_000;
+const NAME = 'application_name';
 
 export class Listener {
   readonly #context: () => ListenerContext;
   readonly keys: CancelKeys;
   readonly sessions = new Set<Session>();
   readonly #replications = new Set<Replication>();
+  /** Clients by database and by user. */
+  readonly #ofDatabase = new Headcount();
+  readonly #ofUser = new Headcount();
   /** Sockets that are logging in. */
   readonly #loggingIn = new Set<net.Socket>();
   readonly counts: ClientCounts = { accepted: 0, refused: 0, loginFailures: 0, loginTimeouts: 0, bugs: 0 };
@@ -266,11 +273,30 @@ export class Listener {
     pool.learn(finish);
   }
 
+  /** Why there may be no more clients of this database, or of this user; null: there may. */
+  #refuseMore({ database, user }: ClientIdentity, context: ListenerContext): Refusal | null {
+    const max = context.clientsMaxOf(database, user);
+    const refuse = (what: string, key: string, limit: number) => {
+      this.counts.refused++;
+      return fatal(SqlState.TooManyConnections, `too many connections for ${what}`, {
+        detail: `${limit} are connected to this proxy`,
+        hint: `raise ${key}, or connect later`,
+      });
+    };
+    if (max.database > 0 && this.#ofDatabase.of(database) >= max.database)
+      return refuse(`database "${database}"`, 'databases.*.clientsMax', max.database);
+    if (max.user > 0 && this.#ofUser.of(user) >= max.user)
+      return refuse(`role "${user}"`, 'users.*.clientsMax', max.user);
+    return null;
+  }
+
   #serve(client: ClientIdentity, pool: ServerPool, context: ListenerContext): void {
+    const refusal = this.#refuseMore(client, context);
+    if (refusal !== null) return refuse(client.socket, refusal, context.clock);
     const socket = moveConnection(client.socket, sessionReads, HIGH_WATER_MARK);
     if (socket !== client.socket) socket.on('close', this.#onSocketClosed);
     const key = this.keys.issue(client.minor);
-    const settings = pool.book.withStartup(pool.baseline!, client.settings);
+    const settings = pool.book.withStartup(pool.baseline!, settingsOf(client.settings, socket, context.listen));
     const session = new Session({
       id: this.#nextId++,
       socket,
@@ -285,6 +311,8 @@ export class Listener {
     });
     this.keys.hold(session);
     this.sessions.add(session);
+    this.#ofDatabase.add(pool.database);
+    this.#ofUser.add(session.user);
     pool.clients++;
     pool.counts.logins++;
     context.onSession(session);
@@ -309,7 +337,10 @@ export class Listener {
 
   readonly #onEnd = (session: Session): void => {
     this.keys.revoke(session);
-    if (this.sessions.delete(session)) session.pool.clients--;
+    if (!this.sessions.delete(session)) return;
+    session.pool.clients--;
+    this.#ofDatabase.remove(session.database);
+    this.#ofUser.remove(session.user);
   };
 
   readonly #onBug = (where: string, thrown: unknown): void => {
@@ -318,13 +349,16 @@ export class Listener {
   };
 
   async #replicate(client: ClientIdentity, pool: ServerPool, mode: string, context: ListenerContext): Promise<void> {
-    const { socket, rest, settings } = client;
+    const { socket, rest, settings, user } = client;
+    const refusal = this.#refuseMore(client, context);
+    if (refusal !== null) return refuse(socket, refusal, context.clock);
     const key = this.keys.issue(client.minor);
     let replication: Replication | null = null;
     const onEnd = () => {
-      if (replication === null) return;
+      if (replication === null || !this.#replications.delete(replication)) return;
       this.keys.revoke(replication);
-      this.#replications.delete(replication);
+      this.#ofDatabase.remove(pool.database);
+      this.#ofUser.remove(user);
     };
     try {
       const { target, ...login } = await context.replicationOf(pool, mode);
@@ -340,6 +374,8 @@ export class Listener {
       replication = await Replication.open(options);
       this.keys.hold(replication);
       this.#replications.add(replication);
+      this.#ofDatabase.add(pool.database);
+      this.#ofUser.add(user);
       pool.counts.pins.replication++;
     } catch (thrown) {
       onEnd();
@@ -389,6 +425,19 @@ function bind(server: net.Server, options: net.ListenOptions): Promise<void> {
       resolve();
     });
   });
+}
+
+/** What the client has asked for; with its address in its name, where that is wanted (application_name_add_host of PgBouncer). */
+function settingsOf(
+  settings: [string, string][],
+  socket: net.Socket,
+  { applicationNameAddHost }: ListenConfig,
+): [string, string][] {
+  if (applicationNameAddHost === 'off') return settings;
+  const { remoteAddress, remotePort } = socket;
+  const address = remoteAddress === undefined ? 'unix' : `${remoteAddress}:${remotePort}`;
+  const [, name] = settings.findLast(([key]) => key.toLowerCase() === NAME) ?? [NAME, 'app'];
+  return [...settings.filter(([key]) => key.toLowerCase() !== NAME), [NAME, `${name} - ${address}`]];
 }
 
 /** Everything between a successful authentication and the first request, in one write. */

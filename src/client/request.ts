@@ -241,10 +241,12 @@ export class Requests {
     return this.#names.get(name);
   }
 
-  /** Begins a transaction on a server that owes this client nothing. */
-  begin(sql: string, server: ServerConnection): void {
+  /** Begins a transaction on a server that owes this client nothing. `hasPortal`: its BEGIN has left its portal behind. */
+  begin(sql: string, hasPortal: boolean, server: ServerConnection): void {
     this.#names.settle();
-    server.begin(sql, this.#host);
+    server.begin(sql, hasPortal, this.#host);
+    const { control } = this.#unnamed.verdict;
+    if (control?.kind === 'begin' && control.sql === sql) server.unnamedId = this.#unnamed.id;
   }
 
   /** Sends a read that `findRead` has found: `message` and the `rest` messages in `reader`. */

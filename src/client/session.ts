@@ -928,7 +928,7 @@ export class Session
     else {
       // In the transaction it would be too late: sequences would be those of whoever had the server before.
       if (this.#first?.effects?.pins.includes('sequence')) server.ask('DISCARD SEQUENCES', this, null);
-      this.#requests.begin(block.sql, server);
+      this.#requests.begin(block.sql, block.hasPortal, server);
     }
     this.#workingSince = this.#house.clock.now();
   }

@@ -3,21 +3,24 @@
  * was given back. Called by client/request.
  *
  * The one idea: each Parse makes a new version, whose number a server remembers (`unnamedId`) to tell whose statement
- * it has. A Parse that is skipped leaves the version before; one that fails leaves none, because Parse drops the
- * unnamed statement before it looks at the text.
+ * it has; what drops the statement makes an empty one. What is skipped leaves the version before; a Parse that fails
+ * leaves none, because it drops the unnamed statement before it looks at the text.
  */
 import type { Note } from '../protocol/outstanding.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import { harmless, type Verdict } from '../sql/verdict.ts';
 
 interface Version {
+  /** 0: there is no statement any more. */
   id: number;
   /** The body of its Parse message behind the name. */
-  body: Buffer;
+  body: Buffer | null;
   verdict: Verdict;
   state: 'live' | 'skipped' | 'failed';
-  /** What it replaced, until its Parse is answered. */
+  /** What it replaced, until that is known to be gone. */
   before: Version | null;
+  /** `unnamedId` of the server before. */
+  idBefore: number;
 }
 
 let lastId = 0;
@@ -40,25 +43,23 @@ export class UnnamedStatement {
 
   /** A Parse is sent to `server`: gives the note that takes it back. */
   replace(body: Buffer, verdict: Verdict, server: ServerConnection): Note {
-    const version: Version = { id: ++lastId, body, verdict, state: 'live', before: this.#version };
-    const idBefore = server.unnamedId;
-    this.#version = version;
-    server.unnamedId = version.id;
+    const version = this.#push({ id: ++lastId, body, verdict }, server);
     return {
       done: () => {
         version.before = null;
       },
       dropped: (isSkipped) => {
-        version.state = isSkipped ? 'skipped' : 'failed';
+        if (isSkipped) return this.#skip(version, server);
+        version.state = 'failed';
         this.#findLive();
-        if (server.unnamedId === version.id) server.unnamedId = isSkipped ? idBefore : 0;
+        if (server.unnamedId === version.id) server.unnamedId = 0;
       },
     };
   }
 
   /** A Parse has been answered without a server. */
   keep(body: Buffer, verdict: Verdict): void {
-    this.#version = { id: ++lastId, body, verdict, state: 'live', before: null };
+    this.#version = { id: ++lastId, body, verdict, state: 'live', before: null, idBefore: 0 };
   }
 
   /**
@@ -66,20 +67,29 @@ export class UnnamedStatement {
    * skipped, if there is something to. What the server has may be another client's.
    */
   drop(server: ServerConnection): Note | null {
-    const version = this.#version;
-    const idBefore = server.unnamedId;
-    this.#version = null;
-    server.unnamedId = 0;
-    if (version === null && idBefore === 0) return null;
-    return {
-      dropped: (isSkipped) => {
-        if (!isSkipped) return;
-        server.unnamedId = idBefore;
-        if (this.#version !== null) return;
-        this.#version = version;
-        this.#findLive();
-      },
+    if (this.id === 0 && (this.#version?.before ?? null) === null && server.unnamedId === 0) return null;
+    const version = this.#push({ id: 0, body: null, verdict: harmless }, server);
+    const settle = () => {
+      version.before = null;
     };
+    return { done: settle, dropped: (isSkipped) => (isSkipped ? this.#skip(version, server) : settle()) };
+  }
+
+  #push(known: Pick<Version, 'id' | 'body' | 'verdict'>, server: ServerConnection): Version {
+    const version: Version = { ...known, state: 'live', before: this.#version, idBefore: server.unnamedId };
+    this.#version = version;
+    server.unnamedId = version.id;
+    return version;
+  }
+
+  /** What made `version` was skipped: the server has what it had before, unless later ones are on their way to it. */
+  #skip(version: Version, server: ServerConnection): void {
+    version.state = 'skipped';
+    let after = this.#version;
+    while (after !== null && after.before !== version) after = after.before;
+    if (after !== null) after.idBefore = version.idBefore;
+    else if (server.unnamedId === version.id) server.unnamedId = version.idBefore;
+    this.#findLive();
   }
 
   /** It is gone for good. */

@@ -31,6 +31,8 @@ const note = (what: string): Meaning => ({ note: what });
 const LOGS = note('logs go to standard output: the supervisor keeps them');
 const SOCKETS = note('the operating system’s settings hold');
 const DNS = note('names are looked up again every 15 s, and after a connect that failed');
+const cap = (path: string): Meaning => ({ path, as: (value) => (Number(value) === 0 ? undefined : Number(value)) });
+
 const ONE_QUERY: Meaning = note('not supported yet for one database: auth.query is for all');
 const NOT_YET = note('not supported yet');
 const ITSELF = note('done by itself');
@@ -56,11 +58,8 @@ const globals: Readonly<Record<string, Meaning>> = {
   auth_dbname: text('auth.query.database'),
   auth_ident_file: NOT_YET,
   auth_ldap_options: note('LDAP is not supported: let Postgres ask it, or use SCRAM'),
-  reserve_pool_size: note('there is no reserve pool: `classes` say who comes first when servers are short'),
-  reserve_pool_timeout: note('there is no reserve pool'),
-  max_user_connections: note('not supported yet: `serversMax` caps a host over all users'),
-  max_user_client_connections: NOT_YET,
-  max_db_client_connections: NOT_YET,
+  max_user_connections: cap('users.*.serversMax'),
+  max_user_client_connections: cap('users.*.clientsMax'),
   server_reset_query: note('servers are reset by what their clients have done; nothing is to be configured'),
   server_reset_query_always: ITSELF,
   server_check_query: note('a server that is lost is noticed without a query'),
@@ -72,8 +71,10 @@ const globals: Readonly<Record<string, Meaning>> = {
     'what only clients know (extra_float_digits, …) is accepted; all other parameters are passed on',
   ),
   track_extra_parameters: note('all parameters that Postgres reports are tracked'),
-  application_name_add_host: NOT_YET,
-  autodb_idle_timeout: ITSELF,
+  application_name_add_host: {
+    path: 'listen.applicationNameAddHost',
+    as: (value) => (Number(value) > 0 ? 'on' : 'off'),
+  },
   cancel_wait_timeout: ITSELF,
   disable_pqexec: NOT_YET,
   conffile: ITSELF,
@@ -120,7 +121,11 @@ const shared: Readonly<Record<string, Meaning>> = {
   pool_mode: text('pool.mode'),
   default_pool_size: number('pool.size'),
   min_pool_size: number('pool.sizeMin'),
-  max_db_connections: { path: 'serversMax', as: (value) => (Number(value) === 0 ? undefined : Number(value)) },
+  reserve_pool_size: number('pool.sizeReserve'),
+  reserve_pool_timeout: duration('pool.reserveAfter'),
+  max_db_connections: cap('pool.sizeTotal'),
+  max_db_client_connections: cap('clientsMax'),
+  autodb_idle_timeout: duration('unusedMax'),
   max_prepared_statements: {
     path: 'pool.preparedMax',
     as: (value) => (Number(value) === 0 ? undefined : Number(value)),
@@ -158,11 +163,13 @@ const ofDatabase: Readonly<Record<string, Meaning>> = {
   min_pool_size: number('pool.sizeMin'),
   pool_mode: text('pool.mode'),
   max_db_connections: shared.max_db_connections!,
-  reserve_pool: globals.reserve_pool_size!,
-  reserve_pool_size: globals.reserve_pool_size!,
+  max_db_client_connections: shared.max_db_client_connections!,
+  reserve_pool: shared.reserve_pool_size!,
+  reserve_pool_size: shared.reserve_pool_size!,
   server_lifetime: shared.server_lifetime!,
   query_timeout: shared.query_timeout!,
-  connect_query: NOT_YET,
+  query_wait_timeout: shared.query_wait_timeout!,
+  connect_query: text('connectQuery'),
   auth_user: ONE_QUERY,
   auth_query: ONE_QUERY,
   auth_dbname: ONE_QUERY,
@@ -171,6 +178,20 @@ const ofDatabase: Readonly<Record<string, Meaning>> = {
   timezone: note('clients that want it say so: their settings are kept'),
   application_name: note('clients give theirs'),
   load_balance_hosts: note('the primary is found among `hosts`; reads go to standbys with `reads: replica`'),
+};
+
+/** Keys of a line of [users]. */
+const ofUser: Readonly<Record<string, Meaning>> = {
+  pool_size: number('pool.size'),
+  pool_mode: text('pool.mode'),
+  reserve_pool_size: number('pool.sizeReserve'),
+  query_timeout: shared.query_timeout!,
+  query_wait_timeout: shared.query_wait_timeout!,
+  idle_transaction_timeout: shared.idle_transaction_timeout!,
+  transaction_timeout: shared.transaction_timeout!,
+  client_idle_timeout: shared.client_idle_timeout!,
+  max_user_connections: number('serversMax'),
+  max_user_client_connections: number('clientsMax'),
 };
 
 const METHODS = ['trust', 'md5', 'scram-sha-256'];
@@ -196,8 +217,11 @@ export function importPgbouncer(ini: string, include: (file: string) => string):
     found.notes.push('[databases] is empty: every name leads to 127.0.0.1:5432 until you say otherwise');
     databases['*'] = { hosts: ['127.0.0.1:5432'], ...common };
   }
-  for (const [name, line] of sections.get('users') ?? [])
-    found.notes.push(`[users] ${name} = ${line}: settings of one user are not supported yet`);
+  for (const [name, line] of sections.get('users') ?? []) {
+    const user = structuredClone((config.users as Json | undefined)?.['*'] ?? {}) as Json;
+    for (const [key, value] of connectionString(line)) found.apply(ofUser, key, value, user, `[users] ${name}: `);
+    config.users = { ...(config.users as Json | undefined), [name]: user };
+  }
   for (const name of sections.keys())
     if (!['pgbouncer', 'databases', 'users'].includes(name)) found.notes.push(`[${name}] is not supported yet`);
   const told = found.notes.map((each) => `#   ${each}\n`).join('');
@@ -256,14 +280,13 @@ function databaseOf(name: string, line: string, common: Json, found: Finding): J
     .split(',')
     .map((each) => each.trim())
     .filter(Boolean);
-  if (hosts.length === 0 || hosts.some((host) => host.startsWith('/')))
-    found.notes.push(`${name}: servers are reached by TCP only; 127.0.0.1 is taken for a Unix socket`);
+  if (hosts.length === 0) found.notes.push(`${name}: without host PgBouncer takes a Unix socket; 127.0.0.1 is taken`);
   if (hosts.length > 1)
     found.notes.push(
       `${name}: of ${hosts.join(', ')} only the first is taken: which is the primary is found out by a control user; add databases.*.control, then the others`,
     );
   const [host = '127.0.0.1'] = hosts;
-  const address = host.startsWith('/') ? '127.0.0.1' : host.includes(':') ? `[${host}]` : host;
+  const address = host.includes(':') ? `[${host}]` : host;
   const password = values.get('password');
   if (password !== undefined) {
     const file = `${name === '*' ? 'default' : name.replace(/[^\w.-]/g, '_')}.password`;

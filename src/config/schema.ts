@@ -79,6 +79,9 @@ const listen = z
       .prefault(null)
       .describe('Also listen on a Unix socket in this directory, as unix_socket_directories of Postgres.'),
     clientsMax: count(1).max(200_000).prefault(5000).describe('Most clients at a time; one more gets FATAL 53300.'),
+    applicationNameAddHost: onOff(z.enum(['off', 'on']))
+      .prefault('off')
+      .describe('on: the application_name of a session ends with the client’s address and port.'),
     loginTimeout: duration().prefault('15s').describe('Longest time from connecting to being logged in.'),
     messageMax: size().prefault('64MiB').describe('Largest single message of a client; a larger one gets FATAL 54000.'),
     tls: listenTls.prefault({}).describe('TLS towards clients.'),
@@ -192,39 +195,73 @@ const host = z.union([
     .transform(({ address: { host, port }, ...rest }) => ({ host, port, ...rest })),
 ]);
 
-const pool = z
+const poolShape = {
+  mode: z
+    .enum(['session', 'transaction', 'statement'])
+    .prefault('transaction')
+    .describe('How long a client keeps a server.'),
+  size: count(1).prefault(20).describe('Server connections per user, at most.'),
+  sizeReserve: count()
+    .prefault(0)
+    .describe('Server connections beyond size for when somebody has waited for reserveAfter.'),
+  reserveAfter: duration().prefault('5s').describe('Wait that opens the reserve.'),
+  sizeTotal: count()
+    .prefault(0)
+    .describe('Server connections of the database over all its users, at most; 0: serversMax is all that counts.'),
+  pinnedMax: share()
+    .prefault('50%')
+    .describe('Share of size (at least one server) that may be pinned to one client each.'),
+  sizeMin: count().prefault(0).describe('Server connections to keep open even when idle, once a pool exists.'),
+  waitMax: duration().prefault('5s').describe('Longest wait for a server before a refusal (53000).'),
+  queueMax: count().prefault(1000).describe('Most requests waiting for a server; one more is refused (53000).'),
+  preparedMax: count(1).prefault(200).describe('Prepared statements kept per server connection.'),
+  share: z
+    .preprocess((value) => (value === false ? 'off' : value), z.enum(['off', 'auto']))
+    .prefault('auto')
+    .describe('auto: short single reads of several clients are in flight on one server; off: one client at a time.'),
+  idleMax: duration().prefault('10m').describe('A server idle for longer is closed; 0s: never.'),
+  lifetimeMax: duration()
+    .prefault('1h')
+    .describe('A server older than this (with up to 10 % jitter) is closed when free; 0s: never.'),
+  connectMax: duration().prefault('5s').describe('Longest time for one connection attempt, login included.'),
+  idleInTransactionMax: duration()
+    .prefault('0s')
+    .describe('A client idle in a transaction for longer is ended with 25P03; 0s: off.'),
+  queryMax: duration().prefault('0s').describe('A statement running for longer is cancelled; 0s: off.'),
+  transactionMax: duration()
+    .prefault('0s')
+    .describe('A client whose transaction runs for longer is ended with 25P04; 0s: off.'),
+  clientIdleMax: duration().prefault('0s').describe('A client idle for longer is ended with 57P05; 0s: off.'),
+};
+
+const pool = z.strictObject(poolShape).refine((value) => value.sizeMin <= value.size, 'sizeMin must not exceed size');
+
+const SAME = 'As in databases.*.pool.';
+
+/** What one user may have otherwise than its databases say. */
+const userPool = z.strictObject({
+  mode: poolShape.mode.unwrap().optional().describe(SAME),
+  size: poolShape.size.unwrap().optional().describe(SAME),
+  sizeReserve: poolShape.sizeReserve.unwrap().optional().describe(SAME),
+  reserveAfter: poolShape.reserveAfter.unwrap().optional().describe(SAME),
+  waitMax: poolShape.waitMax.unwrap().optional().describe(SAME),
+  queryMax: poolShape.queryMax.unwrap().optional().describe(SAME),
+  transactionMax: poolShape.transactionMax.unwrap().optional().describe(SAME),
+  idleInTransactionMax: poolShape.idleInTransactionMax.unwrap().optional().describe(SAME),
+  clientIdleMax: poolShape.clientIdleMax.unwrap().optional().describe(SAME),
+});
+
+const user = z
   .strictObject({
-    mode: z
-      .enum(['session', 'transaction', 'statement'])
-      .prefault('transaction')
-      .describe('How long a client keeps a server.'),
-    size: count(1).prefault(20).describe('Server connections per user, at most.'),
-    pinnedMax: share()
-      .prefault('50%')
-      .describe('Share of size (at least one server) that may be pinned to one client each.'),
-    sizeMin: count().prefault(0).describe('Server connections to keep open even when idle, once a pool exists.'),
-    waitMax: duration().prefault('5s').describe('Longest wait for a server before a refusal (53000).'),
-    queueMax: count().prefault(1000).describe('Most requests waiting for a server; one more is refused (53000).'),
-    preparedMax: count(1).prefault(200).describe('Prepared statements kept per server connection.'),
-    share: z
-      .preprocess((value) => (value === false ? 'off' : value), z.enum(['off', 'auto']))
-      .prefault('auto')
-      .describe('auto: short single reads of several clients are in flight on one server; off: one client at a time.'),
-    idleMax: duration().prefault('10m').describe('A server idle for longer is closed; 0s: never.'),
-    lifetimeMax: duration()
-      .prefault('1h')
-      .describe('A server older than this (with up to 10 % jitter) is closed when free; 0s: never.'),
-    connectMax: duration().prefault('5s').describe('Longest time for one connection attempt, login included.'),
-    idleInTransactionMax: duration()
-      .prefault('0s')
-      .describe('A client idle in a transaction for longer is ended with 25P03; 0s: off.'),
-    queryMax: duration().prefault('0s').describe('A statement running for longer is cancelled; 0s: off.'),
-    transactionMax: duration()
-      .prefault('0s')
-      .describe('A client whose transaction runs for longer is ended with 25P04; 0s: off.'),
-    clientIdleMax: duration().prefault('0s').describe('A client idle for longer is ended with 57P05; 0s: off.'),
+    clientsMax: count().prefault(0).describe('Most clients of this user at a time, over all databases; 0: no limit.'),
+    serversMax: count()
+      .prefault(0)
+      .describe('Server connections as this user at most, over all databases; 0: no limit.'),
+    pool: userPool
+      .prefault({})
+      .describe('As databases.*.pool, for this user. Who has such settings has pools of its own.'),
   })
-  .refine((value) => value.sizeMin <= value.size, 'sizeMin must not exceed size');
+  .describe('One user.');
 
 const control = z.strictObject({
   user: z.string().describe('User of the control connection.'),
@@ -258,6 +295,18 @@ const database = z
     tls: serverTls.prefault({}).describe('TLS towards the server.'),
     pool: pool.prefault({}).describe('Server connections of one user.'),
     serversMax: count(1).prefault(100).describe('Server connections per host, over all users and databases on it.'),
+    clientsMax: count()
+      .prefault(0)
+      .describe(
+        'Most clients of this database at a time; one more gets FATAL 53300. 0: listen.clientsMax is all that counts.',
+      ),
+    connectQuery: z
+      .string()
+      .optional()
+      .describe('SQL that is run on every new server connection, before anybody uses it.'),
+    unusedMax: duration()
+      .prefault('1h')
+      .describe('A database that "*" stands for is forgotten when nobody has used it for so long; 0s: never.'),
     reads: z
       .enum(['primary', 'replica', 'spill'])
       .prefault('primary')
@@ -638,6 +687,7 @@ export const configSchema = z
     instances: count(1)
       .prefault(1)
       .describe('How many pgweirs stand before the same databases: limits and caps of hosts are divided by it.'),
+    users: z.record(z.string(), user).prefault({}).describe('Limits of users, by name; "*" stands for every other.'),
     databases: z
       .record(z.string(), database)
       .refine((all) => Object.keys(all).length > 0, 'at least one database is needed'),
@@ -712,6 +762,7 @@ export function jsonSchema(): object {
 export type Config = z.output<typeof configSchema>;
 export type ListenConfig = Config['listen'];
 export type DatabaseConfig = Config['databases'][string];
+export type UserConfig = Config['users'][string];
 export type PoolConfig = DatabaseConfig['pool'];
 export type HostConfig = DatabaseConfig['hosts'][number];
 export type ServerTlsConfig = DatabaseConfig['tls'];

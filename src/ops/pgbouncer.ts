@@ -179,18 +179,23 @@ function socketRows(snapshot: Snapshot, isActive: boolean): Value[][] {
     .map((row) => [...row, ...empty]);
 }
 
-/** Those of auth.users; of others nothing is known before they log in. */
-function userRows({ users, pools, sessions }: Snapshot): Value[][] {
-  return [...users.names].map((name) => [
-    name,
-    null,
-    null,
-    null,
-    0,
-    pools.reduce((sum, pool) => sum + (pool.user === name ? pool.serverCount : 0), 0),
-    0,
-    [...sessions].filter(({ user }) => user === name).length,
-  ]);
+/** Those of auth.users, and those with settings of their own; of others nothing is known before they log in. */
+function userRows({ config, users, pools, sessions }: Snapshot): Value[][] {
+  const names = new Set([...users.names, ...Object.keys(config.users)]);
+  names.delete('*');
+  return [...names].map((name) => {
+    const user = Object.hasOwn(config.users, name) ? config.users[name] : config.users['*'];
+    return [
+      name,
+      user?.pool.size?.toString() ?? null,
+      user?.pool.sizeReserve?.toString() ?? null,
+      user?.pool.mode ?? null,
+      user?.serversMax ?? 0,
+      pools.reduce((sum, pool) => sum + (pool.user === name ? pool.serverCount : 0), 0),
+      user?.clientsMax ?? 0,
+      [...sessions].filter((session) => session.user === name).length,
+    ];
+  });
 }
 
 function totalRows(snapshot: Snapshot): Value[][] {
@@ -281,13 +286,13 @@ function databaseRows({ config, pools, isPaused, isDisabled }: Snapshot): Value[
       database.user ?? null,
       database.pool.size,
       database.pool.sizeMin,
-      0,
+      database.pool.sizeReserve,
       Math.round(database.pool.lifetimeMax / 1000),
       database.pool.mode,
       null,
-      database.serversMax,
+      database.pool.sizeTotal,
       own.reduce((sum, pool) => sum + pool.serverCount, 0),
-      0,
+      database.clientsMax,
       own.reduce((sum, pool) => sum + pool.clients, 0),
       Number(isPaused || own.some((pool) => pool.isPaused)),
       Number(isDisabled(name)),
@@ -354,7 +359,7 @@ function lists({ config, pools, sessions, loggingIn, users }: Snapshot): Value[]
 function configRows({ config }: Snapshot): Value[][] {
   const rows: Value[][] = [
     ['max_client_conn', config.listen.clientsMax, '5000', 'yes'],
-    ['max_user_connections', 0, '0', 'no'],
+    ['max_user_connections', config.users['*']?.serversMax ?? 0, '0', 'yes'],
     ['listen_port', config.listen.port, '6432', 'no'],
   ];
   const walk = (node: unknown, path: string) => {

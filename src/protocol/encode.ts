@@ -187,14 +187,16 @@ export function aside(sql: string) {
 
 /**
  * Begins a transaction in the extended protocol, by the unnamed statement and portal, without Sync: so the server answers
- * together with what is sent behind it, in one message to the network instead of two. The portal is not left behind.
+ * together with what is sent behind it, in one message to the network instead of two. The portal is not left
+ * behind, unless `hasPortal` (whoever executes it again is told that it cannot be run).
  */
-export function begin(sql: string): Buffer {
+export function begin(sql: string, hasPortal: boolean): Buffer {
   return Buffer.concat([
     parse('', Buffer.from(`${sql}\0\0\0`, 'latin1')),
     message(ClientMessage.Bind, Buffer.alloc(8)),
     message(ClientMessage.Execute, Buffer.alloc(5)),
-    message(ClientMessage.Close, 'P\0'),
+    // Its answer tells that the server is done; a portal of that name need not be there.
+    message(ClientMessage.Close, hasPortal ? 'Ppgweir_none\0' : 'P\0'),
   ]);
 }
 

@@ -224,10 +224,11 @@ export class ServerConnection implements Link<ServerConnection> {
   /**
    * Begins a transaction with `sql`, ahead of something that `owner` sends next and that ends with ReadyForQuery. No server
    * refuses the texts that this is for (sql/control); should one do so, what comes behind must not run, or not be believed.
+   * `hasPortal`: the unnamed portal stays.
    */
-  begin(sql: string, owner: Owner): void {
+  begin(sql: string, hasPortal: boolean, owner: Owner): void {
     this.unnamedId = -1;
-    this.#askFor('Begin', encode.begin(sql), owner, {
+    this.#askFor('Begin', encode.begin(sql, hasPortal), owner, {
       dropped: (isSkipped) => {
         if (!isSkipped) this.close('it did not begin a transaction');
       },
@@ -429,6 +430,8 @@ export class ServerConnection implements Link<ServerConnection> {
     if (tag === 'DEALLOCATE ALL' || tag === 'DISCARD ALL') this.statements.clear();
     if (tag === 'DISCARD ALL') this.settings = this.#book.intern(this.settings.reported, new Map());
     if (tag === 'DISCARD ALL') this.unnamedId = 0;
+    // What connectQuery has set is lost with it.
+    if (tag === 'DISCARD ALL' && this.target.connectQuery !== undefined) this.isDoomed = true;
     this.holder?.onTag(tag);
   }
 

@@ -11,7 +11,7 @@ import type { HostConfig, ServerTlsConfig } from '../config/schema.ts';
 import * as encode from '../protocol/encode.ts';
 import { emptyFrame, FrameReader } from '../protocol/frame.ts';
 import { md5Answer, md5Secret } from '../protocol/md5.ts';
-import { type ErrorFields, readErrorFields, readParameter, ServerMessage } from '../protocol/messages.ts';
+import { type ErrorFields, readErrorFields, readParameter, ServerMessage, Status } from '../protocol/messages.ts';
 import { type Keys, SCRAM_SHA_256, ScramClient, ScramMismatch } from '../protocol/scram.ts';
 import { SqlState } from '../protocol/sqlstate.ts';
 import { messageOf } from '../util/errors.ts';
@@ -33,6 +33,8 @@ export interface ServerTarget {
   user: string;
   /** Further startup parameters, such as `replication`. */
   parameters: readonly (readonly [string, string])[];
+  /** Run once the login is done. */
+  connectQuery: string | undefined;
 }
 
 export interface LoggedIn {
@@ -273,9 +275,32 @@ async function logIn(socket: net.Socket, target: ServerTarget, secret: Secret): 
       case ServerMessage.NegotiateProtocolVersion:
         break;
       case ServerMessage.ReadyForQuery:
+        if (target.connectQuery !== undefined) await runFirst(target.connectQuery, socket, inbox, reported);
         return { socket, reported, key, rest: inbox.close() };
       default:
         throw new ServerLoginError(`the server sent a message of type ${String.fromCharCode(type)} during login`);
+    }
+  }
+}
+
+/** Runs `sql` on the new connection; what it sets counts as reported at login. */
+async function runFirst(sql: string, socket: net.Socket, inbox: Inbox, reported: Map<string, string>): Promise<void> {
+  socket.write(encode.query(sql));
+  let failure: ServerLoginError | null = null;
+  for (;;) {
+    const { type, body } = await inbox.read();
+    if (type === ServerMessage.ParameterStatus) {
+      const { name, value } = readParameter(body);
+      reported.set(name, value);
+    } else if (type === ServerMessage.ErrorResponse) {
+      const fields = readErrorFields(body);
+      failure = new ServerLoginError(`connectQuery failed: ${fields.get('M')}`, fields);
+    } else if (type === ServerMessage.CopyInResponse) {
+      throw new ServerLoginError('connectQuery must not be COPY FROM');
+    } else if (type === ServerMessage.ReadyForQuery) {
+      if (failure !== null) throw failure;
+      if (body[0] !== Status.Idle) throw new ServerLoginError('connectQuery must not leave a transaction open');
+      return;
     }
   }
 }

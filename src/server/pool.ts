@@ -8,7 +8,7 @@
  * The one idea: each state is a list, so counting states costs nothing. A free server goes straight to the oldest
  * waiter; idle servers are a stack, so that a pool that is larger than the load shrinks by itself.
  *
- * Invariants: open + connecting ≤ size (and, over all pools, ≤ serversMax of the host); at most two connects at a
+ * Invariants: open + connecting ≤ size + sizeReserve (and, over several pools, ≤ their caps); at most two connects at a
  * time; only a free server (server/connection) changes its holder, unless through a Cleanup.
  */
 import type { HostConfig, PoolConfig } from '../config/schema.ts';
@@ -20,11 +20,12 @@ import { Chain, type Link } from '../util/chain.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
 import { Histogram } from '../util/histogram.ts';
+import { type Cap, Room, type Tenant } from './cap.ts';
 import { Channels } from './channels.ts';
 import { Cleanup } from './cleanup.ts';
 import type { Cluster, ClusterTenant } from './cluster.ts';
 import { ServerConnection, type TrafficCounts } from './connection.ts';
-import type { Host, Tenant } from './hosts.ts';
+import type { Host } from './hosts.ts';
 import { Line, type Wish } from './line.ts';
 import { type LoggedIn, openServer, type Secret, ServerLoginError, type ServerTarget } from './login.ts';
 import { ReadBook } from './reads.ts';
@@ -113,6 +114,8 @@ export interface PoolOptions {
   host: Host;
   /** The host at an address of the cluster. */
   hostOf: (host: HostConfig) => Host;
+  /** Caps that hold beside that of the host. */
+  caps: readonly Cap[];
   cluster: Cluster;
   breakerOf: (address: string) => Breaker;
   clock: Clock;
@@ -231,6 +234,8 @@ export class ServerPool implements Tenant, ClusterTenant {
   pinned = 0;
   /** Clients that use this pool. */
   clients = 0;
+  /** When it was last seen in use. */
+  usedAt: number;
   isPaused = false;
   config: PoolConfig;
   catalog: Catalog | null;
@@ -239,6 +244,9 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   #target: ServerTarget;
   #host: Host;
+  readonly #caps: readonly Cap[];
+  /** What `#caps` and the host leave. */
+  #room: Room;
   #cluster: Cluster;
   readonly #hostOf: (host: HostConfig) => Host;
   readonly #breakerOf: PoolOptions['breakerOf'];
@@ -278,10 +286,19 @@ export class ServerPool implements Tenant, ClusterTenant {
     this.#breakerOf = options.breakerOf;
     this.#breaker = options.breakerOf(options.host.address);
     this.#clock = options.clock;
+    this.usedAt = options.clock.now();
     this.#secret = options.secret;
     this.#onEvent = options.onEvent;
-    this.#host.join(this);
+    this.#caps = options.caps;
+    this.#room = this.#enter(options.host);
     this.#cluster.join(this);
+  }
+
+  /** Its servers are on `host` from here on, and count there. */
+  #enter(host: Host): Room {
+    const room = new Room(this, [...this.#caps, host]);
+    room.join();
+    return room;
   }
 
   /** The address of the host that its servers are on. */
@@ -384,7 +401,7 @@ export class ServerPool implements Tenant, ClusterTenant {
    * put to work.
    */
   share({ settings }: Waiter, wish: Wish, mayOpen: boolean): Line | null {
-    if (!this.#mayServe || this.waiters.size > 0 || this.#host.owes(this) || !this.#breaker.isClosed) return null;
+    if (!this.#mayServe || this.waiters.size > 0 || this.#room.owes || !this.#breaker.isClosed) return null;
     const server = this.idle.last;
     const isFit =
       server !== null && server.settings === settings && has(server, wish.statement) && !this.#isStale(server);
@@ -432,7 +449,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   #boardWaiters(line: Line): void {
     for (let waiter = this.waiters.first; waiter !== null; waiter = this.waiters.first) {
       const { wish } = waiter;
-      const mayBoard = wish !== null && this.#mayServe && !this.#isOld(line.server) && !this.#host.owes(this);
+      const mayBoard = wish !== null && this.#mayServe && !this.#isOld(line.server) && !this.#room.owes;
       if (!mayBoard || !line.suits(waiter.settings, wish)) return;
       this.#unqueue(waiter);
       this.#countServed(waiter);
@@ -490,7 +507,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** A waiter has gone away. */
   leave(waiter: Waiter): void {
     if (waiter.chain === this.waiters) this.#unqueue(waiter);
-    if (this.waiters.size === 0) this.#host.leaveQueue(this);
+    if (this.waiters.size === 0) this.#room.leaveQueue();
   }
 
   /** Takes a free server back from its holder. */
@@ -507,13 +524,14 @@ export class ServerPool implements Tenant, ClusterTenant {
     const waiter = this.#mayServe ? this.waiters.first : null;
     if (waiter !== null) return this.#serve(server, waiter);
     this.idle.push(server);
-    if (this.#host.hasQueue(this)) this.evictIdle();
+    if (this.#room.hasQueue) this.evictIdle();
     this.#checkDrained();
   }
 
   #isSpent(server: ServerConnection): boolean {
-    if (server.isDoomed || this.#isClosed || this.isPaused || this.serverCount >= this.config.size) return true;
-    return this.#isOld(server) || this.#host.owes(this);
+    if (server.isDoomed || this.#isClosed || this.isPaused) return true;
+    if (this.serverCount >= this.config.size + this.config.sizeReserve) return true;
+    return this.#isOld(server) || this.#room.owes;
   }
 
   /**
@@ -590,7 +608,7 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   evictIdle(): void {
     const server = this.idle.shift();
-    server?.close('closed to make room for another pool of this host');
+    server?.close('closed to make room for another pool');
   }
 
   onRoom(): void {
@@ -760,11 +778,11 @@ export class ServerPool implements Tenant, ClusterTenant {
       cluster.join(this);
     }
     if (host !== this.#host) {
-      this.#host.part(this);
+      this.#room.part();
       this.#tellBreaker();
       this.#host = host;
       this.#breaker = this.#breakerOf(host.address);
-      host.join(this);
+      this.#room = this.#enter(host);
     }
     this.#failure = null;
     this.reconnect();
@@ -775,7 +793,7 @@ export class ServerPool implements Tenant, ClusterTenant {
     this.#isClosed = true;
     this.channels.close(reason);
     this.#cancelRetry?.();
-    this.#host.part(this);
+    this.#room.part();
     this.#cluster.part(this);
     this.closeServers(reason);
     const refusal = fatal(SqlState.AdminShutdown, `terminating connection: ${reason}`);
@@ -834,6 +852,13 @@ export class ServerPool implements Tenant, ClusterTenant {
     this.#grow();
   }
 
+  /** With those in reserve, once somebody has waited for long (reserve_pool_timeout of PgBouncer). */
+  get #sizeNow(): number {
+    const { size, sizeReserve, reserveAfter } = this.config;
+    if (sizeReserve === 0 || this.waiters.first === null) return size;
+    return this.#clock.now() - this.waiters.first.waitingSince < reserveAfter ? size : size + sizeReserve;
+  }
+
   /** Connects as many servers as are wanted and allowed. */
   #grow(): void {
     while (!this.#isClosed && this.#cancelRetry === null && this.connecting < CONNECTS_MAX) {
@@ -847,8 +872,8 @@ export class ServerPool implements Tenant, ClusterTenant {
         (this.#learners.length > 0 && this.serverCount === 0) ||
         (this.#isWanted && this.connecting === 0) ||
         (this.serverCount < this.config.sizeMin && this.baseline !== null && !this.isPaused);
-      if (!isWanted || this.serverCount >= this.config.size) return;
-      if (!this.#host.take(this)) return;
+      if (!isWanted || this.serverCount >= this.#sizeNow) return;
+      if (!this.#room.take()) return;
       void this.#connect();
     }
   }
@@ -858,19 +883,20 @@ export class ServerPool implements Tenant, ClusterTenant {
     this.#isWanted = false;
     this.counts.connects++;
     const host = this.#host;
+    const room = this.#room;
     const target = this.#target;
     try {
       const loggedIn = await this.#open(target, host);
       this.connecting--;
       if (target !== this.#target || this.#isClosed) {
         loggedIn.socket.on('error', () => {}).end(terminate);
-        host.release();
+        room.release();
         return this.#grow();
       }
-      this.#onConnected(this.#make(loggedIn, target, (closed, reason) => this.#onClosed(closed, host, reason)));
+      this.#onConnected(this.#make(loggedIn, target, (closed, reason) => this.#onClosed(closed, room, reason)));
     } catch (thrown) {
       this.connecting--;
-      host.release();
+      room.release();
       if (target !== this.#target || this.#isClosed) return this.#grow(); // It says nothing of where servers are by now.
       this.#onConnectFailed(thrown instanceof ServerLoginError ? thrown : new ServerLoginError(messageOf(thrown)));
     }
@@ -894,27 +920,28 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** It is not one of those that are leased, but counts for its host. */
   async #openForChannels(): Promise<ServerConnection | null> {
     const host = this.#host;
+    const room = this.#room;
     const target = this.#target;
-    if (this.#isClosed || this.isPaused || this.#cluster.hold.isClosed || !this.#takeRoom(host)) return null;
+    if (this.#isClosed || this.isPaused || this.#cluster.hold.isClosed || !this.#takeRoom(room)) return null;
     try {
       const loggedIn = await this.#open(target, host);
-      if (target === this.#target && !this.#isClosed) return this.#make(loggedIn, target, () => host.release());
+      if (target === this.#target && !this.#isClosed) return this.#make(loggedIn, target, () => room.release());
       loggedIn.socket.on('error', () => {}).end(terminate);
     } catch (thrown) {
       this.#onEvent('the connection that listens cannot be opened', { reason: messageOf(thrown) });
     }
-    host.release();
+    room.release();
     return null;
   }
 
   /** Room for a connection that no waiter stands in the queue for: if need be, that of an idle server. */
-  #takeRoom(host: Host): boolean {
-    if (host.take(this)) return true;
+  #takeRoom(room: Room): boolean {
+    if (room.take()) return true;
     if (this.idle.size > 0) {
       this.evictIdle();
-      if (host.take(this)) return true;
+      if (room.take()) return true;
     }
-    if (this.waiters.size === 0) host.leaveQueue(this);
+    if (this.waiters.size === 0) room.leaveQueue();
     return false;
   }
 
@@ -977,10 +1004,10 @@ export class ServerPool implements Tenant, ClusterTenant {
     return this.refuse('connect', `no server can be reached: ${failure.message}`, { advice: failure.advice });
   }
 
-  #onClosed(server: ServerConnection, host: Host, reason: string): void {
+  #onClosed(server: ServerConnection, room: Room, reason: string): void {
     const wasIdle = server.chain === this.idle;
     if (server.chain !== null) (server.chain as Chain<ServerConnection>).remove(server);
-    host.release();
+    room.release();
     this.#onEvent('server closed', { server: server.id, pid: server.pid, reason, wasIdle });
     this.#checkDrained();
     if (!this.#isClosed) this.#grow();

@@ -379,8 +379,12 @@ for (const size of [1, 2]) {
       60_000,
     );
     const result = await fc.check(property, { seed: SEED + size, numRuns: Math.ceil(RUNS / 2) });
-    t.equal(result.failed, false, result.failed ? `seed ${result.seed}, path ${result.counterexamplePath}` : 'same');
-    if (result.failed) t.comment(String((result.errorInstance as Error).message));
+    // In the name of the assertion, which CI repeats at its end.
+    const failure = () => {
+      const message = String((result.errorInstance as Error).message).replaceAll('\n', ' | ');
+      return `seed ${result.seed}, path ${result.counterexamplePath}: ${message}`;
+    };
+    t.equal(result.failed, false, result.failed ? failure() : 'same');
     shared += crowd.shared;
     await crowd.stop();
     t.equal(bugs + crowd.proxy.bugs(), 0, 'bugs');

@@ -1268,3 +1268,27 @@ for (const [name, version] of [
     client.end();
   });
 }
+
+scenario('the portal of a BEGIN that was answered here cannot be run again', '12CZEZtnZCZ', async (side) => {
+  const client = await side.open();
+  const run = (sql: string) => [P('', sql), B('', ''), E('')];
+  const first = await client.ask([...run('BEGIN'), S]);
+  // What is skipped behind the error does not replace the unnamed statement: it still is the BEGIN.
+  const second = await client.ask([E(''), ...run('SELECT 1'), S]);
+  const third = await client.ask([D('S', ''), S]);
+  return [...first, ...second, ...third, ...(await client.ask(Q('ROLLBACK')))];
+});
+
+scenario(
+  'a Close that is skipped, with a Parse behind it, leaves the unnamed statement',
+  '312DCZEZEZ2DCZ',
+  async (side) => {
+    const client = await side.open();
+    const first = await client.ask([C('S', ''), P('', 'SELECT 1'), B('', ''), E(''), S]);
+    const rest = await client.ask(
+      [D('S', 'c'), C('S', ''), S, E(''), P('', 'SELECT 1'), B('', ''), E(''), S, B('', ''), E(''), S],
+      3,
+    );
+    return [...first, ...rest];
+  },
+);
