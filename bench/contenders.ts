@@ -101,12 +101,12 @@ export function pgbouncerVersion(path: string): [number, number] {
   return [Number(major), Number(minor)];
 }
 
-/** PgBouncer in transaction mode with `size` servers. It refuses to run as root: then it runs as nobody. */
+/** PgBouncer with `size` servers for each user and database. It refuses to run as root: then it runs as nobody. */
 export async function pgbouncer(
   path: string,
   postgres: EmbeddedPostgres,
   size: number,
-  { isScram = false, waitSeconds = 120 } = {},
+  { isScram = false, waitSeconds = 120, mode = 'transaction' } = {},
 ): Promise<Contender> {
   const folder = mkdtempSync(join(tmpdir(), 'pgweir-bench-'));
   const port = await freePort();
@@ -124,7 +124,7 @@ listen_port = ${port}
 unix_socket_dir =
 auth_type = ${isScram ? 'scram-sha-256' : 'trust'}
 auth_file = ${users}
-pool_mode = transaction
+pool_mode = ${mode}
 default_pool_size = ${size}
 max_client_conn = 15000
 query_wait_timeout = ${waitSeconds}
