@@ -31,7 +31,7 @@ const known: Record<string, string> = {
   'psql, reconnect, session': 'a database that does not exist: the error has a HINT for those who run the proxy',
   'psql, reconnect, transaction': 'as in session mode',
   'psql, listen, transaction':
-    'a notification of its own arrives behind the answer to NOTIFY, not with it: another connection listens',
+    'a notification of its own arrives right behind the answer to NOTIFY, not before it: another connection listens',
   'asyncpg, prepared_ahead, transaction':
     'prepare() ends with Flush: the server is held until Sync, and more clients prepare at a time than there are servers',
   'knex, cancel, session': 'it cancels by the number that it was given at login, which is not that of a server process',
@@ -69,7 +69,7 @@ function inPhp(name: string, extension: string, script: string): Driver {
 function inRuby(): Driver {
   const ruby = findProgram('ruby');
   const isThere = ruby !== null && succeeds(ruby, ['-e', 'require "pg"']);
-  return { name: 'ruby-pg', command: isThere ? [ruby, file('with_ruby_pg.rb')] : null, packages: 'ruby-pg' };
+  return { name: 'ruby-pg', command: isThere ? [ruby, file('with_ruby_pg.rb')] : null, packages: 'ruby ruby-pg' };
 }
 
 function inPerl(): Driver {
