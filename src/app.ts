@@ -9,16 +9,18 @@
 import { readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
-import tls from 'node:tls';
 import { isDeepStrictEqual } from 'node:util';
 import { type BackendConfig, type CachedDatabase, Caches } from './cache/caches.ts';
 import { AuthQuery } from './client/auth-query.ts';
+import { Groups } from './client/groups.ts';
+import { type Hba, readHba } from './client/hba.ts';
 import { Listener, type ListenerContext } from './client/listener.ts';
+import { type ClientTls, readClientTls } from './client/tls.ts';
 import { Usage } from './client/usage.ts';
 import { Users } from './client/users.ts';
 import { adviceFor } from './config/advice.ts';
 import type { Loaded } from './config/load.ts';
-import type { Config, DatabaseConfig, HostConfig, PoolConfig, UserConfig } from './config/schema.ts';
+import type { AuthQueryConfig, Config, DatabaseConfig, HostConfig, PoolConfig, UserConfig } from './config/schema.ts';
 import { CreditBook, type Residents } from './credits/book.ts';
 import { Admission } from './guard/admission.ts';
 import { Door } from './guard/door.ts';
@@ -41,7 +43,7 @@ import { type Status, statusOf } from './ops/status.ts';
 import { Switchboard } from './ops/switchboard.ts';
 import { version } from './ops/version.ts';
 import { SqlState } from './protocol/sqlstate.ts';
-import { Asker } from './server/asker.ts';
+import { Askers } from './server/askers.ts';
 import { Caps } from './server/cap.ts';
 import { openChanges } from './server/changes.ts';
 import { Cluster } from './server/cluster.ts';
@@ -71,6 +73,19 @@ export interface AppOptions {
   onShutdown?: () => void;
 }
 
+/** What a user of servers, and what a client may have otherwise than its database says (as in PgBouncer). */
+const SERVER_KEYS = [
+  'mode',
+  'size',
+  'sizeReserve',
+  'reserveAfter',
+  'queryMax',
+  'transactionMax',
+  'idleInTransactionMax',
+] as const satisfies (keyof UserConfig['pool'])[];
+const CLIENT_KEYS = ['waitMax', 'clientIdleMax'] as const satisfies (keyof UserConfig['pool'])[];
+type Entry = [user: string, client: string];
+
 const TICK_MS = 200;
 /** More pools than these are not kept once they are unused. */
 const POOLS_KEPT = 1_000;
@@ -80,8 +95,7 @@ const MEMORY_MS = 60_000;
 const EVENTS_MS = 1_000;
 const BYPASS_MS = 15_000;
 const DRAIN_CHECK_MS = 50;
-/** Databases that `auth.query` has a connection to at a time. */
-const ASKERS_MAX = 100;
+const GROUPS_MS = 60_000;
 const PROBE_MS = 1_000;
 /** Where standbys are read from, hosts are asked so often in the time that their lag may be. */
 const PROBES_IN_LAG = 4;
@@ -125,8 +139,10 @@ export class App {
   #users: Users;
   /** What is known of users by `auth.query`; made anew when that changes. */
   #authQuery: AuthQuery;
-  readonly #askers = new Map<string, Asker>();
-  #secureContext: tls.SecureContext | null;
+  readonly #askers: Askers;
+  #hba: Hba | null;
+  readonly #groups: Groups;
+  #tls: ClientTls | null;
   #stopTicking: (() => void) | null = null;
   #isListening = false;
   #isDraining = false;
@@ -142,7 +158,14 @@ export class App {
     this.#reloadedAt = this.#startedAt;
     this.#users = this.#readUsers(options.config);
     this.#authQuery = this.#makeAuthQuery();
-    this.#secureContext = this.#readTls(options.config);
+    this.#askers = new Askers(this.#clock);
+    this.#hba = readHba(options.config, (file) => this.#path(file));
+    this.#groups = new Groups(
+      (sql, values) => this.#askMembers(sql, values),
+      (thrown) =>
+        this.log.warn({ problem: messageOf(thrown) }, 'auth.hba: who is a member of which group cannot be asked'),
+    );
+    this.#tls = readClientTls(options.config.listen.tls, (file) => this.#path(file));
     this.#parser = new Parser(this.#clock);
     this.#judge = new Judge(this.#parser);
     const natureOf = (number: number) => this.#judge.natureOf(number);
@@ -186,7 +209,8 @@ export class App {
     this.#controls = new Controls({
       pools: () => this.#allPools,
       sessions: () => this.#listener.sessions,
-      stopListening: () => this.#listener.stopListening(),
+      refuseClients: () => this.#listener.refuseClients(),
+      drain: () => this.#listener.drain(),
       endReplications: (isMeant) => this.#listener.endReplications(isMeant),
       clients: () => this.#listener.clients,
       isNamed: (database) => this.#isNamed(database),
@@ -225,6 +249,8 @@ export class App {
     this.#setCaps();
     // Who is the primary is found out before anybody asks.
     this.#setHolds();
+    this.#groups.configure(this.#hba?.groups ?? []);
+    this.#openMinimum();
     const opsPort = await this.#ops.start();
     const port = await this.#listener.start().catch(async (thrown: unknown) => {
       await this.#ops.close();
@@ -246,6 +272,7 @@ export class App {
       every(this.#clock, SHARES_MS, () => this.#shares.tick()),
       every(this.#clock, EVENTS_MS, () => this.#events.look(this.snapshot(), this.#switches.rows())),
       every(this.#clock, SAMPLE_MS, () => this.#history.sample(this.snapshot(), this.#clock.wall())),
+      every(this.#clock, GROUPS_MS, () => void this.#groups.refresh()),
       every(this.#clock, BYPASS_MS, () => void this.#bypass.look(this.#watched())),
       every(this.#clock, MEMORY_MS, () => {
         this.#usage.tick();
@@ -260,11 +287,6 @@ export class App {
     this.#events.look(this.snapshot(), this.#switches.rows());
     this.#events.add('start', `pgweir ${version} with the configuration ${hashOf(this.config)}`);
     return { port, opsPort };
-  }
-
-  #closeAskers(): void {
-    for (const asker of this.#askers.values()) asker.close();
-    this.#askers.clear();
   }
 
   #save(): Promise<void> {
@@ -323,8 +345,10 @@ export class App {
       listen: this.config.listen,
       auth: this.config.auth,
       users: this.#users,
-      authQuery: this.config.auth.query === null ? null : this.#authQuery,
-      secureContext: this.#secureContext,
+      authQueryOf: (database) => (this.#authQueryOf(database) === null ? null : this.#authQuery),
+      hba: this.#hba,
+      isMember: this.#groups.isMember,
+      tls: this.#tls,
       judge: this.#judge,
       clock: this.#clock,
       admission: this.#admission,
@@ -332,7 +356,7 @@ export class App {
       journal: this.#journal,
       poolOf: (database, user) => this.#poolOf(database, user),
       clientsMaxOf: (database, user) => ({
-        database: this.#databaseOf(database)?.clientsMax ?? 0,
+        database: this.#databaseOf(database)?.clientsMax ?? this.config.listen.databaseClientsMax,
         user: this.#userOf(user)?.clientsMax ?? 0,
       }),
       cacheOf: (pool) => this.#caches.of(pool.database),
@@ -343,7 +367,7 @@ export class App {
         secret: await this.#secretOf(this.#databaseOf(pool.database)!, pool.database, pool.target.user),
         connectMs: pool.config.connectMax,
       }),
-      openConsole: (client) => this.#console.open(client, this.config.auth),
+      openConsole: (client, id) => this.#console.open(client, id, this.config.auth),
       onEvent: (event, fields) => this.log.info(fields, event),
       onBug: (where, thrown) => this.log.error({ where, err: thrown }, 'bug: a session was ended'),
     };
@@ -361,24 +385,38 @@ export class App {
     return own(this.config.users, name) ?? this.config.users['*'] ?? null;
   }
 
-  /** Which of `users` has settings for the pools of a client; '' when none has. */
-  #entryOf(client: string): string {
-    const name = Object.hasOwn(this.config.users, client) ? client : '*';
-    const entry = own(this.config.users, name);
-    return entry === null || Object.keys(entry.pool).length === 0 ? '' : name;
+  /**
+   * Which of `users` have settings for a pool: that of the user that servers log in as, and that of the client where it says how
+   * long clients wait or idle; '' for none.
+   */
+  #entryOf(user: string, client: string): Entry {
+    const find = (name: string, keys: readonly string[]) => {
+      const found = Object.hasOwn(this.config.users, name) ? name : '*';
+      const pool: object = own(this.config.users, found)?.pool ?? {};
+      return keys.some((key) => key in pool) ? found : '';
+    };
+    return [find(user, SERVER_KEYS), find(client, CLIENT_KEYS)];
   }
 
   /** Settings of the pools of a database, for users of an `entry`. */
-  #poolConfigOf({ pool }: DatabaseConfig, entry: string): PoolConfig {
-    const merged: PoolConfig = Object.assign({ ...pool }, this.config.users[entry]?.pool);
+  #poolConfigOf({ pool }: DatabaseConfig, [user, client]: Entry): PoolConfig {
+    const { waitMax: _, clientIdleMax: __, ...servers } = own(this.config.users, user)?.pool ?? {};
+    const { waitMax, clientIdleMax } = { ...pool, ...own(this.config.users, client)?.pool };
+    const merged: PoolConfig = Object.assign({ ...pool }, servers, { waitMax, clientIdleMax });
     return { ...merged, sizeMin: Math.min(merged.sizeMin, merged.size) };
+  }
+
+  /** Databases with a user of their own have their least number of servers before anybody asks. */
+  #openMinimum(): void {
+    for (const [name, { user, pool }] of Object.entries(this.config.databases))
+      if (name !== '*' && user !== undefined && pool.sizeMin > 0) this.#poolOf(name, user)!.learn(() => {});
   }
 
   #poolOf(database: string, client: string): ServerPool | null {
     const config = this.#databaseOf(database);
     if (config === null) return null;
     const user = config.user ?? client;
-    const entry = this.#entryOf(client);
+    const entry = this.#entryOf(user, client);
     const key = JSON.stringify([database, user, entry]);
     let pool = this.#pools.get(key);
     if (pool === undefined) {
@@ -390,7 +428,7 @@ export class App {
     return pool;
   }
 
-  #makePool(database: string, user: string, config: DatabaseConfig, entry: string): ServerPool {
+  #makePool(database: string, user: string, config: DatabaseConfig, entry: Entry): ServerPool {
     const cluster = this.#clusterOf(config, database);
     const host = this.#hosts.get(cluster.primary, config.serversMax);
     this.#admission.gateOf(host.address); // From here on it is to be seen.
@@ -551,34 +589,24 @@ export class App {
     return new AuthQuery((database, user) => this.#askSecret(database, user), this.#clock);
   }
 
+  #authQueryOf(database: string): AuthQueryConfig | null {
+    return this.#databaseOf(database)?.authQuery ?? this.config.auth.query;
+  }
+
   /** By `auth.query`, on a connection that is kept for each database while it is asked. */
   async #askSecret(asked: string, user: string): Promise<string | null> {
-    const query = this.config.auth.query!;
+    const query = this.#authQueryOf(asked);
+    if (query === null) return null;
     const database = query.database ?? asked;
     const config = this.#databaseOf(database) ?? Object.values(this.config.databases)[0]!;
     const at = this.#clusterOf(config, database).primary;
-    const key = JSON.stringify([database, addressOf(at)]);
-    let asker = this.#askers.get(key);
-    if (asker === undefined) {
-      asker = new Asker(async () => {
-        const listed = this.#users.get(query.user);
-        const password =
-          query.passwordFile === undefined
-            ? listed?.kind === 'password'
-              ? listed.password
-              : undefined
-            : await this.#readSecret(query.passwordFile);
-        const target = this.#targetOf(database, query.user, config, at);
-        return openControl(target, password, { options: '-c search_path=pg_catalog' });
-      }, this.#clock);
-      // Names of databases are the clients' to choose, before they have proved anything.
-      const [oldest] = this.#askers;
-      if (this.#askers.size >= ASKERS_MAX && oldest !== undefined) {
-        oldest[1].close();
-        this.#askers.delete(oldest[0]);
-      }
-      this.#askers.set(key, asker);
-    }
+    const asker = this.#askers.at(JSON.stringify([database, query.user, addressOf(at)]), async () => {
+      const listed = this.#users.get(query.user);
+      const own = listed?.kind === 'password' ? listed.password : undefined;
+      const password = query.passwordFile === undefined ? own : await this.#readSecret(query.passwordFile);
+      const target = this.#targetOf(database, query.user, config, at);
+      return openControl(target, password, { options: '-c search_path=pg_catalog' });
+    });
     let row: (string | null)[] | undefined;
     try {
       [row] = await asker.ask(query.sql, [user]);
@@ -589,7 +617,15 @@ export class App {
       throw thrown;
     }
     // A name that is another's would let one in with the password of somebody else.
-    return row === undefined || row[0] !== user ? null : (row[1] ?? null);
+    return row === undefined || row[0] !== user ? null : (row[1] ?? '');
+  }
+
+  /** Groups are asked for of the first database that has somebody to ask. */
+  async #askMembers(sql: string, values: readonly string[]): Promise<(string | null)[][]> {
+    const found = Object.entries(this.config.databases).find(([, { control }]) => control !== undefined);
+    if (found === undefined) throw new Error('no database has a control user');
+    const [name, config] = found;
+    return this.#query(config, config.dbname ?? (name === '*' ? 'postgres' : name), sql, values);
   }
 
   async #readSecret(file: string): Promise<string> {
@@ -613,10 +649,15 @@ export class App {
   }
 
   /** Runs SQL as the control user, on a connection of its own. */
-  async #query(config: DatabaseConfig, database: string, sql: string): Promise<(string | null)[][]> {
+  async #query(
+    config: DatabaseConfig,
+    database: string,
+    sql: string,
+    values?: readonly string[],
+  ): Promise<(string | null)[][]> {
     const connection = await this.#openControl(config, database, this.#clusterOf(config, database).primary);
     try {
-      return await connection.query(sql);
+      return await connection.query(sql, values);
     } finally {
       connection.close();
     }
@@ -654,16 +695,6 @@ export class App {
 
   #readUsers(config: Config): Users {
     return Users.read(this.#path(config.auth.users));
-  }
-
-  #readTls(config: Config): tls.SecureContext | null {
-    const { mode, cert, key, ca } = config.listen.tls;
-    if (mode === 'disable') return null;
-    return tls.createSecureContext({
-      cert: readFileSync(this.#path(cert!)),
-      key: readFileSync(this.#path(key!)),
-      ...(ca === undefined ? {} : { ca: readFileSync(this.#path(ca)) }),
-    });
   }
 
   /** What the configuration decides for all pools together. */
@@ -757,10 +788,12 @@ export class App {
     if (!loaded.ok) return loaded.problems;
     const { config } = loaded;
     let users: Users;
-    let secureContext: tls.SecureContext | null;
+    let hba: Hba | null;
+    let clientTls: ClientTls | null;
     try {
       users = this.#readUsers(config);
-      secureContext = this.#readTls(config);
+      hba = readHba(config, (file) => this.#path(file));
+      clientTls = readClientTls(config.listen.tls, (file) => this.#path(file));
     } catch (thrown) {
       return [messageOf(thrown)];
     }
@@ -771,9 +804,11 @@ export class App {
     users.inherit(this.#users);
     this.config = config;
     this.#users = users;
-    this.#closeAskers();
-    if (!isDeepStrictEqual(before.auth.query, config.auth.query)) this.#authQuery = this.#makeAuthQuery();
-    this.#secureContext = secureContext;
+    this.#askers.close();
+    if (!isDeepStrictEqual(queriesOf(before), queriesOf(config))) this.#authQuery = this.#makeAuthQuery();
+    this.#hba = hba;
+    this.#groups.configure(hba?.groups ?? []);
+    this.#tls = clientTls;
     this.log.level = config.log.level;
     this.#setCaps();
     this.#catalogs.clear();
@@ -781,6 +816,7 @@ export class App {
     this.#sweepDatabases();
     this.#setHolds();
     this.#sweepClusters();
+    this.#openMinimum();
     return [];
   }
 
@@ -798,9 +834,9 @@ export class App {
   #reloadPool(key: string, pool: ServerPool, before: Config): void {
     const old = own(before.databases, pool.database) ?? before.databases['*'];
     const now = this.#databaseOf(pool.database);
-    const [, , entry] = JSON.parse(key) as [string, string, string];
-    const isEntryKnown = entry === '' || Object.keys(own(this.config.users, entry)?.pool ?? {}).length > 0;
-    if (now === null || (now.user ?? pool.user) !== pool.user || !isEntryKnown) {
+    const [, , entry] = JSON.parse(key) as [string, string, Entry];
+    const isKnown = entry.every((name) => name === '' || Object.hasOwn(this.config.users, name));
+    if (now === null || (now.user ?? pool.user) !== pool.user || !isKnown) {
       // Its clients keep it until they leave; new ones are refused, or get another.
       this.#pools.delete(key);
       this.#retired.add(pool);
@@ -868,10 +904,12 @@ export class App {
       clientsMax: this.config.listen.clientsMax,
       open: this.#listener.open,
       loggingIn: this.#listener.loggingIn,
+      refusedAddresses: this.#listener.failures.refused,
       replications: this.#listener.replications,
       counts: this.#listener.counts,
       cancels: this.#listener.keys.counts,
       sessions: this.#listener.sessions,
+      consoleClients: this.#console.clients,
       pools: [...this.#pools.values(), ...this.#retired],
       standbyPools: [...this.#standbyPools.values()],
       hosts: [...this.#hosts],
@@ -934,7 +972,7 @@ export class App {
     this.#console.close();
     for (const pool of this.#allPools) pool.close('the proxy is shutting down');
     for (const cluster of this.#clusters.values()) cluster.close();
-    this.#closeAskers();
+    this.#askers.close();
     for (const host of this.#hosts) host.connector.close();
     await this.#ops.close();
     this.#caches.close();
@@ -945,6 +983,11 @@ export class App {
     await this.#sleep(10);
     this.log.info('stopped');
   }
+}
+
+/** All that secrets are asked by. */
+function queriesOf({ auth, databases }: Config) {
+  return [auth.query, Object.entries(databases).map(([name, { authQuery }]) => [name, authQuery])];
 }
 
 /** What `record` itself has by a name that clients may choose. */

@@ -5,6 +5,7 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { Command } from 'commander';
 import { App } from './app.ts';
+import { readHba } from './client/hba.ts';
 import { Users } from './client/users.ts';
 import { adviceFor } from './config/advice.ts';
 import { importPgbouncer } from './config/import.ts';
@@ -193,16 +194,20 @@ await program.parseAsync();
 function checkFile(file: string): { problems: string[]; advice: string[] } {
   const loaded = loadConfig(file, process.env);
   if (!loaded.ok) return { problems: loaded.problems, advice: [] };
-  const { auth } = loaded.config;
-  const path = auth.users === null ? null : resolve(dirname(file), auth.users);
+  const { config } = loaded;
+  const { auth } = config;
+  const at = (name: string) => resolve(dirname(file), name);
   // Where a configuration is checked its secrets need not be.
-  if (path !== null && !existsSync(path))
-    return { problems: [], advice: [...adviceFor(loaded.config, null), `auth.users: there is no ${path} here`] };
+  const absent = [auth.users, auth.hba, auth.ident].filter((name) => name !== null && !existsSync(at(name)));
+  const missing = absent.map((name) => `there is no ${at(name!)} here`);
   try {
-    const users = Users.read(path);
-    return { problems: [], advice: adviceFor(loaded.config, auth.method === 'trust' ? null : users.names) };
+    if (!absent.includes(auth.hba) && !absent.includes(auth.ident)) readHba(config, at);
+    const users = absent.includes(auth.users) ? null : Users.read(auth.users === null ? null : at(auth.users));
+    const names = users === null || auth.method === 'trust' ? null : users.names;
+    return { problems: [], advice: [...adviceFor(config, names), ...missing] };
   } catch (thrown) {
-    return { problems: [`${file}:1:1: ${messageOf(thrown)}`], advice: [] };
+    const what = messageOf(thrown);
+    return { problems: [/^[^\s:]+:\d+:/.test(what) ? what : `${file}:1:1: ${what}`], advice: [] };
   }
 }
 

@@ -15,11 +15,11 @@ import type { Keys } from '../protocol/scram.ts';
 import type { Clock } from '../util/clock.ts';
 import { readSecret, type UserSecret } from './users.ts';
 
-/** Asks the database for what it has for a user; null: nothing, as for a user that does not exist. Rejects when it cannot be asked. */
+/** Asks the database for what it has for a user; '': it has no password (any more); null: there is no such user. Rejects when it cannot be asked. */
 export type AskSecret = (database: string, user: string) => Promise<string | null>;
 
 interface Known {
-  /** Null: there is no such user, or without a password, or not any more. */
+  /** Null: there is no such user. */
   secret: UserSecret | null;
   text: string | null;
   askedAt: number;
@@ -89,7 +89,7 @@ export class AuthQuery {
     const isSame = before !== undefined && before.text === text;
     const known: Known = {
       // A verifier that was made of a password in clear text is not made again.
-      secret: isSame ? before.secret : text === null || text === '' ? null : readSecret(text),
+      secret: isSame ? before.secret : text === null ? null : readSecret(text),
       text,
       askedAt: this.#clock.now(),
       isDoubted: false,

@@ -7,11 +7,10 @@
  */
 import { chmodSync, existsSync, unlinkSync } from 'node:fs';
 import net from 'node:net';
-import type { SecureContext } from 'node:tls';
 import type { Cache } from '../cache/cache.ts';
 import type { Fill } from '../cache/flight.ts';
 import { Identities } from '../cache/key.ts';
-import type { AuthConfig, ListenConfig } from '../config/schema.ts';
+import type { ListenConfig } from '../config/schema.ts';
 import type { Admission } from '../guard/admission.ts';
 import * as encode from '../protocol/encode.ts';
 import { errorFields, errorResponse } from '../protocol/encode.ts';
@@ -22,25 +21,24 @@ import type { Settings } from '../server/settings.ts';
 import type { Judge } from '../sql/verdict.ts';
 import { type Clock, every } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
+import { nextId } from '../util/ids.ts';
 import { moveConnection } from '../util/intake.ts';
-import type { AuthQuery } from './auth-query.ts';
+import type { Authentication } from './authenticate.ts';
 import { type CancelKey, CancelKeys } from './cancel.ts';
 import { runErrand } from './errand.ts';
+import { FailedLogins } from './failures.ts';
 import { Headcount } from './headcount.ts';
 import { linger } from './linger.ts';
 import { type ClientIdentity, logInClient } from './login.ts';
 import { Replication } from './replication.ts';
 import { Session, type SessionHouse, type SessionJournal, sessionReads } from './session.ts';
+import type { ClientTls } from './tls.ts';
 import type { Usage } from './usage.ts';
-import type { Users } from './users.ts';
 
 /** What the listener is told by app. All of it may change with a reload; it is read anew for each client. */
-export interface ListenerContext {
+export interface ListenerContext extends Authentication {
   listen: ListenConfig;
-  auth: AuthConfig;
-  users: Users;
-  authQuery: AuthQuery | null;
-  secureContext: SecureContext | null;
+  tls: ClientTls | null;
   judge: Judge;
   clock: Clock;
   admission: Admission;
@@ -61,8 +59,8 @@ export interface ListenerContext {
     pool: ServerPool,
     replication: string,
   ): Promise<{ target: ServerTarget; secret: Secret; connectMs: number }>;
-  /** Takes over a client of the console; null when the database is not the console's. */
-  openConsole(client: ClientIdentity): boolean;
+  /** Takes over a client of the console; false: it may not use it, and has been told so. */
+  openConsole(client: ClientIdentity, id: number): boolean;
   onEvent(event: string, fields: Record<string, unknown>): void;
   onBug(where: string, thrown: unknown): void;
 }
@@ -84,6 +82,7 @@ const CANCELS_MAX = 256;
 const TICK_MS = 250;
 const KEEPALIVE_MS = 60_000;
 const NAME = 'application_name';
+const consoleDatabases: readonly string[] = ['pgbouncer', 'pgweir'];
 
 export class Listener {
   readonly #context: () => ListenerContext;
@@ -95,14 +94,15 @@ export class Listener {
   readonly #ofUser = new Headcount();
   /** Sockets that are logging in. */
   readonly #loggingIn = new Set<net.Socket>();
+  readonly failures = new FailedLogins();
   readonly counts: ClientCounts = { accepted: 0, refused: 0, loginFailures: 0, loginTimeouts: 0, bugs: 0 };
   /** Sockets open. */
   open = 0;
-  #servers: net.Server[] = [];
+  #server: net.Server | null = null;
+  #socketServer: net.Server | null = null;
   #socketFile: string | null = null;
   #stopTicking: (() => void) | null = null;
   readonly #house: SessionHouse;
-  #nextId = 1;
   #isDraining = false;
 
   constructor(instance: number, context: () => ListenerContext) {
@@ -140,12 +140,14 @@ export class Listener {
   async start(): Promise<number> {
     const { listen, clock } = this.#context();
     const tcp = this.#makeServer();
+    this.#server = tcp;
     await bind(tcp, { host: listen.host, port: listen.port, backlog: BACKLOG });
     const { port } = tcp.address() as net.AddressInfo;
     if (listen.socketDir !== null) {
       this.#socketFile = `${listen.socketDir}/.s.PGSQL.${port}`;
       if (existsSync(this.#socketFile)) unlinkSync(this.#socketFile);
-      await bind(this.#makeServer(), { path: this.#socketFile, backlog: BACKLOG });
+      this.#socketServer = this.#makeServer();
+      await bind(this.#socketServer, { path: this.#socketFile, backlog: BACKLOG });
       chmodSync(this.#socketFile, 0o777); // Who may connect is a matter of authentication, as in Postgres.
     }
     this.#stopTicking = every(clock, TICK_MS, () => this.#tick());
@@ -161,7 +163,6 @@ export class Listener {
     });
     server.on('connection', (socket) => this.#onConnection(socket));
     server.on('error', (error) => this.#context().onEvent('listener error', { reason: error.message }));
-    this.#servers.push(server);
     return server;
   }
 
@@ -194,9 +195,12 @@ export class Listener {
       this.counts.loginTimeouts++;
       socket.destroy();
     });
+    const { failures } = this;
+    Object.assign(failures, { max: context.auth.failures.max, windowMs: context.auth.failures.window });
     const outcome = await logInClient(socket, {
       ...context,
       keys: this.keys,
+      waitOf: ({ remoteAddress }, user) => failures.waitOf(remoteAddress, user, context.clock.now()),
       isFull: () => this.clients >= context.listen.clientsMax,
     });
     cancelTimer();
@@ -206,38 +210,62 @@ export class Listener {
       const { sqlstate, message } = outcome.refusal;
       if (sqlstate === SqlState.TooManyConnections) this.counts.refused++;
       else this.counts.loginFailures++;
+      if (sqlstate === SqlState.InvalidPassword) failures.onFailure(socket.remoteAddress, context.clock.now());
       context.onEvent('login refused', { sqlstate, reason: message, address: socket.remoteAddress });
       return refuse(outcome.socket, outcome.refusal, context.clock);
     }
     const { client } = outcome;
+    failures.onSuccess(socket.remoteAddress, client.user);
+    if (this.#openConsole(client, context)) return;
+    const decline = (refusal: Refusal) => this.#decline(client, refusal, context);
     if (this.#isDraining)
-      return refuse(
-        client.socket,
-        fatal(SqlState.AdminShutdown, 'the proxy is shutting down', { hint: 'connect again' }),
-        context.clock,
-      );
-    if (context.openConsole(client)) return;
-    if (context.isDisabled(client.database)) {
-      const refusal = fatal(
-        SqlState.NotAccepting,
-        `database "${client.database}" is not currently accepting connections`,
-        { hint: 'an administrator has disabled it (DISABLE); ENABLE lets clients in again' },
-      );
-      return refuse(client.socket, refusal, context.clock);
-    }
-    const pool = context.poolOf(client.database, client.user);
-    if (pool === null) {
-      this.counts.loginFailures++;
-      return refuse(
-        client.socket,
-        fatal(SqlState.InvalidCatalogName, `database "${client.database}" does not exist`, {
-          hint: 'no key of databases fits this name',
+      return decline(fatal(SqlState.AdminShutdown, 'the proxy is shutting down', { hint: 'connect again' }));
+    if (context.isDisabled(client.database))
+      return decline(
+        fatal(SqlState.NotAccepting, `database "${client.database}" is disabled`, {
+          hint: 'by an administrator (DISABLE); ENABLE lets clients in again',
         }),
-        context.clock,
       );
-    }
+    const pool = context.poolOf(client.database, client.user);
+    if (pool === null)
+      return decline(
+        fatal(SqlState.InvalidCatalogName, `database "${client.database}" does not exist`, {
+          hint: `no key of databases fits this name (PgBouncer: no such database: ${client.database})`,
+        }),
+      );
     if (client.replication !== null) return this.#replicate(client, pool, client.replication, context);
     this.#welcome(client, pool, context);
+  }
+
+  /** Tells somebody who has logged in that he cannot stay after all. */
+  #decline(
+    { socket, user, database }: ClientIdentity,
+    refusal: Refusal | ServerLoginError,
+    context: ListenerContext,
+  ): void {
+    const { sqlstate, message } = refusal;
+    const advice = refusal instanceof ServerLoginError ? refusal.advice : refusal.hint;
+    if (sqlstate === SqlState.TooManyConnections) this.counts.refused++;
+    else this.counts.loginFailures++;
+    context.onEvent('login refused', { sqlstate, reason: message, advice, user, database });
+    refuse(socket, refusal, context.clock);
+  }
+
+  /** True: the client wants the console. It counts as a client, and administrators are let in beyond what there may be. */
+  #openConsole(client: ClientIdentity, context: ListenerContext): boolean {
+    const { socket, user, database } = client;
+    if (!consoleDatabases.includes(database)) return false;
+    const refusal = context.auth.admins.includes(user) ? null : this.#refuseMore(client, context);
+    if (refusal !== null) this.#decline(client, refusal, context);
+    else if (context.openConsole(client, nextId())) {
+      this.#ofDatabase.add(database);
+      this.#ofUser.add(user);
+      socket.once('close', () => {
+        this.#ofDatabase.remove(database);
+        this.#ofUser.remove(user);
+      });
+    }
+    return true;
   }
 
   /** Lets the client in once it is known what the pool's servers report: at once, but for the very first. */
@@ -250,22 +278,20 @@ export class Listener {
       cancelTimer();
       socket.off('close', onGone).off('error', onGone);
       if (failure === null) this.#serve(client, pool, context);
-      else {
-        this.counts.loginFailures++;
-        refuse(socket, failure, context.clock);
-      }
+      else this.#decline(client, failure, context);
     };
     const onGone = () => {
       pool.unlearn(finish);
       finish(fatal(SqlState.AdminShutdown, 'gone'));
     };
-    const cancelTimer = context.clock.after(context.listen.loginTimeout, () => {
+    const [limitMs, limit] = waitOf(pool, context.listen);
+    const cancelTimer = context.clock.after(limitMs, () => {
       this.counts.loginTimeouts++;
       pool.unlearn(finish);
       finish(
         fatal(SqlState.CannotConnectNow, 'no server of this database has answered yet', {
           detail: pool.lastFailure,
-          hint: 'check databases.*.hosts, and connect again',
+          hint: `check databases.*.hosts, and connect again (${limit})`,
         }),
       );
     });
@@ -276,29 +302,27 @@ export class Listener {
   /** Why there may be no more clients of this database, or of this user; null: there may. */
   #refuseMore({ database, user }: ClientIdentity, context: ListenerContext): Refusal | null {
     const max = context.clientsMaxOf(database, user);
-    const refuse = (what: string, key: string, limit: number) => {
-      this.counts.refused++;
-      return fatal(SqlState.TooManyConnections, `too many connections for ${what}`, {
+    const refuse = (what: string, key: string, limit: number) =>
+      fatal(SqlState.TooManyConnections, `too many connections for ${what}`, {
         detail: `${limit} are connected to this proxy`,
         hint: `raise ${key}, or connect later`,
       });
-    };
     if (max.database > 0 && this.#ofDatabase.of(database) >= max.database)
-      return refuse(`database "${database}"`, 'databases.*.clientsMax', max.database);
+      return refuse(`database "${database}"`, 'databases.*.clientsMax (max_db_client_connections)', max.database);
     if (max.user > 0 && this.#ofUser.of(user) >= max.user)
-      return refuse(`role "${user}"`, 'users.*.clientsMax', max.user);
+      return refuse(`role "${user}"`, 'users.*.clientsMax (max_user_client_connections)', max.user);
     return null;
   }
 
   #serve(client: ClientIdentity, pool: ServerPool, context: ListenerContext): void {
     const refusal = this.#refuseMore(client, context);
-    if (refusal !== null) return refuse(client.socket, refusal, context.clock);
+    if (refusal !== null) return this.#decline(client, refusal, context);
     const socket = moveConnection(client.socket, sessionReads, HIGH_WATER_MARK);
     if (socket !== client.socket) socket.on('close', this.#onSocketClosed);
     const key = this.keys.issue(client.minor);
     const settings = pool.book.withStartup(pool.baseline!, settingsOf(client.settings, socket, context.listen));
     const session = new Session({
-      id: this.#nextId++,
+      id: nextId(),
       socket,
       // One string for all clients of a pool.
       user: client.user === pool.user ? pool.user : client.user,
@@ -351,7 +375,7 @@ export class Listener {
   async #replicate(client: ClientIdentity, pool: ServerPool, mode: string, context: ListenerContext): Promise<void> {
     const { socket, rest, settings, user } = client;
     const refusal = this.#refuseMore(client, context);
-    if (refusal !== null) return refuse(socket, refusal, context.clock);
+    if (refusal !== null) return this.#decline(client, refusal, context);
     const key = this.keys.issue(client.minor);
     let replication: Replication | null = null;
     const onEnd = () => {
@@ -392,26 +416,33 @@ export class Listener {
     for (const replication of this.#replications) if (isMeant(replication.database)) replication.end();
   }
 
+  /** No new clients, but of the console: by the Unix socket, where there is one. */
+  refuseClients(): void {
+    this.#isDraining = true;
+    this.#server?.close();
+    this.#server = null;
+  }
+
   /** No new clients; those without a transaction are told to go. True when none is left. */
   drain(): boolean {
-    this.#isDraining = true;
-    this.stopListening();
+    this.refuseClients();
     for (const session of this.sessions) session.drain();
     return this.sessions.size === 0;
   }
 
   /** Ends everything. */
   close(): void {
-    this.#isDraining = true;
-    this.stopListening();
+    this.#stopListening();
     this.#stopTicking?.();
     for (const session of this.sessions) session.end('terminating connection due to administrator command');
     for (const replication of this.#replications) replication.end();
     for (const socket of this.#loggingIn) socket.destroy();
   }
 
-  stopListening(): void {
-    for (const server of this.#servers.splice(0)) server.close();
+  #stopListening(): void {
+    this.refuseClients();
+    this.#socketServer?.close();
+    this.#socketServer = null;
     if (this.#socketFile !== null && existsSync(this.#socketFile)) unlinkSync(this.#socketFile);
     this.#socketFile = null;
   }
@@ -425,6 +456,16 @@ function bind(server: net.Server, options: net.ListenOptions): Promise<void> {
       resolve();
     });
   });
+}
+
+/** How long a client may wait for the first server of its pool, and what says so. */
+function waitOf({ config }: ServerPool, { loginTimeout }: ListenConfig): [ms: number, limit: string] {
+  const limits: [number, string][] = [
+    [loginTimeout, 'listen.loginTimeout'],
+    [config.waitMax, 'pool.waitMax, query_wait_timeout'],
+  ];
+  if (config.queryMax > 0) limits.push([config.queryMax, 'pool.queryMax, query_timeout']);
+  return limits.reduce((least, each) => (each[0] < least[0] ? each : least));
 }
 
 /** What the client has asked for; with its address in its name, where that is wanted (application_name_add_host of PgBouncer). */

@@ -92,8 +92,8 @@ export function prepareDummy(host: RequestHost, statement: Statement, server: Se
 
 /** Room for one more statement: the one that was not used for the longest time is closed. */
 export function makeRoom(host: RequestHost, server: ServerConnection): void {
-  const victim = server.statements.victim();
-  if (victim !== null) closeOn(host, server, victim);
+  for (let victim = server.statements.victim(); victim !== null; victim = server.statements.victim())
+    closeOn(host, server, victim);
 }
 
 /** Closes a statement on the server; when that is skipped, it is still there. */

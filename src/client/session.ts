@@ -129,6 +129,10 @@ const FETCH_MS = 5_000;
 /** A server that has not kept a statement_timeout, and says nothing, is not waited for as long as one that works. */
 const SILENT_CANCEL_MS = 1_000;
 const limitNames = { query: 'pool.queryMax', deadline: 'its statement_timeout' };
+const limitTexts = {
+  query: 'canceling statement due to query timeout (pool.queryMax)',
+  deadline: 'canceling statement due to statement timeout',
+};
 const frame = emptyFrame();
 
 export class Session
@@ -1322,7 +1326,7 @@ export class Session
     if (this.#canceledAt === 0) {
       this.#canceledAt = now;
       this.pool.countTimeout(limit);
-      server.cancel(this);
+      server.cancel(this, limitTexts[limit]);
     } else if (now - this.#canceledAt > (limit === 'query' ? CANCEL_MS : SILENT_CANCEL_MS)) {
       this.pool.countTimeout('cancel');
       server.close(`a statement beyond ${limitNames[limit]} did not react to its cancel request`);

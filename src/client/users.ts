@@ -12,7 +12,9 @@ import { messageOf } from '../util/errors.ts';
 export type UserSecret =
   | { kind: 'password'; password: string; verifier: Promise<Verifier> | null }
   | { kind: 'md5'; secret: string }
-  | { kind: 'verifier'; verifier: Verifier };
+  | { kind: 'verifier'; verifier: Verifier }
+  /** It exists, and nothing proves it. */
+  | { kind: 'none' };
 
 const ENTRY = /^\s*"((?:[^"]|"")*)"\s+"((?:[^"]|"")*)"/;
 
@@ -75,6 +77,8 @@ export class Users {
 
 /** A secret as Postgres and PgBouncer write them. */
 export function readSecret(secret: string): UserSecret {
+  // As in Postgres, nobody gets in by an empty password.
+  if (secret === '') return { kind: 'none' };
   const verifier = parseVerifier(secret);
   if (verifier !== null) return { kind: 'verifier', verifier };
   if (/^md5[0-9a-f]{32}$/.test(secret)) return { kind: 'md5', secret };
@@ -90,6 +94,7 @@ export function verifierOf(secret: UserSecret): Promise<Verifier> | null {
       secret.verifier ??= makeVerifier(secret.password);
       return secret.verifier;
     case 'md5':
+    case 'none':
       return null;
     default:
       return secret satisfies never;

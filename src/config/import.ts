@@ -31,9 +31,15 @@ const note = (what: string): Meaning => ({ note: what });
 const LOGS = note('logs go to standard output: the supervisor keeps them');
 const SOCKETS = note('the operating system’s settings hold');
 const DNS = note('names are looked up again every 15 s, and after a connect that failed');
+/** Words of PgBouncer's that stand for lists of its own. */
+const ciphers = (path: string): Meaning => ({
+  path,
+  as: (value) => (['default', 'secure', 'fast', 'normal', 'all'].includes(value) ? undefined : value),
+});
+const minVersion = (value: string) =>
+  /tlsv1\.3/.test(value) && !/tlsv1\.2|secure|all/.test(value) ? 'TLSv1.3' : undefined;
 const cap = (path: string): Meaning => ({ path, as: (value) => (Number(value) === 0 ? undefined : Number(value)) });
 
-const ONE_QUERY: Meaning = note('not supported yet for one database: auth.query is for all');
 const NOT_YET = note('not supported yet');
 const ITSELF = note('done by itself');
 
@@ -45,21 +51,19 @@ const globals: Readonly<Record<string, Meaning>> = {
   client_tls_cert_file: text('listen.tls.cert'),
   client_tls_key_file: text('listen.tls.key'),
   client_tls_ca_file: text('listen.tls.ca'),
-  client_tls_ciphers: NOT_YET,
-  client_tls_protocols: NOT_YET,
+  client_tls_ciphers: ciphers('listen.tls.ciphers'),
+  client_tls_protocols: { path: 'listen.tls.minVersion', as: minVersion },
   client_tls_dheparams: NOT_YET,
   client_tls_ecdhcurve: NOT_YET,
   auth_file: text('auth.users'),
   admin_users: words('auth.admins'),
   stats_users: words('auth.readers'),
-  auth_hba_file: NOT_YET,
-  auth_query: text('auth.query.sql'),
-  auth_user: text('auth.query.user'),
-  auth_dbname: text('auth.query.database'),
-  auth_ident_file: NOT_YET,
+  auth_hba_file: text('auth.hba'),
+  auth_ident_file: text('auth.ident'),
   auth_ldap_options: note('LDAP is not supported: let Postgres ask it, or use SCRAM'),
   max_user_connections: cap('users.*.serversMax'),
   max_user_client_connections: cap('users.*.clientsMax'),
+  max_db_client_connections: cap('listen.databaseClientsMax'),
   server_reset_query: note('servers are reset by what their clients have done; nothing is to be configured'),
   server_reset_query_always: ITSELF,
   server_check_query: note('a server that is lost is noticed without a query'),
@@ -67,9 +71,7 @@ const globals: Readonly<Record<string, Meaning>> = {
   server_round_robin: note('the server that was used last is used next'),
   server_fast_close: ITSELF,
   server_login_retry: note('pauses between attempts grow by themselves, up to a second'),
-  ignore_startup_parameters: note(
-    'what only clients know (extra_float_digits, …) is accepted; all other parameters are passed on',
-  ),
+  ignore_startup_parameters: words('listen.ignoreParameters'),
   track_extra_parameters: note('all parameters that Postgres reports are tracked'),
   application_name_add_host: {
     path: 'listen.applicationNameAddHost',
@@ -124,7 +126,6 @@ const shared: Readonly<Record<string, Meaning>> = {
   reserve_pool_size: number('pool.sizeReserve'),
   reserve_pool_timeout: duration('pool.reserveAfter'),
   max_db_connections: cap('pool.sizeTotal'),
-  max_db_client_connections: cap('clientsMax'),
   autodb_idle_timeout: duration('unusedMax'),
   max_prepared_statements: {
     path: 'pool.preparedMax',
@@ -142,8 +143,8 @@ const shared: Readonly<Record<string, Meaning>> = {
   server_tls_ca_file: text('tls.ca'),
   server_tls_cert_file: text('tls.cert'),
   server_tls_key_file: text('tls.key'),
-  server_tls_ciphers: NOT_YET,
-  server_tls_protocols: NOT_YET,
+  server_tls_ciphers: ciphers('tls.ciphers'),
+  server_tls_protocols: { path: 'tls.minVersion', as: minVersion },
 };
 
 /** Where PgBouncer's defaults differ from ours so that it is felt. */
@@ -163,16 +164,13 @@ const ofDatabase: Readonly<Record<string, Meaning>> = {
   min_pool_size: number('pool.sizeMin'),
   pool_mode: text('pool.mode'),
   max_db_connections: shared.max_db_connections!,
-  max_db_client_connections: shared.max_db_client_connections!,
+  max_db_client_connections: number('clientsMax'),
   reserve_pool: shared.reserve_pool_size!,
   reserve_pool_size: shared.reserve_pool_size!,
   server_lifetime: shared.server_lifetime!,
   query_timeout: shared.query_timeout!,
   query_wait_timeout: shared.query_wait_timeout!,
   connect_query: text('connectQuery'),
-  auth_user: ONE_QUERY,
-  auth_query: ONE_QUERY,
-  auth_dbname: ONE_QUERY,
   client_encoding: note('clients that want it say so: their settings are kept'),
   datestyle: note('clients that want it say so: their settings are kept'),
   timezone: note('clients that want it say so: their settings are kept'),
@@ -194,7 +192,7 @@ const ofUser: Readonly<Record<string, Meaning>> = {
   max_user_client_connections: number('clientsMax'),
 };
 
-const METHODS = ['trust', 'md5', 'scram-sha-256'];
+const METHODS = ['trust', 'md5', 'scram-sha-256', 'cert', 'hba'];
 
 /** Throws an Error that says what is wrong with the file. `include`: gives the text of a file that it includes. */
 export function importPgbouncer(ini: string, include: (file: string) => string): Imported {
@@ -212,7 +210,8 @@ export function importPgbouncer(ini: string, include: (file: string) => string):
   for (const [key, value] of withDefaults(main))
     if (Object.hasOwn(shared, key)) found.apply(shared, key, value, common);
   const databases: Json = {};
-  for (const [name, line] of sections.get('databases') ?? []) databases[name] = databaseOf(name, line, common, found);
+  for (const [name, line] of sections.get('databases') ?? [])
+    databases[name] = databaseOf(name, line, main, common, found);
   if (Object.keys(databases).length === 0) {
     found.notes.push('[databases] is empty: every name leads to 127.0.0.1:5432 until you say otherwise');
     databases['*'] = { hosts: ['127.0.0.1:5432'], ...common };
@@ -230,7 +229,16 @@ export function importPgbouncer(ini: string, include: (file: string) => string):
 }
 
 /** Keys that are looked at together. */
-const own = new Set(['listen_addr', 'unix_socket_dir', 'auth_type', 'verbose', 'admin_users']);
+const own = new Set([
+  'listen_addr',
+  'unix_socket_dir',
+  'auth_type',
+  'verbose',
+  'admin_users',
+  'auth_user',
+  'auth_query',
+  'auth_dbname',
+]);
 
 class Finding {
   readonly notes: string[] = [];
@@ -263,7 +271,9 @@ function importAuth(main: Section, config: Json, { notes }: Finding): void {
     put(config, 'auth.method', 'scram-sha-256');
     notes.push(`auth_type = ${type}: not supported yet; scram-sha-256 is taken: nobody gets in who should not`);
   }
-  if (type !== 'trust' && !main.has('auth_file')) {
+  const query = authQueryOf(main, new Map(), notes);
+  if (query !== undefined) put(config, 'auth.query', query);
+  if (!['trust', 'cert'].includes(type) && !main.has('auth_file')) {
     put(config, 'auth.users', 'userlist.txt');
     notes.push('auth_file is not set: users are looked for in userlist.txt, in PgBouncer’s format');
   }
@@ -272,8 +282,19 @@ function importAuth(main: Section, config: Json, { notes }: Finding): void {
   if (admins.length === 0) notes.push('admin_users is empty: nobody may use the console or set switches');
 }
 
-function databaseOf(name: string, line: string, common: Json, found: Finding): Json {
+/** What asks for secrets: keys of the line of a database, then those for all. PgBouncer asks nobody without auth_user. */
+function authQueryOf(main: Section, line: Section, notes: string[]): Json | undefined {
+  const get = (key: string) => line.get(key) ?? main.get(key);
+  const [user, sql, database] = [get('auth_user'), get('auth_query'), get('auth_dbname')];
+  if (user === undefined || user === '') return undefined;
+  if (sql !== undefined && !/\bpg_(shadow|authid|roles|user)\b|\w+\.\w+/i.test(sql))
+    notes.push('auth_query: its search_path is pg_catalog here: functions and tables need their schema');
+  return { user, ...(sql && { sql }), ...(database && { database }) };
+}
+
+function databaseOf(name: string, line: string, main: Section, common: Json, found: Finding): Json {
   const values = connectionString(line);
+  const authKeys = ['auth_user', 'auth_query', 'auth_dbname'];
   const database: Json = structuredClone(common);
   const port = values.get('port') ?? '5432';
   const hosts = (values.get('host') ?? '')
@@ -295,8 +316,10 @@ function databaseOf(name: string, line: string, common: Json, found: Finding): J
     database.passwordFile = file;
   }
   for (const [key, value] of values)
-    if (!['host', 'port', 'password'].includes(key)) found.apply(ofDatabase, key, value, database, `${name}: `);
-  return { hosts: [`${address}:${port.split(',')[0]}`], ...database };
+    if (!['host', 'port', 'password', ...authKeys].includes(key))
+      found.apply(ofDatabase, key, value, database, `${name}: `);
+  const query = authKeys.some((key) => values.has(key)) ? authQueryOf(main, values, found.notes) : undefined;
+  return { hosts: [`${address}:${port.split(',')[0]}`], ...database, ...(query && { authQuery: query }) };
 }
 
 function withDefaults(main: Section): Section {

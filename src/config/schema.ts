@@ -33,6 +33,10 @@ const onOff = <S extends z.ZodType>(schema: S) =>
   z.preprocess((value) => (typeof value === 'boolean' ? (value ? 'on' : 'off') : value), schema);
 const port = () => z.int().min(0).max(65_535);
 
+const minVersion = () =>
+  z.enum(['TLSv1.2', 'TLSv1.3']).prefault('TLSv1.2').describe('Oldest version of TLS that is spoken.');
+const ciphers = () => z.string().optional().describe('Ciphers of OpenSSL; default: those of Node.');
+
 const listenTls = z
   .strictObject({
     mode: z
@@ -44,6 +48,19 @@ const listenTls = z
     cert: z.string().optional().describe('PEM file with the certificate chain. Needed unless mode is disable.'),
     key: z.string().optional().describe('PEM file with the private key. Needed unless mode is disable.'),
     ca: z.string().optional().describe('PEM file with the authorities that may sign client certificates.'),
+    crl: z.string().optional().describe('PEM file with certificates that they have revoked.'),
+    minVersion: minVersion(),
+    ciphers: ciphers(),
+    names: z
+      .record(
+        z.string(),
+        z.strictObject({
+          cert: z.string().describe('As cert.'),
+          key: z.string().describe('As key.'),
+        }),
+      )
+      .prefault({})
+      .describe('Certificates for clients that ask for another name (SNI), by that name.'),
   })
   .refine(
     (tls) => tls.mode === 'disable' || (tls.cert !== undefined && tls.key !== undefined),
@@ -64,9 +81,30 @@ const serverTls = z
       .string()
       .optional()
       .describe('PEM file with the authorities that may sign the server’s certificate; default: those of the system.'),
+    crl: z.string().optional().describe('PEM file with certificates that they have revoked.'),
     cert: z.string().optional().describe('PEM file with a client certificate.'),
     key: z.string().optional().describe('PEM file with its private key.'),
+    minVersion: minVersion(),
+    ciphers: ciphers(),
+    negotiation: z
+      .enum(['postgres', 'direct'])
+      .prefault('postgres')
+      .describe(
+        'direct: TLS at once, without asking, which saves a round trip (Postgres 17); as sslnegotiation of libpq.',
+      ),
+    channelBinding: z
+      .enum(['disable', 'prefer', 'require'])
+      .prefault('prefer')
+      .describe('Whether SCRAM is bound to the server’s certificate, as channel_binding of libpq.'),
   })
+  .refine(
+    (tls) => tls.negotiation === 'postgres' || !['disable', 'prefer'].includes(tls.mode),
+    'negotiation direct needs mode require, verify-ca or verify-full',
+  )
+  .refine(
+    (tls) => tls.channelBinding !== 'require' || !['disable', 'prefer'].includes(tls.mode),
+    'channelBinding require needs mode require, verify-ca or verify-full',
+  )
   .refine((tls) => (tls.cert === undefined) === (tls.key === undefined), 'cert and key belong together');
 
 const listen = z
@@ -79,10 +117,19 @@ const listen = z
       .prefault(null)
       .describe('Also listen on a Unix socket in this directory, as unix_socket_directories of Postgres.'),
     clientsMax: count(1).max(200_000).prefault(5000).describe('Most clients at a time; one more gets FATAL 53300.'),
+    databaseClientsMax: count()
+      .prefault(0)
+      .describe('Most clients of any one database, the console among them; 0: no limit.'),
     applicationNameAddHost: onOff(z.enum(['off', 'on']))
       .prefault('off')
       .describe('on: the application_name of a session ends with the client’s address and port.'),
     loginTimeout: duration().prefault('15s').describe('Longest time from connecting to being logged in.'),
+    ignoreParameters: z
+      .array(z.string())
+      .prefault([])
+      .describe(
+        'Startup parameters that are dropped, as ignore_startup_parameters of PgBouncer; all others are passed on.',
+      ),
     messageMax: size().prefault('64MiB').describe('Largest single message of a client; a larger one gets FATAL 54000.'),
     tls: listenTls.prefault({}).describe('TLS towards clients.'),
   })
@@ -135,12 +182,41 @@ const state = z
 const AUTH_QUERY =
   'SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL ELSE rolpassword END FROM pg_authid WHERE rolname = $1 AND rolcanlogin';
 
+const authQuery = z.strictObject({
+  user: z.string().describe('Who asks: a user of the server that may read what the query reads.'),
+  passwordFile: z.string().optional().describe('Its password; otherwise what auth.users has for it.'),
+  sql: z
+    .string()
+    .prefault(AUTH_QUERY)
+    .describe('Gives name and secret of the user $1, or no row. Its search_path is pg_catalog.'),
+  database: z.string().optional().describe('Where it is asked; otherwise in the database that the client asks for.'),
+});
+
 const auth = z
   .strictObject({
     method: z
-      .enum(['trust', 'md5', 'scram-sha-256'])
+      .enum(['trust', 'md5', 'scram-sha-256', 'cert', 'hba'])
       .prefault('scram-sha-256')
-      .describe('How clients prove who they are.'),
+      .describe(
+        'How clients prove who they are. cert: by a certificate whose common name is the user; hba: as the rules of hba say.',
+      ),
+    hba: z
+      .string()
+      .nullable()
+      .prefault(null)
+      .describe('File with rules as pg_hba.conf of Postgres: who may log in from where, and how.'),
+    ident: z
+      .string()
+      .nullable()
+      .prefault(null)
+      .describe('File with maps from names of certificates to users, as pg_ident.conf of Postgres.'),
+    failures: z
+      .strictObject({
+        max: count().prefault(20).describe('Failed logins of one address in a window; 0: any number.'),
+        window: duration().prefault('1m').describe('How long they count.'),
+      })
+      .prefault({})
+      .describe('Beyond it logins from there are refused; not of users who have logged in from there before.'),
     users: z
       .string()
       .nullable()
@@ -148,19 +224,7 @@ const auth = z
       .describe(
         'File in PgBouncer’s auth_file format: "name" "password | md5… | SCRAM-SHA-256$…". Optional with trust.',
       ),
-    query: z
-      .strictObject({
-        user: z.string().describe('Who asks: a user of the server that may read what the query reads.'),
-        passwordFile: z.string().optional().describe('Its password; otherwise what auth.users has for it.'),
-        sql: z
-          .string()
-          .prefault(AUTH_QUERY)
-          .describe('Gives name and secret of the user $1, or no row. Its search_path is pg_catalog.'),
-        database: z
-          .string()
-          .optional()
-          .describe('Where it is asked; otherwise in the database that the client asks for.'),
-      })
+    query: authQuery
       .nullable()
       .prefault(null)
       .describe('Asks the server for users that auth.users has not, as PgBouncer’s auth_query.'),
@@ -168,9 +232,10 @@ const auth = z
     readers: z.array(z.string()).prefault([]).describe('Users who may give SHOW commands.'),
   })
   .refine(
-    (value) => value.method === 'trust' || value.users !== null || value.query !== null,
-    'users or query is needed unless method is trust',
+    (value) => ['trust', 'cert', 'hba'].includes(value.method) || value.users !== null || value.query !== null,
+    'users or query is needed unless method is trust or cert',
   )
+  .refine((value) => (value.method === 'hba') === (value.hba !== null), 'method hba and the file hba belong together')
   .describe('Who may connect.');
 
 const ADDRESS = /^(?:\[([^\]]+)\]|([^:]+))(?::(\d{1,5}))?$/;
@@ -292,14 +357,14 @@ const database = z
     dbname: z.string().optional().describe('Name of the database on the server; default: the name asked for.'),
     user: z.string().optional().describe('User to log in as; default: the client’s own, with SCRAM pass-through.'),
     passwordFile: z.string().optional().describe('File with that user’s password; read again once when a login fails.'),
+    authQuery: authQuery.nullable().prefault(null).describe('As auth.query, for this database.'),
     tls: serverTls.prefault({}).describe('TLS towards the server.'),
     pool: pool.prefault({}).describe('Server connections of one user.'),
     serversMax: count(1).prefault(100).describe('Server connections per host, over all users and databases on it.'),
     clientsMax: count()
-      .prefault(0)
-      .describe(
-        'Most clients of this database at a time; one more gets FATAL 53300. 0: listen.clientsMax is all that counts.',
-      ),
+      .nullable()
+      .prefault(null)
+      .describe('Most clients of this database, instead of listen.databaseClientsMax; one more gets FATAL 53300.'),
     connectQuery: z
       .string()
       .optional()
@@ -692,6 +757,10 @@ export const configSchema = z
       .record(z.string(), database)
       .refine((all) => Object.keys(all).length > 0, 'at least one database is needed'),
   })
+  .superRefine(({ auth, listen }, context) => {
+    if (auth.method === 'cert' && listen.tls.ca === undefined)
+      context.addIssue({ code: 'custom', path: ['auth', 'method'], message: 'cert needs listen.tls with ca' });
+  })
   .superRefine(({ databases, cache }, context) => {
     for (const [name, { cache: set, control }] of Object.entries(databases)) {
       const complain = (message: string) =>
@@ -747,12 +816,10 @@ export const configSchema = z
  * Keys of the contract that a later version will understand. They are errors of their own, so that nobody believes a
  * protection to be in force that is not there. `*` stands for any one name or index.
  */
-export const laterKeys: readonly string[] = ['trustFunctions', 'workers', 'auth.hba'];
+export const laterKeys: readonly string[] = ['trustFunctions', 'workers'];
 
 /** Values that a later version will understand. */
-export const laterValues: Readonly<Record<string, readonly string[]>> = {
-  'auth.method': ['cert', 'hba'],
-};
+export const laterValues: Readonly<Record<string, readonly string[]>> = {};
 
 /** The JSON Schema of the file, for editors (draft 7, which the YAML language server documents). */
 export function jsonSchema(): object {
@@ -767,6 +834,7 @@ export type PoolConfig = DatabaseConfig['pool'];
 export type HostConfig = DatabaseConfig['hosts'][number];
 export type ServerTlsConfig = DatabaseConfig['tls'];
 export type AuthConfig = Config['auth'];
+export type AuthQueryConfig = NonNullable<AuthConfig['query']>;
 export type LedgerConfig = Config['ledgers'][string];
 export type ReadingConfig = LedgerConfig['metric'];
 export type ClassConfig = Config['classes'][number];

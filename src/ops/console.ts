@@ -21,13 +21,12 @@ import type { Events } from './events.ts';
 import { BREAKER_COLUMNS, breakerRows, HOST_COLUMNS, hostRows } from './hosts.ts';
 import { REFUSAL_COLUMNS, refusalRows } from './journal.ts';
 import { LEDGER_COLUMNS, ledgerRows } from './ledgers.ts';
-import { columns, pgbouncerTable, type Table, time, type Value } from './pgbouncer.ts';
+import { type ConsoleClient, columns, pgbouncerTable, type Table, time, type Value } from './pgbouncer.ts';
 import { SHAPE_COLUMNS, shapeRows } from './shapes.ts';
 import type { Snapshot } from './snapshot.ts';
 import { durationOf, effectOf, percent, positionOf, type Switchboard, type SwitchRow } from './switchboard.ts';
 import { version } from './version.ts';
 
-const consoleDatabases: readonly string[] = ['pgbouncer', 'pgweir'];
 const COMMAND_MAX = 64 * 1024;
 
 type Answer = { tag: string; table?: Table; notice?: string };
@@ -40,6 +39,15 @@ export interface ConsoleActions {
   events: Events;
 }
 
+const DRIVER_SETTINGS =
+  /^(session\s+characteristics|names|application_name|bytea_output|client_encoding|client_min_messages|datestyle|default_transaction_isolation|extra_float_digits|intervalstyle|standard_conforming_strings|statement_timeout|time\s*zone|timezone)\b/i;
+
+function notSet(what: string): Refusal {
+  return error(SqlState.FeatureNotSupported, `the console sets nothing: ${what}`, {
+    hint: 'change the configuration file and say RELOAD; switches are set by SET SWITCH',
+  });
+}
+
 const switchColumns = columns('name, class, state, passes, until, actor, reason, requests_share, work_share');
 /** SET SWITCH name = value FOR 10m BECAUSE 'text' */
 const SET_SWITCH =
@@ -49,35 +57,36 @@ const classColumns = columns(`host, class, priority, limit, at_work i, permits i
 export class Console {
   readonly #snapshot: () => Snapshot;
   readonly #actions: ConsoleActions;
-  readonly #sockets = new Set<ClientIdentity['socket']>();
+  readonly clients = new Set<ConsoleClient>();
 
   constructor(snapshot: () => Snapshot, actions: ConsoleActions) {
     this.#snapshot = snapshot;
     this.#actions = actions;
   }
 
-  /** Takes over a client that asked for the console; false when it asked for something else. */
-  open(client: ClientIdentity, auth: AuthConfig): boolean {
-    if (!consoleDatabases.includes(client.database)) return false;
-    const { socket, user } = client;
+  /** Takes over a client that asked for the console; false: it may not use it, and has been told so. */
+  open(client: ClientIdentity, id: number, auth: AuthConfig): boolean {
+    const { socket, user, database } = client;
     const isAdmin = auth.admins.includes(user);
-    socket.on('error', () => {}).on('close', () => this.#sockets.delete(socket));
+    const [, application = ''] = client.settings.findLast(([name]) => name === 'application_name') ?? [];
+    const known: ConsoleClient = { id, user, database, socket, application, connectedAt: Date.now() };
+    socket.on('error', () => {}).on('close', () => this.clients.delete(known));
     if (!isAdmin && !auth.readers.includes(user)) {
       const refusal = fatal(SqlState.InsufficientPrivilege, `user "${user}" may not use the console`, {
         hint: 'see auth.admins and auth.readers',
       });
       socket.end(encode.errorResponse(refusal));
       socket.resume();
-      return true;
+      return false;
     }
-    this.#sockets.add(socket);
+    this.clients.add(known);
     socket.write(welcome());
     this.#serve(client, isAdmin);
     return true;
   }
 
   close(): void {
-    for (const socket of this.#sockets) socket.destroy();
+    for (const { socket } of this.clients) socket.destroy();
   }
 
   #serve({ socket, rest, user }: ClientIdentity, isAdmin: boolean): void {
@@ -129,8 +138,8 @@ export class Console {
         return this.#show(name.toLowerCase()) ?? unknownCommand(command);
       case 'set':
         if (rest[0]?.toLowerCase() === 'switch') return admin === null ? notAdmin() : this.#setSwitch(command, admin);
-        // Drivers set client_encoding, datestyle and the like as they connect.
-        return { tag: 'SET' };
+        // What drivers say as they connect.
+        return DRIVER_SETTINGS.test(argument) ? { tag: 'SET' } : notSet(argument);
       case 'pause':
       case 'resume':
       case 'reload':
@@ -177,25 +186,30 @@ export class Console {
     }
     if (verb === 'kill_client') {
       const id = Number(name.replace(/^c/, ''));
+      const hint = 'see the ids of SHOW CLIENTS';
+      if (!Number.isInteger(id) || name === '')
+        return error(SqlState.ProtocolViolation, `invalid client pointer supplied: ${name}`, { hint });
       return controls.killClient(id)
         ? { tag }
-        : error(SqlState.InvalidParameterValue, `client not found: ${name}`, { hint: 'see the ids of SHOW CLIENTS' });
+        : error(SqlState.ProtocolViolation, `client not found: ${name}`, { hint });
     }
     if (verb === 'suspend' && name !== '') return unknownCommand(`${verb} ${name}`);
-    if (verb === 'resume' && controls.isShuttingDown) return error(SqlState.FeatureNotSupported, 'shutting down');
+    if (verb === 'resume' && controls.isShuttingDown)
+      return error(SqlState.ProtocolViolation, 'pooler is shutting down');
     const database = name === '' ? null : name;
     const { config, isPaused, isSuspended } = this.#snapshot();
     if (database === null && (verb === 'disable' || verb === 'enable'))
       return error(SqlState.SyntaxError, `a database is required`, { hint: `${tag} <db>` });
-    if (database !== null && !(database in config.databases) && !('*' in config.databases)) {
-      return error(SqlState.InvalidCatalogName, `no such database: ${database}`);
+    if (database !== null && !Object.hasOwn(config.databases, database) && !('*' in config.databases)) {
+      return error(SqlState.ProtocolViolation, `no such database: ${database}`, { hint: 'see SHOW DATABASES' });
     }
     if (verb === 'reload') {
       const problems = this.#actions.reload();
       return problems.length === 0
         ? { tag: 'RELOAD' }
-        : error(SqlState.InvalidParameterValue, 'the configuration was not reloaded; the old one stays in force', {
+        : error(SqlState.ConfigFileError, 'RELOAD failed, see logs for additional details', {
             detail: problems.join('\n'),
+            hint: 'the old configuration stays in force',
           });
     }
     if ((verb === 'pause' || verb === 'suspend') && (isPaused || isSuspended) && database === null)

@@ -15,8 +15,10 @@ export type ShutdownMode = 'now' | 'servers' | 'clients';
 export interface ControlsHouse {
   pools: () => readonly ServerPool[];
   sessions: () => ReadonlySet<Session>;
-  /** No new clients from here on. */
-  stopListening: () => void;
+  /** No new clients from here on, but of the console. */
+  refuseClients: () => void;
+  /** And those that have no transaction are told to go. */
+  drain: () => void;
   endReplications: (isMeant: (database: string) => boolean) => void;
   /** Clients, with those that replicate. */
   clients: () => number;
@@ -149,8 +151,12 @@ export class Controls {
 
   async #shutDown(mode: ShutdownMode): Promise<void> {
     this.isShuttingDown = true;
-    if (mode !== 'now') this.#house.stopListening();
-    if (mode === 'servers') await this.pause(null);
+    if (mode !== 'now') this.#house.refuseClients();
+    // Who waits for a server, or asks for one, is told: it would wait for whoever waits for it.
+    while (mode === 'servers' && this.#poolsOf(null).some((pool) => pool.atWork > 0)) {
+      this.#house.drain();
+      await poll();
+    }
     while (mode === 'clients' && this.#house.clients() > 0) await poll();
     this.#house.shutDown();
   }

@@ -335,6 +335,13 @@ export const metrics: readonly Metric[] = [
     read: perPool((pool) => pool.counts.failures),
   },
   {
+    name: 'pgweir_logins_refused_total',
+    help: 'Logins refused because others from their address had failed (auth.failures).',
+    type: 'counter',
+    labels: [],
+    read: ({ refusedAddresses }) => [[{}, refusedAddresses] as const],
+  },
+  {
     name: 'pgweir_host_evictions_total',
     help: 'Idle servers closed to make room for another pool of the host.',
     type: 'counter',

@@ -4,6 +4,7 @@
  * What has no counterpart here (peers, DNS zones) is an empty table, never an error: a script that reads it goes on.
  * Source: PgBouncer's manual, "Admin console", and admin.c of 1.25.
  */
+import type { Socket } from 'node:net';
 import { memoryUsage } from 'node:process';
 import type { Session } from '../client/session.ts';
 import * as encode from '../protocol/encode.ts';
@@ -66,13 +67,18 @@ const averagesInStats = totals.map(
 );
 const numerics = (names: readonly string[]) => columns(['database', ...names.map((name) => `${name} n`)].join(','));
 
+const CONSOLE = 'pgbouncer';
+
 /** The table that `SHOW what` gives; null: PgBouncer has no such. */
 export function pgbouncerTable(what: string, snapshot: Snapshot): Table | null {
   switch (what) {
     case 'version':
       return { columns: columns('version'), rows: [[`pgweir ${version}`]] };
     case 'pools':
-      return { columns: poolColumns, rows: snapshot.pools.map((pool) => poolRow(pool, snapshot)) };
+      return {
+        columns: poolColumns,
+        rows: [...snapshot.pools.map((pool) => poolRow(pool, snapshot)), consolePoolRow(snapshot)],
+      };
     case 'clients':
       return { columns: socketColumns, rows: clientRows(snapshot) };
     case 'servers':
@@ -156,12 +162,42 @@ function poolRow(pool: ServerPool, { sessions, now }: Snapshot): Value[] {
   ];
 }
 
+/** As PgBouncer shows its console. */
+function consolePoolRow({ consoleClients }: Snapshot): Value[] {
+  return [CONSOLE, CONSOLE, consoleClients.size, ...Array<number>(12).fill(0), 'statement', null];
+}
+
 export function time(ms: number): string {
   return `${new Date(ms).toISOString().slice(0, 19).replace('T', ' ')} UTC`;
 }
 
+/** A client of the console, which has no server. */
+export interface ConsoleClient {
+  id: number;
+  user: string;
+  database: string;
+  socket: Socket;
+  application: string;
+  connectedAt: number;
+}
+
 function clientRows(snapshot: Snapshot): Value[][] {
-  return [...snapshot.sessions].map((session) => clientRow(session, snapshot));
+  return [
+    ...[...snapshot.sessions].map((session) => clientRow(session, snapshot)),
+    ...[...snapshot.consoleClients].map(consoleRow),
+  ];
+}
+
+function consoleRow({ id, user, database, socket, application, connectedAt }: ConsoleClient): Value[] {
+  const at = time(connectedAt);
+  const place = [
+    socket.remoteAddress ?? 'unix',
+    socket.remotePort ?? 0,
+    socket.localAddress ?? 'unix',
+    socket.localPort ?? 0,
+  ];
+  const tls = 'encrypted' in socket ? 'TLS' : '';
+  return ['C', user, database, 'none', 'active', ...place, at, at, 0, 0, 0, `c${id}`, '', 0, tls, application, 0, id];
 }
 
 function serverRows(snapshot: Snapshot): Value[][] {
@@ -180,20 +216,21 @@ function socketRows(snapshot: Snapshot, isActive: boolean): Value[][] {
 }
 
 /** Those of auth.users, and those with settings of their own; of others nothing is known before they log in. */
-function userRows({ config, users, pools, sessions }: Snapshot): Value[][] {
-  const names = new Set([...users.names, ...Object.keys(config.users)]);
+function userRows({ config, users, pools, sessions, consoleClients }: Snapshot): Value[][] {
+  const clients = [...sessions, ...consoleClients];
+  const names = new Set([...users.names, ...Object.keys(config.users), ...clients.map(({ user }) => user)]);
   names.delete('*');
   return [...names].map((name) => {
     const user = Object.hasOwn(config.users, name) ? config.users[name] : config.users['*'];
     return [
       name,
-      user?.pool.size?.toString() ?? null,
-      user?.pool.sizeReserve?.toString() ?? null,
+      user?.pool.size?.toString() ?? '',
+      user?.pool.sizeReserve?.toString() ?? '',
       user?.pool.mode ?? null,
       user?.serversMax ?? 0,
       pools.reduce((sum, pool) => sum + (pool.user === name ? pool.serverCount : 0), 0),
       user?.clientsMax ?? 0,
-      [...sessions].filter((session) => session.user === name).length,
+      clients.filter(({ user: of }) => of === name).length,
     ];
   });
 }
@@ -272,7 +309,13 @@ function serverRow(pool: ServerPool, server: ServerConnection, state: string, { 
   ];
 }
 
-function databaseRows({ config, pools, isPaused, isDisabled }: Snapshot): Value[][] {
+function databaseRows(snapshot: Snapshot): Value[][] {
+  const { config, consoleClients } = snapshot;
+  const own = [CONSOLE, null, config.listen.port, CONSOLE, CONSOLE, 2, 0, 0, 0, 'statement', null, 0, 0];
+  return [...namedRows(snapshot), [...own, config.listen.databaseClientsMax, consoleClients.size, 0, 0]];
+}
+
+function namedRows({ config, pools, isPaused, isDisabled }: Snapshot): Value[][] {
   return Object.entries(config.databases).map(([name, database]) => {
     const [host] = database.hosts;
     const own = pools.filter(
@@ -292,7 +335,7 @@ function databaseRows({ config, pools, isPaused, isDisabled }: Snapshot): Value[
       null,
       database.pool.sizeTotal,
       own.reduce((sum, pool) => sum + pool.serverCount, 0),
-      database.clientsMax,
+      database.clientsMax ?? config.listen.databaseClientsMax,
       own.reduce((sum, pool) => sum + pool.clients, 0),
       Number(isPaused || own.some((pool) => pool.isPaused)),
       Number(isDisabled(name)),
@@ -334,7 +377,7 @@ function averages(sums: readonly number[], { startedAt }: Snapshot): number[] {
   });
 }
 
-function lists({ config, pools, sessions, loggingIn, users }: Snapshot): Value[][] {
+function lists({ config, pools, sessions, consoleClients, loggingIn, users }: Snapshot): Value[][] {
   const free = pools.reduce((sum, pool) => sum + pool.idle.size, 0);
   const used = pools.reduce((sum, pool) => sum + pool.active.size + pool.cleaning.size, 0);
   return [
@@ -344,7 +387,7 @@ function lists({ config, pools, sessions, loggingIn, users }: Snapshot): Value[]
     ['pools', pools.length],
     ['peer_pools', 0],
     ['free_clients', 0],
-    ['used_clients', sessions.size],
+    ['used_clients', sessions.size + consoleClients.size],
     ['login_clients', loggingIn],
     ['free_servers', free],
     ['used_servers', used],

@@ -1,4 +1,5 @@
 /** What app shows to the rest of ops: references to live counters and lists, read and never changed. */
+
 import type { Caches } from '../cache/caches.ts';
 import type { AuthQuery } from '../client/auth-query.ts';
 import type { ClientCounts } from '../client/listener.ts';
@@ -16,6 +17,7 @@ import type { Host } from '../server/hosts.ts';
 import type { ServerPool } from '../server/pool.ts';
 import type { Bypass } from './bypass.ts';
 import type { Journal } from './journal.ts';
+import type { ConsoleClient } from './pgbouncer.ts';
 
 export interface Snapshot {
   config: Config;
@@ -33,10 +35,13 @@ export interface Snapshot {
   /** Sockets open, logging in, and with a replication connection. */
   open: number;
   loggingIn: number;
+  /** Logins refused because others from their address had failed. */
+  refusedAddresses: number;
   replications: number;
   counts: ClientCounts;
   cancels: { matched: number; unknown: number };
   sessions: ReadonlySet<Session>;
+  consoleClients: ReadonlySet<ConsoleClient>;
   pools: readonly ServerPool[];
   /** Of standbys, for reads. */
   standbyPools: readonly ServerPool[];

@@ -2,6 +2,9 @@
  * SCRAM-SHA-256 (RFC 5802, RFC 7677), both roles, without I/O: towards clients we are the server, towards Postgres
  * the client. Called by client/login and server/login.
  *
+ * Within TLS a proof can be bound to the server's certificate (SCRAM-SHA-256-PLUS, `tls-server-end-point` of RFC 5929), so that
+ * nobody in the middle can pass it on.
+ *
  * The one idea: a proof made with a verifier's keys is as good as one made with the password. After a client proved
  * itself we hold its ClientKey, and can log in as that client to a server whose verifier has the same salt and
  * iteration count (pass-through). The key derivation is asynchronous, so that a login storm does not stop the event
@@ -9,8 +12,11 @@
  */
 import { createHash, createHmac, pbkdf2, randomBytes, timingSafeEqual } from 'node:crypto';
 import { promisify } from 'node:util';
+// @ts-expect-error: the file has no types.
+import { signatureAlgorithmHashFromCertificate } from 'pg/lib/crypto/cert-signatures.js';
 
 export const SCRAM_SHA_256 = 'SCRAM-SHA-256';
+export const SCRAM_SHA_256_PLUS = 'SCRAM-SHA-256-PLUS';
 
 const derive = promisify(pbkdf2);
 const KEY_BYTES = 32;
@@ -18,7 +24,24 @@ const KEY_BYTES = 32;
 const ITERATIONS = 4096;
 /** More would let a server (or a userlist) make us burn CPU: Postgres itself warns beyond this. */
 const ITERATIONS_MAX = 600_000;
-const NO_CHANNEL_BINDING = 'biws'; // base64 of 'n,,'
+/** What precedes a message ("gs2-header"): whether and to what the proof is bound. */
+const BOUND = 'p=tls-server-end-point,,';
+const UNBOUND = 'n,,';
+/** It could be bound, and the other side seems not to offer that. */
+const UNOFFERED = 'y,,';
+
+/** `tls-server-end-point`: the hash of a server's certificate (DER), by the algorithm of its signature (RFC 5929, section 4.1). */
+export function endPointOf(certificate: Buffer): Buffer {
+  const named = String(signatureAlgorithmHashFromCertificate(certificate)).toLowerCase().replace('-', '');
+  return createHash(named === 'md5' || named === 'sha1' ? 'sha256' : named)
+    .update(certificate)
+    .digest();
+}
+
+function bindingOf(header: string, endPoint: Buffer | null): string {
+  const data = header === BOUND && endPoint !== null ? endPoint : Buffer.alloc(0);
+  return Buffer.concat([Buffer.from(header), data]).toString('base64');
+}
 
 /** What `rolpassword` holds: enough to check a proof, not enough to make one. */
 export interface Verifier {
@@ -86,20 +109,37 @@ function attributes(message: string): Map<string, string> {
 /** The server's role, for one login. Each step returns null when the client broke the protocol or failed. */
 export class ScramServer {
   readonly #verifier: Verifier;
+  /** Of our certificate; null: nothing can be bound to it. */
+  readonly #endPoint: Buffer | null;
+  #header = '';
   #clientFirst = '';
   #serverFirst = '';
   #nonce = '';
 
-  constructor(verifier: Verifier) {
+  constructor(verifier: Verifier, endPoint: Buffer | null = null) {
     this.#verifier = verifier;
+    this.#endPoint = endPoint;
   }
 
-  /** Takes client-first-message, gives server-first-message. */
-  first(message: string): string | null {
-    const match = /^[ny],[^,]*,((?:m=[^,]*,)?n=[^,]*,r=([\x21-\x2b\x2d-\x7e]+)(?:,.*)?)$/.exec(message);
+  /** Mechanisms to offer, the best first. */
+  get mechanisms(): string[] {
+    return this.#endPoint === null ? [SCRAM_SHA_256] : [SCRAM_SHA_256_PLUS, SCRAM_SHA_256];
+  }
+
+  /** Takes client-first-message of a `mechanism`, gives server-first-message. */
+  first(message: string, mechanism = SCRAM_SHA_256): string | null {
+    const match =
+      /^((?:[ny]|p=tls-server-end-point),(?:a=[^,]*)?,)((?:m=[^,]*,)?n=[^,]*,r=([\x21-\x2b\x2d-\x7e]+)(?:,.*)?)$/.exec(
+        message,
+      );
     if (match === null) return null;
-    this.#clientFirst = match[1]!;
-    this.#nonce = match[2]! + randomBytes(18).toString('base64');
+    const [, header, clientFirst, nonce] = match as unknown as [string, string, string, string];
+    if (header.startsWith('p') !== (mechanism === SCRAM_SHA_256_PLUS)) return null;
+    // It believes that we do not offer what we do: somebody in the middle has taken it out of our list.
+    if (header.startsWith('y') && this.#endPoint !== null) return null;
+    this.#header = header;
+    this.#clientFirst = clientFirst;
+    this.#nonce = nonce + randomBytes(18).toString('base64');
     const { salt, iterations } = this.#verifier;
     this.#serverFirst = `r=${this.#nonce},s=${salt.toString('base64')},i=${iterations}`;
     return this.#serverFirst;
@@ -111,7 +151,7 @@ export class ScramServer {
     const parts = attributes(message);
     const binding = parts.get('c');
     if (proofAt === -1 || parts.get('r') !== this.#nonce) return null;
-    if (binding !== NO_CHANNEL_BINDING && binding !== 'eSws') return null;
+    if (binding !== bindingOf(this.#header, this.#endPoint)) return null;
     const proof = Buffer.from(message.slice(proofAt + 3), 'base64');
     if (proof.length !== KEY_BYTES) return null;
     const text = `${this.#clientFirst},${this.#serverFirst},${message.slice(0, proofAt)}`;
@@ -130,15 +170,22 @@ export class ScramClient {
   readonly #secret: string | Keys;
   readonly #nonce = randomBytes(18).toString('base64');
   readonly #clientFirst = `n=,r=${this.#nonce}`;
+  readonly #header: string;
+  readonly #endPoint: Buffer | null;
+  readonly mechanism: string;
   #signature = '';
 
-  constructor(secret: string | Keys) {
+  /** `endPoint`: of the server's certificate; null: nothing can be bound to one. `isOffered`: the server knows how to. */
+  constructor(secret: string | Keys, endPoint: Buffer | null = null, isOffered = false) {
     this.#secret = secret;
+    this.#endPoint = endPoint;
+    this.#header = endPoint === null ? UNBOUND : isOffered ? BOUND : UNOFFERED;
+    this.mechanism = this.#header === BOUND ? SCRAM_SHA_256_PLUS : SCRAM_SHA_256;
   }
 
   /** client-first-message. */
   first(): string {
-    return `n,,${this.#clientFirst}`;
+    return `${this.#header}${this.#clientFirst}`;
   }
 
   /** Takes server-first-message, gives client-final-message. */
@@ -154,7 +201,7 @@ export class ScramClient {
       throw new Error(`the server asks for ${parts.get('i')} SCRAM iterations`);
     }
     const { clientKey, serverKey } = await this.#keys(salt, iterations);
-    const withoutProof = `c=${NO_CHANNEL_BINDING},r=${nonce}`;
+    const withoutProof = `c=${bindingOf(this.#header, this.#endPoint)},r=${nonce}`;
     const text = `${this.#clientFirst},${message},${withoutProof}`;
     this.#signature = hmac(serverKey, text).toString('base64');
     return `${withoutProof},p=${xor(clientKey, hmac(hash(clientKey), text)).toString('base64')}`;

@@ -45,6 +45,8 @@ export const SqlState = {
   InvalidCatalogName: '3D000',
   /** 22023: a startup parameter that cannot be read. */
   InvalidParameterValue: '22023',
+  /** F0000: RELOAD has found something wrong. */
+  ConfigFileError: 'F0000',
   /** 42601: an unknown console command. */
   SyntaxError: '42601',
   /** 42501: a console command that this user may not give. */

@@ -101,6 +101,8 @@ export class ServerConnection implements Link<ServerConnection> {
   readonly #onClose: (server: ServerConnection, reason: string) => void;
   readonly #reader: FrameReader;
   #cancels = 0;
+  /** What whoever is cancelled is told instead of "due to user request"; null: that. */
+  #cancelText: string | null = null;
   /** It was asked to cancel something, and has not said yet that it did. */
   #isCancelSent = false;
   /** Bytes received; how many they were at the last tick; and since when they are not more although it owes something. */
@@ -124,7 +126,7 @@ export class ServerConnection implements Link<ServerConnection> {
       target: ServerTarget;
       now: number;
       lifetimeMs: number;
-      preparedMax: number;
+      preparedMax: () => number;
       book: SettingsBook;
       counts: TrafficCounts;
       onClose: (server: ServerConnection, reason: string) => void;
@@ -262,10 +264,14 @@ export class ServerConnection implements Link<ServerConnection> {
     this.#socket.resume();
   }
 
-  /** Asks the server to cancel what it is running, if it is still `holder` who wants that when the request leaves. */
-  cancel(holder: Owner): void {
+  /**
+   * Asks the server to cancel what it is running, if it is still `holder` who wants that when the request leaves. `text`: why,
+   * when it is not the client who wants it.
+   */
+  cancel(holder: Owner, text: string | null = null): void {
     if (this.#cancels > 0) return; // The one that is on its way cancels whatever runs when it leaves.
     this.#cancels++;
+    this.#cancelText = text;
     this.#isCancelSent = true;
     sendCancel(
       this.target,
@@ -442,15 +448,20 @@ export class ServerConnection implements Link<ServerConnection> {
     // A client's own statement_timeout is its own affair.
     const isOwn = this.#isCancelSent || this.settings.custom.has('statement_timeout');
     if (isUnhealthy(sqlstate, isOwn)) this.#counts.failures++;
+    const text = sqlstate === SqlState.QueryCanceled ? this.#cancelText : null;
     if (sqlstate === SqlState.QueryCanceled) this.#isCancelSent = false;
+    if (sqlstate === SqlState.QueryCanceled) this.#cancelText = null;
     if (bytes.includes('VFATAL\0') || bytes.includes('VPANIC\0')) {
       this.#reason = readErrorFields(bytes.subarray(HEADER)).get('M') ?? this.#reason;
       this.#isTold = this.#delivery !== 'swallow' && this.#receiverNow() !== null;
     }
     const receiver = this.#receiverNow();
-    if (replaceError === undefined || this.#delivery === 'swallow' || receiver === null) return false;
+    if (this.#delivery === 'swallow' || receiver === null) return false;
+    if (replaceError === undefined && text === null) return false;
+    const told =
+      text === null ? bytes : encode.errorFields(new Map([...readErrorFields(bytes.subarray(HEADER)), ['M', text]]));
     this.#flush();
-    this.#hand(receiver, replaceError(bytes));
+    this.#hand(receiver, replaceError?.(told) ?? told);
     return true;
   }
 

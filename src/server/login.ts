@@ -12,7 +12,14 @@ import * as encode from '../protocol/encode.ts';
 import { emptyFrame, FrameReader } from '../protocol/frame.ts';
 import { md5Answer, md5Secret } from '../protocol/md5.ts';
 import { type ErrorFields, readErrorFields, readParameter, ServerMessage, Status } from '../protocol/messages.ts';
-import { type Keys, SCRAM_SHA_256, ScramClient, ScramMismatch } from '../protocol/scram.ts';
+import {
+  endPointOf,
+  type Keys,
+  SCRAM_SHA_256,
+  SCRAM_SHA_256_PLUS,
+  ScramClient,
+  ScramMismatch,
+} from '../protocol/scram.ts';
 import { SqlState } from '../protocol/sqlstate.ts';
 import { messageOf } from '../util/errors.ts';
 import { connectWithSlab } from '../util/slab.ts';
@@ -85,6 +92,8 @@ const advices: Readonly<Record<string, string>> = {
 };
 
 const MESSAGE_MAX = 1024 * 1024;
+/** What Postgres calls itself in a handshake (ALPN). */
+const PROTOCOL = 'postgresql';
 /** An idle server whose host is gone is noticed some 20 s later: from here on libuv has one probe sent each second, ten in all. */
 const KEEPALIVE_MS = 10_000;
 const CANCEL_MS = 10_000;
@@ -202,6 +211,11 @@ export function isPlain({ tls: { mode }, host }: Pick<ServerTarget, 'tls' | 'hos
 /** Asks for TLS as `tls.mode` says. The answer must be exactly one byte: more would be stuffed in by someone else. */
 async function secure(socket: net.Socket, { tls: options, host }: ServerTarget): Promise<net.Socket> {
   if (isPlain({ tls: options, host })) return socket;
+  if (options.negotiation === 'direct') {
+    const secured = await handshake(socket, { tls: options, host });
+    if (secured.alpnProtocol === PROTOCOL) return secured;
+    throw new ServerLoginError('the server does not speak TLS without being asked: set tls.negotiation to postgres');
+  }
   socket.write(encode.sslRequest);
   const answer = await new Promise<Buffer>((resolve, reject) => {
     socket
@@ -223,12 +237,17 @@ async function secure(socket: net.Socket, { tls: options, host }: ServerTarget):
 }
 
 /** What `tls` means for the host that it is spoken with. */
-export function tlsOptionsOf({ tls: { mode, ca, cert, key }, host: { host } }: Pick<ServerTarget, 'tls' | 'host'>) {
+export function tlsOptionsOf({ tls: options, host: { host } }: Pick<ServerTarget, 'tls' | 'host'>) {
+  const { mode, ca, crl, cert, key, minVersion, ciphers } = options;
   const read = (file: string | undefined) => (file === undefined ? undefined : readFileSync(file));
   return {
     ca: read(ca),
+    crl: read(crl),
     cert: read(cert),
     key: read(key),
+    minVersion,
+    ciphers,
+    ALPNProtocols: [PROTOCOL],
     servername: net.isIP(host) ? '' : host,
     rejectUnauthorized: mode.startsWith('verify-'),
     ...(mode === 'verify-full' ? { host } : { checkServerIdentity: () => undefined }),
@@ -257,7 +276,7 @@ async function logIn(socket: net.Socket, target: ServerTarget, secret: Secret): 
     const { type, body } = await inbox.read();
     switch (type) {
       case ServerMessage.Authentication:
-        scram = await answer(socket, body, target.user, secret, scram);
+        scram = await answer(socket, body, target, secret, scram);
         break;
       case ServerMessage.ParameterStatus: {
         const { name, value } = readParameter(body);
@@ -309,13 +328,15 @@ async function runFirst(sql: string, socket: net.Socket, inbox: Inbox, reported:
 async function answer(
   socket: net.Socket,
   body: Buffer,
-  user: string,
+  { user, tls: { channelBinding } }: ServerTarget,
   secret: Secret,
   scram: ScramClient | null,
 ): Promise<ScramClient | null> {
   const data = () => body.toString('utf8', 4);
   switch (body.readInt32BE(0)) {
     case 0: // Ok
+      if (channelBinding === 'require' && scram?.mechanism !== SCRAM_SHA_256_PLUS)
+        throw new ServerLoginError('the server has not bound the login to its certificate (tls.channelBinding)');
       return scram;
     case 3: // CleartextPassword
       if (secret.kind !== 'password') throw needsSecret(user, 'a password in clear text');
@@ -331,10 +352,17 @@ async function answer(
       return null;
     case 10: {
       // SASL
-      if (!data().split('\0').includes(SCRAM_SHA_256)) throw new ServerLoginError('the server offers no SCRAM-SHA-256');
+      const offered = data().split('\0').filter(Boolean);
+      if (!offered.includes(SCRAM_SHA_256))
+        throw new ServerLoginError(
+          `the server wants ${offered.join(' or ')} of user "${user}", and only SCRAM-SHA-256 can be done here`,
+          new Map([['C', SqlState.InvalidAuthorization]]),
+        );
       if (secret.kind !== 'password' && secret.kind !== 'keys') throw needsSecret(user, 'a password or SCRAM keys');
-      const started = new ScramClient(secret.kind === 'password' ? secret.password : secret.keys);
-      socket.write(encode.saslInitialResponse(SCRAM_SHA_256, started.first()));
+      const endPoint = channelBinding === 'disable' ? null : endPointAt(socket);
+      const known = secret.kind === 'password' ? secret.password : secret.keys;
+      const started = new ScramClient(known, endPoint, offered.includes(SCRAM_SHA_256_PLUS));
+      socket.write(encode.saslInitialResponse(started.mechanism, started.first()));
       return started;
     }
     case 11: // SASLContinue
@@ -348,6 +376,16 @@ async function answer(
       throw new ServerLoginError(
         `the server asks for authentication method ${body.readInt32BE(0)}, which is not supported`,
       );
+  }
+}
+
+/** What a login within TLS can be bound to; null: nothing. */
+function endPointAt(socket: net.Socket): Buffer | null {
+  const certificate = socket instanceof tls.TLSSocket ? socket.getPeerX509Certificate() : undefined;
+  try {
+    return certificate === undefined ? null : endPointOf(certificate.raw);
+  } catch {
+    return null; // A signature of a kind that has no hash of its own: as libpq, without.
   }
 }
 

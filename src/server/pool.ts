@@ -11,6 +11,7 @@
  * Invariants: open + connecting ≤ size + sizeReserve (and, over several pools, ≤ their caps); at most two connects at a
  * time; only a free server (server/connection) changes its holder, unless through a Cleanup.
  */
+import { isDeepStrictEqual } from 'node:util';
 import type { HostConfig, PoolConfig } from '../config/schema.ts';
 import { terminate } from '../protocol/encode.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
@@ -20,6 +21,7 @@ import { Chain, type Link } from '../util/chain.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
 import { Histogram } from '../util/histogram.ts';
+import { nextId } from '../util/ids.ts';
 import { type Cap, Room, type Tenant } from './cap.ts';
 import { Channels } from './channels.ts';
 import { Cleanup } from './cleanup.ts';
@@ -187,7 +189,6 @@ export const pinReasons: readonly PinReason[] = [
   'desync',
 ];
 
-let nextServerId = 1;
 let nextRefusalId = 1;
 
 export class ServerPool implements Tenant, ClusterTenant {
@@ -483,6 +484,8 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   #unqueue(waiter: Waiter): void {
     this.waiters.remove(waiter);
+    // Nobody is to give up a server for it.
+    if (this.waiters.size === 0) this.#room.leaveQueue();
     this.#waitingBytes -= waiter.heldBytes;
   }
 
@@ -507,7 +510,6 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** A waiter has gone away. */
   leave(waiter: Waiter): void {
     if (waiter.chain === this.waiters) this.#unqueue(waiter);
-    if (this.waiters.size === 0) this.#room.leaveQueue();
   }
 
   /** Takes a free server back from its holder. */
@@ -874,6 +876,7 @@ export class ServerPool implements Tenant, ClusterTenant {
         (this.serverCount < this.config.sizeMin && this.baseline !== null && !this.isPaused);
       if (!isWanted || this.serverCount >= this.#sizeNow) return;
       if (!this.#room.take()) return;
+      if (this.serverCount >= this.config.size) this.#onEvent('a server of the reserve is opened', {});
       void this.#connect();
     }
   }
@@ -906,11 +909,11 @@ export class ServerPool implements Tenant, ClusterTenant {
     // A client need not know that it is on a standby for a moment; those that are promoted say so themselves.
     if (loggedIn.reported.has('in_hot_standby')) loggedIn.reported.set('in_hot_standby', 'off');
     return new ServerConnection(loggedIn, {
-      id: nextServerId++,
+      id: nextId(),
       target,
       now: this.#clock.now(),
       lifetimeMs: this.config.lifetimeMax * (1 - Math.random() * LIFETIME_JITTER),
-      preparedMax: this.config.preparedMax,
+      preparedMax: () => this.config.preparedMax,
       book: this.book,
       counts: this.counts,
       onClose,
@@ -946,14 +949,15 @@ export class ServerPool implements Tenant, ClusterTenant {
   }
 
   async #open(target: ServerTarget, host: Host) {
+    const secret = await this.#secret(false);
     try {
-      const secret = await this.#secret(false);
       return await host.connector.open(() => openServer(target, secret, this.config.connectMax));
     } catch (thrown) {
       // The password may have been changed: read it again, once.
       if (!(thrown instanceof ServerLoginError) || thrown.sqlstate !== SqlState.InvalidPassword) throw thrown;
-      const secret = await this.#secret(true);
-      return host.connector.open(() => openServer(target, secret, this.config.connectMax));
+      const again = await this.#secret(true);
+      if (isDeepStrictEqual(again, secret)) throw thrown;
+      return host.connector.open(() => openServer(target, again, this.config.connectMax));
     }
   }
 
@@ -976,7 +980,8 @@ export class ServerPool implements Tenant, ClusterTenant {
     this.#onEvent('connect failed', { sqlstate: failure.sqlstate, reason: failure.message });
     if (failure.isPermanent) {
       for (const done of this.#learners.splice(0)) done(failure);
-      if (this.serverCount === 0) {
+      // Who is in use and to be closed will not serve anybody else.
+      if (this.connecting === 0 && ![...this.active, ...this.cleaning].some(({ isDoomed }) => !isDoomed)) {
         for (const waiter of this.waiters) {
           this.#unqueue(waiter);
           waiter.onRefused(this.#refuseConnect(failure));
@@ -995,7 +1000,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   #refuseLate(): Refusal {
     const failure = this.#failure;
     if (failure !== null && this.serverCount === 0) return this.#refuseConnect(failure);
-    const why = `no server became free within ${this.config.waitMax} ms (pool.waitMax)`;
+    const why = `no server became free within ${this.config.waitMax} ms (pool.waitMax, query_wait_timeout)`;
     if (failure === null) return this.refuse('wait', why);
     return this.refuse('wait', `${why}, and none can be opened: ${failure.message}`, { advice: failure.advice });
   }

@@ -139,10 +139,11 @@ export type Presence = 'pending' | 'ready' | 'changed' | 'dummy';
 
 /** What one server has, in the order of use. */
 export class ServerStatements {
-  readonly #max: number;
+  readonly #max: () => number;
   readonly #present = new Map<Statement, Presence>();
 
-  constructor(max: number) {
+  /** `max`: may change at a reload. */
+  constructor(max: () => number) {
     this.#max = max;
   }
 
@@ -213,7 +214,7 @@ export class ServerStatements {
 
   /** The statement to close before another can be added, or null while there is room. */
   victim(): Statement | null {
-    if (this.#present.size < this.#max) return null;
+    if (this.#present.size < this.#max()) return null;
     return this.#present.keys().next().value ?? null;
   }
 }

@@ -67,11 +67,11 @@ made_up = 7
   t.match([all!.hosts[0]!.host, all!.pool.size], ['::1', 30]);
   t.equal(odd!.hosts[0]!.host, '/run/postgresql');
   t.match(app, {
-    clientsMax: 70,
     connectQuery: 'SELECT 1',
     pool: { sizeTotal: 40, sizeReserve: 5, reserveAfter: 2000 },
   });
   t.match([all!.unusedMax, config.listen.applicationNameAddHost], [60_000, 'on']);
+  t.equal(config.listen.databaseClientsMax, 70);
   t.match(config.users, {
     '*': { serversMax: 8 },
     bob: { serversMax: 4, clientsMax: 9, pool: { mode: 'session', queryMax: 7000 } },

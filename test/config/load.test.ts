@@ -67,7 +67,8 @@ t.test('what a later version will understand is refused by name', async (t) => {
     'f.yaml:1:1: trustFunctions: not supported yet by this version',
     'f.yaml:2:1: workers: not supported yet by this version',
   ]);
-  t.match(problems(base.replace('trust', 'hba')), [/auth\.method: not supported yet/]);
+  t.match(problems(base.replace('trust', 'hba')), [/method hba and the file hba belong together/]);
+  t.match(problems(base.replace('trust', 'cert')), [/cert needs listen\.tls with ca/]);
   t.match(problems(base.replace('[db]', '[a, b]')), [/databases\.app: several hosts need control/]);
   t.match(problems(base.replace('[db]', "[a, 'a:5432']")), [/need control/, /the same host stands in hosts twice/]);
 });

@@ -31,6 +31,26 @@ t.test('SCRAM lets the right password in, and its keys in turn', async (t) => {
   t.equal(await exchange(new ScramClient('pencil'), new ScramServer(mockVerifier('x', randomBytes(8)))), null);
 });
 
+t.test('SCRAM bound to a certificate', async (t) => {
+  const verifier = await makeVerifier('pencil');
+  const [ours, another] = [randomBytes(32), randomBytes(32)];
+  const run = async (client: ScramClient, server: ScramServer) => {
+    const first = server.first(client.first(), client.mechanism);
+    return first === null ? null : server.final(await client.final(first));
+  };
+  const bound = new ScramClient('pencil', ours, true);
+  t.equal(bound.mechanism, 'SCRAM-SHA-256-PLUS');
+  t.same(new ScramServer(verifier, ours).mechanisms, ['SCRAM-SHA-256-PLUS', 'SCRAM-SHA-256']);
+  t.ok(await run(bound, new ScramServer(verifier, ours)));
+  t.equal(await run(new ScramClient('pencil', another, true), new ScramServer(verifier, ours)), null, 'passed on');
+  t.equal(await run(new ScramClient('pencil', ours, false), new ScramServer(verifier, ours)), null, 'talked out of it');
+  t.ok(await run(new ScramClient('pencil', ours, false), new ScramServer(verifier)), 'a server that cannot');
+  t.ok(await run(new ScramClient('pencil'), new ScramServer(verifier, ours)), 'a client that does not want to');
+  const server = new ScramServer(verifier, ours);
+  t.equal(server.first(new ScramClient('pencil').first(), 'SCRAM-SHA-256-PLUS'), null, 'n,, with -PLUS');
+  t.equal(server.first(bound.first(), 'SCRAM-SHA-256'), null, 'p=… without');
+});
+
 t.test('SCRAM follows the example of RFC 7677', async (t) => {
   const salt = Buffer.from('W22ZaJ0SNY7soEsUEjb6gQ==', 'base64');
   const { serverKey } = await deriveKeys('pencil', salt, 4096);

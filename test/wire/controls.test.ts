@@ -41,7 +41,7 @@ t.test('DISABLE refuses new clients, and lets those be that are there; ENABLE', 
   const there = await open(t, proxy.port);
   await there.rows('SELECT 1');
   await admin.query('DISABLE postgres');
-  await t.rejects(connect(proxy.port), { code: '55000', message: /not currently accepting/ });
+  await t.rejects(connect(proxy.port), { code: '55000', message: /is disabled/ });
   t.same(await there.rows('SELECT 1'), [['1']]);
   t.rejects(admin.query('DISABLE'), { code: '42601' });
   await admin.query('ENABLE postgres');
@@ -88,7 +88,7 @@ t.test('KILL_CLIENT ends one client, by its id in SHOW CLIENTS', async (t) => {
   await admin.query(`KILL_CLIENT ${first!.id}`);
   t.equal(fatalOf(await ended), '57P01');
   t.same(await other.rows('SELECT 1'), [['1']]);
-  await t.rejects(admin.query('KILL_CLIENT 4711'), { code: '22023', message: /client not found/ });
+  await t.rejects(admin.query('KILL_CLIENT 4711'), { code: '08P01', message: /client not found/ });
 });
 
 t.test('SUSPEND answers what is under way and reads no more, until RESUME', async (t) => {

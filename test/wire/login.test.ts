@@ -1,74 +1,14 @@
 /** Logins on both sides: methods, pass-through, password files, TLS, and what a client is told when it cannot stay. */
-import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { readFileSync, writeFileSync } from 'node:fs';
 import t from 'tap';
+import { Authority } from '../fixtures/certificates.ts';
 import { RawClient, sqlstates } from '../fixtures/raw.ts';
 import { connect, startProxy, temporaryFile, until, withPostgres } from '../fixtures/stack.ts';
 
-const folder = mkdtempSync(join(tmpdir(), 'pgweir-login-'));
-const path = (name: string) => join(folder, name);
-const openssl = (...args: string[]) => execFileSync('openssl', args, { cwd: folder, stdio: 'ignore' });
-openssl(
-  'req',
-  '-x509',
-  '-newkey',
-  'rsa:2048',
-  '-nodes',
-  '-days',
-  '2',
-  '-keyout',
-  'ca.key',
-  '-out',
-  'ca.pem',
-  '-subj',
-  '/CN=ca',
-);
-for (const [name, subject] of [
-  ['server', '/CN=localhost'],
-  ['client', '/CN=plain'],
-] as const) {
-  openssl('req', '-newkey', 'rsa:2048', '-nodes', '-keyout', `${name}.key`, '-out', `${name}.csr`, '-subj', subject);
-  writeFileSync(path('ext'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\n');
-  openssl(
-    'x509',
-    '-req',
-    '-in',
-    `${name}.csr`,
-    '-CA',
-    'ca.pem',
-    '-CAkey',
-    'ca.key',
-    '-CAcreateserial',
-    '-days',
-    '2',
-    '-extfile',
-    'ext',
-    '-out',
-    `${name}.pem`,
-  );
-}
-
-/** A certificate that no authority has signed. */
-function selfSigned(subject: string) {
-  openssl(
-    'req',
-    '-x509',
-    '-newkey',
-    'rsa:2048',
-    '-nodes',
-    '-days',
-    '2',
-    '-keyout',
-    'forged.key',
-    '-out',
-    'forged.pem',
-    '-subj',
-    subject,
-  );
-  return { cert: readFileSync(path('forged.pem'), 'utf8'), key: readFileSync(path('forged.key'), 'utf8') };
-}
+const authority = new Authority();
+const path = (name: string) => authority.path(name);
+authority.issue('server', '/CN=localhost');
+authority.issue('client', '/CN=plain');
 
 const postgres = await withPostgres({
   hba: 'host all postgres 127.0.0.1/32 trust\nhost all md5user 127.0.0.1/32 md5\nhost all all 127.0.0.1/32 scram-sha-256\n',
@@ -93,7 +33,7 @@ t.teardown(async () => {
   await admin.end();
   await postgres.stop();
   userlist.remove();
-  rmSync(folder, { recursive: true, force: true });
+  authority.remove();
 });
 
 for (const method of ['scram-sha-256', 'md5'] as const) {
@@ -196,7 +136,7 @@ t.test('TLS towards clients, with and without a certificate of theirs', async (t
     { code: '28000' },
     'a certificate for another user',
   );
-  const forged = selfSigned('/CN=postgres');
+  const forged = authority.forge('/CN=postgres');
   await t.rejects(
     connect(strict.port, { ssl: { ca, host: 'localhost', ...forged } }),
     { code: '28000' },
