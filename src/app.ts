@@ -22,6 +22,7 @@ import { adviceFor } from './config/advice.ts';
 import type { Loaded } from './config/load.ts';
 import type { AuthQueryConfig, Config, DatabaseConfig, HostConfig, PoolConfig, UserConfig } from './config/schema.ts';
 import { CreditBook, type Residents } from './credits/book.ts';
+import { descriptorOf, type ListeningSockets } from './fleet/handover.ts';
 import { Admission } from './guard/admission.ts';
 import { Door } from './guard/door.ts';
 import { Health } from './guard/health.ts';
@@ -71,6 +72,12 @@ export interface AppOptions {
   pace?: number;
   /** Ends the process (SHUTDOWN); without it the proxy is only stopped. */
   onShutdown?: () => void;
+  /** Sockets that this process was started with. */
+  inherited?: ListeningSockets;
+  /** Cancel requests that are about nobody here. */
+  passCancel?: (key: Buffer) => void;
+  /** Starts the process that takes over, with these sockets (UPGRADE); gives its id. */
+  startSuccessor?: (sockets: Required<ListeningSockets>, cancel: (key: Buffer) => void) => Promise<number>;
 }
 
 /** What a user of servers, and what a client may have otherwise than its database says (as in PgBouncer). */
@@ -95,6 +102,8 @@ const MEMORY_MS = 60_000;
 const EVENTS_MS = 1_000;
 const BYPASS_MS = 15_000;
 const DRAIN_CHECK_MS = 50;
+/** Time for the answer to who has asked for an upgrade over HTTP. */
+const ANSWER_MS = 500;
 const GROUPS_MS = 60_000;
 const PROBE_MS = 1_000;
 /** Where standbys are read from, hosts are asked so often in the time that their lag may be. */
@@ -146,6 +155,7 @@ export class App {
   #stopTicking: (() => void) | null = null;
   #isListening = false;
   #isDraining = false;
+  #isUpgrading = false;
   #reloadedAt: number;
   #isReloadOk = true;
 
@@ -220,6 +230,7 @@ export class App {
     this.#console = new Console(() => this.snapshot(), {
       controls: this.#controls,
       reload: () => this.reload(),
+      upgrade: () => this.#upgrade(),
       switches,
       events: this.#events,
     });
@@ -237,6 +248,7 @@ export class App {
       events: this.#events,
       clock: this.#clock,
       switches,
+      upgrade: () => this.#upgrade(),
       isReady: () => this.#isReady,
       checks: () => this.#checks(),
       metrics: () => this.#metrics.render(),
@@ -251,8 +263,10 @@ export class App {
     this.#setHolds();
     this.#groups.configure(this.#hba?.groups ?? []);
     this.#openMinimum();
-    const opsPort = await this.#ops.start();
-    const port = await this.#listener.start().catch(async (thrown: unknown) => {
+    const { inherited = {}, passCancel = () => {} } = this.#options;
+    this.#listener.keys.passUnknown(passCancel);
+    const opsPort = await this.#ops.start(inherited.ops);
+    const port = await this.#listener.start(inherited.clients).catch(async (thrown: unknown) => {
       await this.#ops.close();
       throw thrown;
     });
@@ -958,6 +972,39 @@ export class App {
     const until = this.#clock.now() + timeout;
     while (!this.#listener.drain() && this.#clock.now() < until) await this.#sleep(DRAIN_CHECK_MS);
     await this.stop();
+  }
+
+  /** Another process takes over. Gives its id; rejects with why there is none, and then nothing has changed. */
+  async #upgrade(): Promise<number> {
+    const { startSuccessor } = this.#options;
+    if (startSuccessor === undefined) throw new Error('only pgweir serve --config can be upgraded');
+    if (this.#isUpgrading || this.#isEnding) throw new Error('it is ending already');
+    this.#isUpgrading = true;
+    try {
+      const sockets = { clients: descriptorOf(this.#listener.server), ops: descriptorOf(this.#ops.server) };
+      const pid = await startSuccessor(sockets, (key) => this.#listener.keys.request(key));
+      this.log.info({ pid }, 'another process takes over');
+      void this.#leave();
+      return pid;
+    } catch (thrown) {
+      this.#isUpgrading = false;
+      this.log.error({ problem: messageOf(thrown) }, 'no other process takes over');
+      throw thrown;
+    }
+  }
+
+  /** Serves who is there until they leave, or have had their time. */
+  async #leave(): Promise<void> {
+    this.#memory.handOver();
+    this.#listener.handOver();
+    await this.#sleep(ANSWER_MS);
+    await this.#ops.close();
+    const until = this.#clock.now() + this.config.drain.clients;
+    const isAlone = () => this.#listener.clients + this.#listener.loggingIn === 0;
+    while (!isAlone() && !this.#isDraining && this.#clock.now() < until) await this.#sleep(DRAIN_CHECK_MS);
+    if (this.#isDraining) return; // TERM has come.
+    await this.drain();
+    (this.#options.onShutdown ?? (() => {}))();
   }
 
   #sleep(ms: number): Promise<void> {

@@ -11,6 +11,7 @@ import { adviceFor } from './config/advice.ts';
 import { importPgbouncer } from './config/import.ts';
 import { type Loaded, loadConfig, parseConfig } from './config/load.ts';
 import { jsonSchema } from './config/schema.ts';
+import { inheritedSockets, predecessor, startSuccessor } from './fleet/handover.ts';
 import { completionOf } from './ops/completion.ts';
 import { couplingDot, couplingMarkdown, couplingText } from './ops/coupling.ts';
 import { explanationOf } from './ops/journal.ts';
@@ -139,6 +140,19 @@ remote(program.command('coupling').description('print which services share which
     }),
   );
 
+remote(
+  program
+    .command('upgrade')
+    .description(
+      'start the program that is installed now, which takes over; this one serves its clients until they leave',
+    ),
+).action((flags: RemoteFlags) =>
+  ask(flags, async (to) => {
+    const pid = await to.upgrade();
+    return flags.json ? JSON.stringify({ pid }) : `process ${pid} has taken over`;
+  }),
+);
+
 remote(program.command('explain').description('print why a request was refused'))
   .argument('<id>', "the id in the error's DETAIL")
   .action((id: string, flags: RemoteFlags) =>
@@ -198,11 +212,18 @@ function checkFile(file: string): { problems: string[]; advice: string[] } {
   const { auth } = config;
   const at = (name: string) => resolve(dirname(file), name);
   // Where a configuration is checked its secrets need not be.
-  const absent = [auth.users, auth.hba, auth.ident].filter((name) => name !== null && !existsSync(at(name)));
-  const missing = absent.map((name) => `there is no ${at(name!)} here`);
+  const named = [
+    ['auth.users', auth.users],
+    ['auth.hba', auth.hba],
+    ['auth.ident', auth.ident],
+  ] as const;
+  const missing = named.flatMap(([key, name]) =>
+    name === null || existsSync(at(name)) ? [] : [`${key}: there is no ${at(name)} here`],
+  );
+  const isAbsent = (key: string) => missing.some((each) => each.startsWith(key));
   try {
-    if (!absent.includes(auth.hba) && !absent.includes(auth.ident)) readHba(config, at);
-    const users = absent.includes(auth.users) ? null : Users.read(auth.users === null ? null : at(auth.users));
+    if (!isAbsent('auth.hba') && !isAbsent('auth.ident')) readHba(config, at);
+    const users = isAbsent('auth.users') ? null : Users.read(auth.users === null ? null : at(auth.users));
     const names = users === null || auth.method === 'trust' ? null : users.names;
     return { problems: [], advice: [...adviceFor(config, names), ...missing] };
   } catch (thrown) {
@@ -309,7 +330,17 @@ async function run(
   let app: App;
   let listening: { port: number; opsPort: number };
   try {
-    app = new App({ config, reload, file, log, pace, onShutdown: () => void end(() => app.stop()) });
+    app = new App({
+      config,
+      reload,
+      file,
+      log,
+      pace,
+      onShutdown: () => void end(() => app.stop()),
+      inherited: inheritedSockets(),
+      passCancel: (key) => predecessor.cancel(key),
+      ...(file === null ? {} : { startSuccessor }),
+    });
     // From here on HUP must not end the process.
     process.on('SIGHUP', () => app.reload());
     listening = await app.start();
@@ -318,6 +349,7 @@ async function run(
     await after();
     process.exit(1);
   }
+  predecessor.tellReady();
   tellSystemd();
   let isEnding = false;
   process.on('SIGTERM', () => {

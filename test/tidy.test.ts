@@ -20,7 +20,7 @@ const floors: readonly (readonly string[])[] = [
   ['app.ts', 'embedded.ts'],
   ['ops'],
   ['client'],
-  ['guard', 'credits', 'cache', 'server'],
+  ['guard', 'credits', 'cache', 'server', 'fleet'],
   ['sql'],
   ['protocol'],
   ['config'],

@@ -35,6 +35,8 @@ export class CancelKeys {
   #next = 0;
   /** Requests that named a key of ours, and requests that did not. */
   readonly counts = { matched: 0, unknown: 0 };
+  /** Where requests go that are about nobody here: to the process before, whose clients are still there. */
+  #pass: (key: Buffer) => void = () => {};
 
   /** `instance` and `worker` tell processes apart that share an address. */
   constructor(instance: number, worker: number) {
@@ -60,13 +62,17 @@ export class CancelKeys {
     this.#holders.delete(slotOf(holder.key));
   }
 
+  passUnknown(pass: (key: Buffer) => void): void {
+    this.#pass = pass;
+  }
+
   /** A CancelRequest arrived. A key that is not ours does nothing, as in Postgres. */
   request(key: Buffer): void {
     const holder = this.#holders.get(slotOf(key.toString('latin1')));
     const own = holder === undefined ? null : Buffer.from(holder.key, 'latin1');
     if (own === null || own.length !== key.length || !timingSafeEqual(own, key)) {
       this.counts.unknown++;
-      return;
+      return this.#pass(key);
     }
     this.counts.matched++;
     holder!.cancel();

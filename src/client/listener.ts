@@ -5,7 +5,7 @@
  * Invariants: at most `clientsMax` clients are logged in; sockets that are not logged in are bounded too, in number and
  * by `loginTimeout` in time.
  */
-import { chmodSync, existsSync, unlinkSync } from 'node:fs';
+import { chmodSync, existsSync, renameSync, unlinkSync } from 'node:fs';
 import net from 'node:net';
 import type { Cache } from '../cache/cache.ts';
 import type { Fill } from '../cache/flight.ts';
@@ -136,19 +136,22 @@ export class Listener {
     return this.#replications.size;
   }
 
-  /** Listens; the promise fails with the system's error, such as EADDRINUSE. Gives the TCP port. */
-  async start(): Promise<number> {
+  /** Listens, on the socket `fd` if one was inherited; the promise fails with the system's error, such as EADDRINUSE. Gives the TCP port. */
+  async start(fd?: number): Promise<number> {
     const { listen, clock } = this.#context();
     const tcp = this.#makeServer();
     this.#server = tcp;
-    await bind(tcp, { host: listen.host, port: listen.port, backlog: BACKLOG });
+    await bind(tcp, fd === undefined ? { host: listen.host, port: listen.port, backlog: BACKLOG } : { fd });
     const { port } = tcp.address() as net.AddressInfo;
     if (listen.socketDir !== null) {
       this.#socketFile = `${listen.socketDir}/.s.PGSQL.${port}`;
-      if (existsSync(this.#socketFile)) unlinkSync(this.#socketFile);
       this.#socketServer = this.#makeServer();
-      await bind(this.#socketServer, { path: this.#socketFile, backlog: BACKLOG });
-      chmodSync(this.#socketFile, 0o777); // Who may connect is a matter of authentication, as in Postgres.
+      // Renamed over that of the process before, at once; and not unlinked when this one closes, as it would be by the name it was bound to.
+      const own = `${this.#socketFile}.${process.pid}`;
+      if (existsSync(own)) unlinkSync(own);
+      await bind(this.#socketServer, { path: own, backlog: BACKLOG });
+      chmodSync(own, 0o777); // Who may connect is a matter of authentication, as in Postgres.
+      renameSync(own, this.#socketFile);
     }
     this.#stopTicking = every(clock, TICK_MS, () => this.#tick());
     return port;
@@ -416,6 +419,20 @@ export class Listener {
     for (const replication of this.#replications) if (isMeant(replication.database)) replication.end();
   }
 
+  /** What listens for clients by TCP. */
+  get server(): net.Server {
+    return this.#server!;
+  }
+
+  /** Another process has the sockets from here on; who has connected by now is served here. */
+  handOver(): void {
+    this.#server?.close();
+    this.#server = null;
+    this.#socketServer?.close();
+    this.#socketServer = null;
+    this.#socketFile = null;
+  }
+
   /** No new clients, but of the console: by the Unix socket, where there is one. */
   refuseClients(): void {
     this.#isDraining = true;
@@ -448,7 +465,7 @@ export class Listener {
   }
 }
 
-function bind(server: net.Server, options: net.ListenOptions): Promise<void> {
+function bind(server: net.Server, options: net.ListenOptions | { fd: number }): Promise<void> {
   return new Promise((resolve, reject) => {
     server.once('error', reject);
     server.listen(options, () => {

@@ -131,7 +131,8 @@ const shared: Readonly<Record<string, Meaning>> = {
     path: 'pool.preparedMax',
     as: (value) => (Number(value) === 0 ? undefined : Number(value)),
   },
-  server_lifetime: duration('pool.lifetimeMax'),
+  // 0: used once.
+  server_lifetime: { path: 'pool.lifetimeMax', as: (value) => (Number(value) === 0 ? '1ms' : seconds(value)) },
   server_idle_timeout: duration('pool.idleMax'),
   server_connect_timeout: duration('pool.connectMax'),
   query_timeout: duration('pool.queryMax'),

@@ -155,6 +155,9 @@ const drain = z
   .strictObject({
     delay: duration().prefault('0s').describe('On TERM, time between "not ready" and refusing new clients.'),
     timeout: duration().prefault('60s').describe('Longest time that running transactions get to finish.'),
+    clients: duration()
+      .prefault('10m')
+      .describe('After an upgrade, how long clients of the process before may stay; then it drains as on TERM.'),
   })
   .describe('How the process stops.');
 

@@ -14,6 +14,7 @@ import * as encode from '../protocol/encode.ts';
 import { emptyFrame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage } from '../protocol/messages.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
+import { messageOf } from '../util/errors.ts';
 import { BYPASS_COLUMNS, bypassRows } from './bypass.ts';
 import { CACHE_COLUMNS, CACHE_SHAPE_COLUMNS, cacheRows, cacheShapeRows } from './caches.ts';
 import type { Controls, ShutdownMode } from './controls.ts';
@@ -35,6 +36,8 @@ export interface ConsoleActions {
   controls: Controls;
   /** Gives problems; none means it worked. */
   reload(): string[];
+  /** Gives the process id of the one that takes over; rejects with why there is none. */
+  upgrade(): Promise<number>;
   switches: Switchboard;
   events: Events;
 }
@@ -151,6 +154,7 @@ export class Console {
       case 'kill_client':
       case 'suspend':
       case 'shutdown':
+      case 'upgrade':
         if (admin === null) return notAdmin();
         return this.#act(verb.toLowerCase(), name);
       default:
@@ -184,6 +188,7 @@ export class Console {
       controls.shutDown(mode);
       return { tag };
     }
+    if (verb === 'upgrade') return this.#upgrade();
     if (verb === 'kill_client') {
       const id = Number(name.replace(/^c/, ''));
       const hint = 'see the ids of SHOW CLIENTS';
@@ -216,6 +221,17 @@ export class Console {
       return error(SqlState.FeatureNotSupported, 'already suspended/paused');
     await this.#control(verb, database);
     return { tag };
+  }
+
+  async #upgrade(): Promise<Answer | Refusal> {
+    try {
+      return {
+        tag: 'UPGRADE',
+        notice: `process ${await this.#actions.upgrade()} takes over; this one serves its clients until they leave`,
+      };
+    } catch (thrown) {
+      return error(SqlState.FeatureNotSupported, messageOf(thrown), { hint: 'nothing has changed' });
+    }
   }
 
   async #control(verb: string, database: string | null): Promise<void> {
@@ -306,7 +322,8 @@ const HELP = `Console usage
 \tKILL_CLIENT <client_id>
 \tSUSPEND
 \tSHUTDOWN
-\tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS`;
+\tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS
+\tUPGRADE`;
 
 const shutdownModes: Readonly<Record<string, ShutdownMode>> = {
   '': 'now',

@@ -7,6 +7,7 @@
  *     GET   /live                           the status once a second, as server-sent events; with the token as well
  *     POST  /events                         somebody has changed something elsewhere: { "what": "deployed 1.2", "subject": "billing" }
  *     POST  /switches/NAME                  sets a switch: { "state": "off", "for": "10m", "reason": "…", "dryRun": false }
+ *     POST  /upgrade                        another process takes over (fleet/handover)
  *
  * /livez says that the event loop turns and never asks the database: a failing dependency must not restart the proxy.
  * /readyz stays 200 while the database is down, because the proxy is then needed most; it is 503 only while draining.
@@ -17,6 +18,7 @@ import { z } from 'zod';
 import type { Users } from '../client/users.ts';
 import type { Config } from '../config/schema.ts';
 import { type Clock, every } from '../util/clock.ts';
+import { messageOf } from '../util/errors.ts';
 import { accessOf, hasToken } from './access.ts';
 import type { Coupling } from './coupling.ts';
 import { pageAt } from './dashboard.ts';
@@ -42,13 +44,15 @@ export interface OpsOptions {
   history: History;
   events: Events;
   switches: Switchboard;
+  /** Gives the process id of the one that takes over; rejects with why there is none. */
+  upgrade: () => Promise<number>;
   clock: Clock;
 }
 
 const BODY_MAX = 16 * 1024;
 const JSON_TYPE = 'application/json; charset=utf-8';
 const PATHS =
-  'there are /, /livez, /readyz, /metrics, /status.json, /history.json, /events.json, /coupling.json, /refusals/ID, /live, /events and /switches/NAME\n';
+  'there are /, /livez, /readyz, /metrics, /status.json, /history.json, /events.json, /coupling.json, /refusals/ID, /live, /events, /switches/NAME and /upgrade\n';
 const LIVE_MS = 1_000;
 /** Dashboards that are open. */
 const LIVE_MAX = 20;
@@ -85,12 +89,16 @@ export class OpsServer {
     });
   }
 
-  /** Listens; gives the port. */
-  start(): Promise<number> {
+  get server(): Server {
+    return this.#server;
+  }
+
+  /** Listens, on the socket `fd` if one was inherited; gives the port. */
+  start(fd?: number): Promise<number> {
     const { host, port } = this.#options.config().ops;
     return new Promise((resolve, reject) => {
       this.#server.once('error', reject);
-      this.#server.listen(port, host, () => {
+      this.#server.listen(fd === undefined ? { port, host } : { fd }, () => {
         this.#server.off('error', reject);
         resolve((this.#server.address() as AddressInfo).port);
       });
@@ -114,7 +122,9 @@ export class OpsServer {
         ? await this.#change(request, name)
         : url.pathname === '/events'
           ? await this.#note(request)
-          : await this.#read(request, url);
+          : url.pathname === '/upgrade'
+            ? await this.#upgrade(request)
+            : await this.#read(request, url);
     response.writeHead(answer.status, {
       'content-type': answer.type ?? 'text/plain; charset=utf-8',
       'cache-control': 'no-store',
@@ -222,6 +232,20 @@ export class OpsServer {
     if (!note.success) return { status: 400, body: 'expected {"what": "deployed 1.2", "subject": "billing"}\n' };
     const happening = events.add('note', note.data.what, { subject: note.data.subject, actor: access.actor });
     return { status: 200, body: JSON.stringify(happening), type: JSON_TYPE };
+  }
+
+  /** POST /upgrade: answered once the new process listens. */
+  async #upgrade(request: IncomingMessage): Promise<Answer> {
+    if (request.method !== 'POST') return { status: 405, body: 'only POST\n' };
+    const { config, users, upgrade } = this.#options;
+    const access = await accessOf(request.headers, { ...config(), users: users() });
+    if ('why' in access) return { status: access.status, body: `${access.why}\n` };
+    if (!isJson(request)) return WRONG_TYPE;
+    try {
+      return { status: 200, body: JSON.stringify({ pid: await upgrade() }), type: JSON_TYPE };
+    } catch (thrown) {
+      return { status: 409, body: `${messageOf(thrown)}\n` };
+    }
   }
 
   /** POST /switches/NAME: what it touches is said in any case, and done unless it is a dry run. */

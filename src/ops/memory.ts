@@ -42,6 +42,7 @@ export class Memory {
   readonly #admission: Admission;
   readonly #state: StateDir;
   readonly #onProblem: (message: string) => void;
+  #isHandedOver = false;
   #saving: Promise<void> = Promise.resolve();
   /** What was known of ledgers. */
   readonly learned: LearnedByHost;
@@ -77,12 +78,17 @@ export class Memory {
   /** A primary was found. That is written down before anything is sent to it, or at least tried: who is killed must know. */
   saveLineage(key: string, lineage: Lineages[string]): void {
     this.#lineages[key] = lineage;
-    if (!this.#state.isKept) return;
+    if (!this.#state.isKept || this.#isHandedOver) return;
     try {
       this.#state.save(LINEAGES, this.#lineages);
     } catch (thrown) {
       this.#onProblem(`who is the primary could not be saved: ${messageOf(thrown)}`);
     }
+  }
+
+  /** Another process writes the same files from here on. */
+  handOver(): void {
+    this.#isHandedOver = true;
   }
 
   /** Writes down what is known by now. Never throws. */
@@ -93,7 +99,7 @@ export class Memory {
   }
 
   async #save(learned: LearnedByHost, usage: () => readonly Period[]): Promise<void> {
-    if (!this.#state.isKept) return;
+    if (!this.#state.isKept || this.#isHandedOver) return;
     try {
       await this.#state.saveLater(COUPLING, usage());
       if (!this.#admission.isConfigured) return;

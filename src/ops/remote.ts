@@ -66,6 +66,12 @@ export class Remote {
     })) as SwitchAnswer;
   }
 
+  /** Another process takes over; gives its process id. */
+  async upgrade(): Promise<number> {
+    const headers = { 'content-type': 'application/json', authorization: this.#authorization };
+    return ((await this.#ask('/upgrade', { method: 'POST', headers, body: '{}' })) as { pid: number }).pid;
+  }
+
   async #ask(path: string, init: RequestInit): Promise<unknown> {
     let response: Response;
     try {

@@ -237,7 +237,9 @@ function tellWhatClientsAreTold(): void {
     );
     if (fields.get('S') !== 'FATAL') return;
     const [, noSuch] = /\(PgBouncer: (.*)\)/.exec(fields.get('H') ?? '') ?? [];
-    log(`C: closing because: ${noSuch ?? words[fields.get('C') ?? ''] ?? fields.get('M')} (age=0s)`);
+    const own = noSuch ?? words[fields.get('C') ?? ''];
+    for (const why of own === undefined ? ['M', 'D'].map((field) => fields.get(field)) : [own])
+      if (why !== undefined) log(`C: closing because: ${why} (age=0s)`);
   };
   const { deliver } = Session.prototype;
   Session.prototype.deliver = function (bytes) {
