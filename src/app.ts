@@ -123,7 +123,7 @@ export class App {
   /** By the address of their host. */
   readonly #breakers = new Map<string, Health>();
   readonly #pools = new Map<string, ServerPool>();
-  /** By database, user and address. */
+  /** By the pool of the primary and the address. */
   readonly #standbyPools = new Map<string, ServerPool>();
   readonly #catalogs = new Map<string, Catalog>();
   readonly #parser: Parser;
@@ -233,6 +233,7 @@ export class App {
       upgrade: () => this.#upgrade(),
       switches,
       events: this.#events,
+      clock: this.#clock,
     });
     this.#metrics = new Metrics(() => this.snapshot());
     this.#ops = new OpsServer({
@@ -324,6 +325,11 @@ export class App {
       else if (pool.config.sizeMin === 0 && !this.#keepsPool(pool, now)) {
         pool.close('unused');
         this.#pools.delete(key);
+        for (const [at, standby] of this.#standbyPools) {
+          if (standby.book !== pool.book) continue;
+          standby.close('unused');
+          this.#standbyPools.delete(at);
+        }
         isSweepWanted = true;
       }
     }
@@ -485,8 +491,8 @@ export class App {
   }
 
   /** The pool on a standby that goes with a pool of the primary. */
-  #standbyPool({ database, user, book, config }: ServerPool, at: HostConfig): ServerPool {
-    const key = JSON.stringify([database, user, addressOf(at)]);
+  #standbyPool({ database, user, book, config, serial }: ServerPool, at: HostConfig): ServerPool {
+    const key = JSON.stringify([serial, addressOf(at)]);
     let standby = this.#standbyPools.get(key);
     if (standby === undefined) {
       const of = this.#databaseOf(database)!;
@@ -572,13 +578,13 @@ export class App {
   }
 
   #targetOf(database: string, user: string, config: DatabaseConfig, host: HostConfig): ServerTarget {
-    const { mode, ...files } = config.tls;
-    const paths = Object.entries(files).flatMap(([name, file]) =>
-      file === undefined ? [] : [[name, this.#path(file)]],
+    const { tls } = config;
+    const files = (['ca', 'crl', 'cert', 'key'] as const).flatMap((name) =>
+      tls[name] === undefined ? [] : [[name, this.#path(tls[name])]],
     );
     return {
       host,
-      tls: { mode, ...Object.fromEntries(paths) },
+      tls: { ...tls, ...Object.fromEntries(files) },
       database: config.dbname ?? database,
       user,
       parameters: [],
@@ -818,7 +824,7 @@ export class App {
     users.inherit(this.#users);
     this.config = config;
     this.#users = users;
-    this.#askers.close();
+    this.#askers.retire();
     if (!isDeepStrictEqual(queriesOf(before), queriesOf(config))) this.#authQuery = this.#makeAuthQuery();
     this.#hba = hba;
     this.#groups.configure(hba?.groups ?? []);
@@ -849,7 +855,11 @@ export class App {
     const old = own(before.databases, pool.database) ?? before.databases['*'];
     const now = this.#databaseOf(pool.database);
     const [, , entry] = JSON.parse(key) as [string, string, Entry];
-    const isKnown = entry.every((name) => name === '' || Object.hasOwn(this.config.users, name));
+    // Where a database has a user of its own, clients with several entries may share that.
+    const [ofServers, ofClients] = this.#entryOf(pool.user, pool.user);
+    const isClients =
+      now?.user === undefined ? entry[1] === ofClients : entry[1] === '' || Object.hasOwn(this.config.users, entry[1]);
+    const isKnown = entry[0] === ofServers && isClients;
     if (now === null || (now.user ?? pool.user) !== pool.user || !isKnown) {
       // Its clients keep it until they leave; new ones are refused, or get another.
       this.#pools.delete(key);

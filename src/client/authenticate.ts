@@ -2,7 +2,7 @@
  * Finds out whether a client is who it says: by `auth.method`, or by the first rule of `auth.hba` that fits. Called by client/login.
  *
  * What is costly (key derivation) runs off the event loop. A user that does not exist is told from a wrong password neither by the
- * answer nor by the messages before it.
+ * answer nor by the messages before it; only md5 asks one question of those with a hash, and another of those with a verifier.
  */
 import { randomBytes } from 'node:crypto';
 import type { AuthConfig } from '../config/schema.ts';
@@ -62,7 +62,8 @@ export async function authenticate(
       : fatal(SqlState.InvalidAuthorization, `"trust" authentication failed for user "${user}"`, {
           hint: 'it is not in auth.users',
         });
-  const keys = await prove(incoming, user, secret, demand.method);
+  const isVerifier = secret === null ? context.users.haveVerifiers : secret.kind === 'verifier';
+  const keys = await prove(incoming, user, secret, demand.method === 'md5' && !isVerifier, context.users.iterations);
   if (keys === null) {
     asked?.doubt(database, user);
     const more = demand.method === 'md5' ? {} : { detail: 'SASL authentication failed' };
@@ -76,7 +77,7 @@ export async function authenticate(
 
 /** By the rules, if there are any. */
 function demandOf(
-  { tls, socket }: Incoming,
+  { tls, address }: Incoming,
   client: ClientIdentity,
   { auth, hba, isMember }: Authentication,
 ): Demand | Refusal {
@@ -84,7 +85,6 @@ function demandOf(
   if (auth.method === 'cert') return { ...plain, method: 'cert', clientCertificate: 'verify-full' };
   if (auth.method !== 'hba') return { ...plain, method: auth.method };
   const { user, database, replication } = client;
-  const address = socket.remoteAddress;
   // Physical replication names no database; with `replication=database` it is a database's affair.
   const isReplication = replication !== null && replication !== 'database';
   const rule = hba!.find({ user, database, address, isTls: tls !== null, isReplication }, isMember);
@@ -92,7 +92,7 @@ function demandOf(
     return fatal(SqlState.CannotConnectNow, 'who is a member of which group is not known yet', {
       hint: 'connect again later; the log of the proxy says why (auth.hba)',
     });
-  const from = address === undefined ? 'host "[local]"' : `host "${address}"`;
+  const from = address === null ? 'host "[local]"' : `host "${address}"`;
   const who = `${from}, user "${user}", ${isReplication ? 'replication' : `database "${database}"`}`;
   const encryption = tls === null ? 'no encryption' : 'SSL encryption';
   if (rule === null)
@@ -125,19 +125,17 @@ function checkCertificate(
   return fatal(SqlState.InvalidAuthorization, `${how} authentication failed for user "${user}"`);
 }
 
-/** Null: it has not. 'md5': it has, and nothing is known by which to log in as it. */
+/** By md5 if `byHash`, otherwise by SCRAM, as Postgres and PgBouncer do for a user of whom only a verifier is known. Null: it has not. 'md5': it has, and nothing is known by which to log in as it. */
 async function prove(
   incoming: Incoming,
   user: string,
   secret: UserSecret | null,
-  method: HbaMethod,
+  byHash: boolean,
+  iterations: number | undefined,
 ): Promise<Keys | 'md5' | null> {
-  // As in Postgres and PgBouncer, md5 does SCRAM for a user of whom only a verifier is known.
-  const md5 = method === 'md5' && secret !== null ? md5Of(secret, user) : null;
-  const isVerifier = secret?.kind === 'verifier';
-  if (method === 'md5' && !isVerifier) return (await checkMd5(incoming, md5)) ? 'md5' : null;
+  if (byHash) return (await checkMd5(incoming, secret === null ? null : md5Of(secret, user))) ? 'md5' : null;
   const verifier = secret === null ? null : verifierOf(secret);
-  return checkScram(incoming, (await verifier) ?? mockVerifier(user, mockSecret));
+  return checkScram(incoming, (await verifier) ?? mockVerifier(user, mockSecret, iterations));
 }
 
 async function checkMd5(incoming: Incoming, secret: string | null): Promise<boolean> {

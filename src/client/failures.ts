@@ -1,53 +1,67 @@
 /**
- * Slows down who guesses passwords: an address with too many failed logins is refused for a while, before anything is asked of
- * it. Kept by client/listener.
+ * Slows down who guesses passwords: after too many failed logins as one user from one address, and ten times as many from an address
+ * as whomever, more of them are refused for a while, before anything is asked of them. Kept by client/listener.
  *
- * The one idea: several services may share an address (a load balancer, a NAT), so users who have logged in from it before are not
- * kept out by what others do there. IPv6 addresses count by their /64, which one attacker has for himself.
+ * The one idea: several services may share an address (a load balancer, a NAT). One of them that has a wrong password shuts out nobody
+ * but itself: what is refused is not counted, and users who have logged in from there before are let through. IPv6 addresses count by
+ * their /64, which one attacker has for himself.
  */
 import { LRUCache } from 'lru-cache';
 
-const ADDRESSES_MAX = 10_000;
-const KNOWN_MAX = 20_000;
+const PLACES_MAX = 20_000;
+/** Failures as any user, for each as one. */
+const USERS_PER_ADDRESS = 10;
+
+interface Failures {
+  count: number;
+  since: number;
+}
 
 export class FailedLogins {
   max = 0;
   windowMs = 0;
   /** Logins refused for it. */
   refused = 0;
-  readonly #counts = new LRUCache<string, { failures: number; since: number }>({ max: ADDRESSES_MAX });
-  readonly #known = new LRUCache<string, true>({ max: KNOWN_MAX });
+  readonly #counts = new LRUCache<string, Failures>({ max: PLACES_MAX });
+  readonly #known = new LRUCache<string, true>({ max: PLACES_MAX });
 
-  /** How long `user` must wait at this address, in ms; 0: not at all. */
-  waitOf(address: string | undefined, user: string, now: number): number {
-    if (this.max === 0 || address === undefined) return 0;
+  /** How long `user` must wait at this address (null: a Unix socket), in ms; 0: not at all. */
+  waitOf(address: string | null, user: string, now: number): number {
+    if (this.max === 0 || address === null) return 0;
     const place = placeOf(address);
-    const found = this.#counts.get(place);
-    if (found === undefined || found.failures < this.max || this.#known.has(`${place} ${user}`)) return 0;
-    const waitMs = found.since + this.windowMs - now;
+    const pair = pairOf(place, user);
+    if (this.#known.has(pair)) return 0;
+    const waitMs = Math.max(this.#left(pair, this.max, now), this.#left(place, this.max * USERS_PER_ADDRESS, now));
     if (waitMs > 0) this.refused++;
-    else this.#counts.delete(place);
-    return Math.max(0, waitMs);
+    return waitMs;
   }
 
-  /** Somebody has not proved to be who he says. */
-  onFailure(address: string | undefined, now: number): void {
-    if (this.max === 0 || address === undefined) return;
+  #left(key: string, max: number, now: number): number {
+    const found = this.#counts.get(key);
+    return found === undefined || found.count < max ? 0 : Math.max(0, found.since + this.windowMs - now);
+  }
+
+  /** `user` has not been proved. */
+  onFailure(address: string | null, user: string, now: number): void {
+    if (this.max === 0 || address === null) return;
     const place = placeOf(address);
-    const found = this.#counts.get(place);
-    if (found !== undefined && now - found.since < this.windowMs) found.failures++;
-    else this.#counts.set(place, { failures: 1, since: now });
+    for (const key of [place, pairOf(place, user)]) {
+      const found = this.#counts.get(key);
+      if (found !== undefined && now - found.since < this.windowMs) found.count++;
+      else this.#counts.set(key, { count: 1, since: now });
+    }
   }
 
-  onSuccess(address: string | undefined, user: string): void {
-    if (this.max > 0 && address !== undefined) this.#known.set(`${placeOf(address)} ${user}`, true);
+  onSuccess(address: string | null, user: string): void {
+    if (this.max > 0 && address !== null) this.#known.set(pairOf(placeOf(address), user), true);
   }
 }
+
+const pairOf = (place: string, user: string) => `${place} ${user}`;
 
 function placeOf(address: string): string {
   if (!address.includes(':') || address.startsWith('::ffff:')) return address;
   const [head = [], tail = []] = address.split('::').map((part) => part.split(':').filter(Boolean));
-  return [...head, ...Array<string>(Math.max(0, 8 - head.length - tail.length)).fill('0'), ...tail]
-    .slice(0, 4)
-    .join(':');
+  const zeroes = Array<string>(Math.max(0, 8 - head.length - tail.length)).fill('0');
+  return [...head, ...zeroes, ...tail].slice(0, 4).join(':');
 }

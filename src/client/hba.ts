@@ -41,8 +41,8 @@ type Name =
 export interface Applicant {
   database: string;
   user: string;
-  /** Undefined: by a Unix socket. */
-  address: string | undefined;
+  /** Null: by a Unix socket. */
+  address: string | null;
   isTls: boolean;
   /** A physical replication connection, which has no database. */
   isReplication: boolean;
@@ -50,6 +50,11 @@ export interface Applicant {
 
 /** Is `user` a member of `group`, directly or not? Null: not known yet. */
 export type IsMember = (user: string, group: string) => boolean | null;
+
+interface NamedText {
+  name: string;
+  text: string;
+}
 
 interface Word {
   text: string;
@@ -97,11 +102,8 @@ export class Hba {
   readonly #maps: ReadonlyMap<string, readonly MapLine[]>;
 
   /** Throws HbaError. `ident`: the file with the maps, null: there is none. */
-  constructor(file: { name: string; text: string }, ident: { name: string; text: string } | null) {
-    this.rules = linesOf(file.text).flatMap(({ line, words }) => {
-      const rule = readRule(words, line, (why) => new HbaError(`${file.name}:${line}:1: ${why}`));
-      return rule ?? [];
-    });
+  constructor(file: NamedText, ident: NamedText | null) {
+    this.rules = linesOf(file).flatMap(({ line, words, complain }) => readRule(words, line, complain) ?? []);
     this.#maps = ident === null ? new Map() : readMaps(ident);
     for (const { map, line } of this.rules)
       if (map !== '' && !this.#maps.has(map))
@@ -125,15 +127,15 @@ export class Hba {
   maps(map: string, name: string, user: string): boolean {
     if (map === '') return name === user;
     return this.#maps.get(map)!.some(({ from, to }) => {
-      if (typeof from === 'string') return from === name && (to === 'all' || to === user);
+      if (typeof from === 'string') return from === name && (to === null || to === user);
       const match = from.exec(name);
-      return match !== null && (to === 'all' || to.replaceAll('\\1', match[1] ?? '') === user);
+      return match !== null && (to === null || to.replaceAll('\\1', () => match[1] ?? '') === user);
     });
   }
 }
 
 function fitsConnection({ type, addresses }: HbaRule, { address, isTls }: Applicant): boolean {
-  if (address === undefined) return type === 'local';
+  if (address === null) return type === 'local';
   if (type === 'local' || (type === 'hostssl' && !isTls) || (type === 'hostnossl' && isTls)) return false;
   const plain = address.replace(/^::ffff:(?=\d+\.)/, '');
   // By family, because a BlockList takes any IPv4 address for one of ::/0.
@@ -173,25 +175,27 @@ function fitsUser(name: Name, user: string, isMember: IsMember): boolean | null 
 }
 
 /** Lines with something on them, as lists of words separated by commas: `a,"b c"` is one entry of two words. */
-function linesOf(text: string): { line: number; words: Word[][] }[] {
-  const found: { line: number; words: Word[][] }[] = [];
+function linesOf({ name, text }: NamedText): { line: number; words: Word[][]; complain: Complain }[] {
+  const found: { line: number; words: Word[][]; complain: Complain }[] = [];
   const lines = text.split(/\r?\n/);
   for (let at = 0; at < lines.length; at++) {
     const line = at + 1;
     let whole = lines[at]!;
     // A backslash at its end joins a line with the next one.
     while (whole.endsWith('\\') && at + 1 < lines.length) whole = whole.slice(0, -1) + lines[++at]!;
-    const words = wordsOf(whole);
-    if (words.length > 0) found.push({ line, words });
+    const complain = (why: string) => new HbaError(`${name}:${line}:1: ${why}`);
+    const words = wordsOf(whole, complain);
+    if (words.length > 0) found.push({ line, words, complain });
   }
   return found;
 }
 
-function wordsOf(line: string): Word[][] {
+function wordsOf(line: string, complain: Complain): Word[][] {
   const entries: Word[][] = [];
   let isJoined = false;
-  for (const [word, comma] of line.matchAll(/#.*$|(,)|(?:"(?:[^"]|"")*"|[^\s,#"])+/g)) {
+  for (const [word, comma] of line.matchAll(/#.*$|(,)|(?:"(?:[^"]|"")*"|[^\s,#"])+|"/g)) {
     if (word.startsWith('#')) break;
+    if (word === '"') throw complain('a quote does not end');
     if (comma !== undefined) {
       isJoined = true;
       continue;
@@ -220,8 +224,8 @@ function readRule(words: Word[][], line: number, complain: Complain): HbaRule | 
   const databases = rest.shift()!.map((word) => nameOf(word, true, complain));
   const users = rest.shift()!.map((word) => nameOf(word, false, complain));
   const addresses = isLocal ? null : readAddress(rest, complain);
-  const method = rest.shift()?.[0]?.text;
-  if (method === undefined) throw complain('the method is missing');
+  if (rest.length === 0) throw complain('the method is missing');
+  const method = only(rest.shift()!, complain);
   if (Object.hasOwn(refusedMethods, method)) throw complain(refusedMethods[method]!);
   if (!methods.includes(method)) throw complain(`"${method}" is not one of ${methods.join(', ')}`);
   if (method === 'cert' && type !== 'hostssl') throw complain('cert needs hostssl');
@@ -236,8 +240,14 @@ function readRule(words: Word[][], line: number, complain: Complain): HbaRule | 
     clientCertificate: method === 'cert' ? 'verify-full' : 'no',
     clientName: 'CN',
   };
-  for (const [{ text: option }] of rest as [Word][]) readOption(option, rule, complain);
+  for (const option of rest) readOption(only(option, complain), rule, complain);
   return rule;
+}
+
+/** The one word of an entry. */
+function only(words: readonly Word[], complain: Complain): string {
+  if (words.length > 1) throw complain(`only one is possible of ${words.map(({ text }) => text).join(', ')}`);
+  return words[0]!.text;
 }
 
 function readOption(option: string, rule: HbaRule, complain: Complain): void {
@@ -272,7 +282,7 @@ function nameOf({ text, isQuoted }: Word, isDatabase: boolean, complain: Complai
 /** POSIX's patterns of those files are close enough to ours; one that is not is an error. */
 function patternOf(text: string, complain: Complain): RegExp {
   try {
-    return new RegExp(text, 'u');
+    return new RegExp(text, 'su');
   } catch {
     throw complain(`"${text}" is not a pattern`);
   }
@@ -280,7 +290,7 @@ function patternOf(text: string, complain: Complain): RegExp {
 
 /** Takes the address, and its mask if that stands beside it. */
 function readAddress(rest: Word[][], complain: Complain): Networks | null {
-  const text = rest.shift()![0]!.text;
+  const text = only(rest.shift()!, complain);
   if (text === 'all') return null;
   const networks: Networks = { ipv4: new BlockList(), ipv6: new BlockList() };
   if (text === 'samehost' || text === 'samenet') {
@@ -291,13 +301,16 @@ function readAddress(rest: Word[][], complain: Complain): Networks | null {
     }
     return networks;
   }
-  const [address, prefix] = text.split('/', 2) as [string, string?];
+  const [address, prefix, ...more] = text.split('/') as [string, string?, ...string[]];
+  if (more.length > 0 || (prefix !== undefined && !/^\d{1,3}$/.test(prefix)))
+    throw complain(`"${text}" is not a network`);
+  if (/^::ffff:/i.test(address)) throw complain(`"${text}": write the address as IPv4`);
   if (isIP(address) === 0) throw complain(`"${text}" is not an address, and names of hosts are not looked up`);
   const family = isIPv6(address) ? 'ipv6' : 'ipv4';
   const bits = family === 'ipv6' ? 128 : 32;
   let length = Number(prefix ?? Number.NaN);
   if (prefix === undefined) {
-    const mask = rest[0]?.[0]?.text ?? '';
+    const mask = rest[0] === undefined ? '' : only(rest[0], complain);
     if (isIP(mask) === 0) throw complain(`"${text}" needs a prefix (/${bits}) or a mask`);
     rest.shift();
     const binary = binaryOf(mask);
@@ -326,21 +339,26 @@ function binaryOf(mask: string): string | null {
 
 interface MapLine {
   from: string | RegExp;
-  /** The user, in which \1 stands for what the pattern's first group has found; 'all': any. */
-  to: string;
+  /** The user, in which \1 stands for what the pattern's first group has found; null: any. */
+  to: string | null;
 }
 
-function readMaps({ name, text }: { name: string; text: string }): Map<string, MapLine[]> {
+function readMaps(file: NamedText): Map<string, MapLine[]> {
   const maps = new Map<string, MapLine[]>();
-  for (const { line, words } of linesOf(text)) {
-    const complain = (why: string) => new HbaError(`${name}:${line}:1: ${why}`);
-    const [map, from, to] = words.map(([word]) => word!);
+  for (const { words, complain } of linesOf(file)) {
     if (words.length !== 3) throw complain('expected the name of the map, a name of a certificate, and a user');
+    for (const each of words) only(each, complain);
+    const [map, from, to] = words.map(([word]) => word!);
     if (!to!.isQuoted && /^[+/@]/.test(to!.text))
       throw complain(`"${to!.text}": only names of users, and all, are supported here`);
     const isPattern = from!.text.startsWith('/');
     const lines = maps.get(map!.text) ?? [];
-    lines.push({ from: isPattern ? patternOf(from!.text.slice(1), complain) : from!.text, to: to!.text });
+    if (to!.text.includes('\\1') && !(isPattern && /\((?!\?)/.test(from!.text)))
+      throw complain('\\1 needs a pattern with a group in parentheses');
+    lines.push({
+      from: isPattern ? patternOf(from!.text.slice(1), complain) : from!.text,
+      to: to!.text === 'all' && !to!.isQuoted ? null : to!.text,
+    });
     maps.set(map!.text, lines);
   }
   return maps;

@@ -14,11 +14,15 @@ import { type Certificate, type ClientTls, certificateOf, PROTOCOL, startTls } f
 /** Longest message of the authentication exchange. */
 const MESSAGE_MAX = 64 * 1024;
 
+function ignore(): void {}
+
 /** The client has gone: no answer is needed. */
 export class Gone extends Error {}
 
 export class Incoming {
   socket: net.Socket;
+  /** Where it comes from, as it was when it came (a socket that has gone has no address any more); null: a Unix socket. */
+  readonly address: string | null;
   /** Set within TLS. */
   tls: tls.TLSSocket | null = null;
   certificate: Certificate = { kind: 'none' };
@@ -35,12 +39,15 @@ export class Incoming {
     this.#wake?.();
   };
 
-  constructor(socket: net.Socket) {
+  constructor(socket: net.Socket, address: string | null) {
     this.socket = socket;
+    this.address = address;
     this.#listen();
   }
 
   #listen(): void {
+    // What becomes of a socket between its login and what comes next must end nobody but its client.
+    this.socket.on('error', ignore);
     this.socket.on('data', this.#onData).on('error', this.#onGone).on('end', this.#onGone).on('close', this.#onGone);
     this.socket.pause();
   }
@@ -121,7 +128,9 @@ export class Incoming {
       secured.once('error', () => reject(new Gone()));
       secured.once('close', () => reject(new Gone()));
     });
-    secured.removeAllListeners('error').removeAllListeners('close');
+    secured.removeAllListeners('error').removeAllListeners('close').on('error', ignore);
+    // As tls.Server does: from here on a broken record is an error, and ends the connection.
+    (secured as unknown as { _releaseControl?(): void })._releaseControl?.();
     if (secrets.isCertificateAsked) this.certificate = certificateOf(secured);
     this.socket = secured;
     this.tls = secured;

@@ -29,7 +29,7 @@ import { runErrand } from './errand.ts';
 import { FailedLogins } from './failures.ts';
 import { Headcount } from './headcount.ts';
 import { linger } from './linger.ts';
-import { type ClientIdentity, logInClient } from './login.ts';
+import { type ClientIdentity, logInClient, tooManyClients } from './login.ts';
 import { Replication } from './replication.ts';
 import { Session, type SessionHouse, type SessionJournal, sessionReads } from './session.ts';
 import type { ClientTls } from './tls.ts';
@@ -59,8 +59,8 @@ export interface ListenerContext extends Authentication {
     pool: ServerPool,
     replication: string,
   ): Promise<{ target: ServerTarget; secret: Secret; connectMs: number }>;
-  /** Takes over a client of the console; false: it may not use it, and has been told so. */
-  openConsole(client: ClientIdentity, id: number): boolean;
+  /** Takes over a client of the console; or says why it may not use it. */
+  openConsole(client: ClientIdentity, id: number): Refusal | null;
   onEvent(event: string, fields: Record<string, unknown>): void;
   onBug(where: string, thrown: unknown): void;
 }
@@ -89,6 +89,8 @@ export class Listener {
   readonly keys: CancelKeys;
   readonly sessions = new Set<Session>();
   readonly #replications = new Set<Replication>();
+  /** Replication connections whose server is being opened. */
+  #opening = 0;
   /** Clients by database and by user. */
   readonly #ofDatabase = new Headcount();
   readonly #ofUser = new Headcount();
@@ -129,7 +131,7 @@ export class Listener {
 
   /** Clients that have logged in. */
   get clients(): number {
-    return this.sessions.size + this.#replications.size;
+    return this.sessions.size + this.#replications.size + this.#opening;
   }
 
   get replications(): number {
@@ -139,13 +141,13 @@ export class Listener {
   /** Listens, on the socket `fd` if one was inherited; the promise fails with the system's error, such as EADDRINUSE. Gives the TCP port. */
   async start(fd?: number): Promise<number> {
     const { listen, clock } = this.#context();
-    const tcp = this.#makeServer();
+    const tcp = this.#makeServer(false);
     this.#server = tcp;
     await bind(tcp, fd === undefined ? { host: listen.host, port: listen.port, backlog: BACKLOG } : { fd });
     const { port } = tcp.address() as net.AddressInfo;
     if (listen.socketDir !== null) {
       this.#socketFile = `${listen.socketDir}/.s.PGSQL.${port}`;
-      this.#socketServer = this.#makeServer();
+      this.#socketServer = this.#makeServer(true);
       // Renamed over that of the process before, at once; and not unlinked when this one closes, as it would be by the name it was bound to.
       const own = `${this.#socketFile}.${process.pid}`;
       if (existsSync(own)) unlinkSync(own);
@@ -157,14 +159,14 @@ export class Listener {
     return port;
   }
 
-  #makeServer(): net.Server {
+  #makeServer(isLocal: boolean): net.Server {
     const server = net.createServer({
       highWaterMark: HIGH_WATER_MARK,
       noDelay: true,
       keepAlive: true,
       pauseOnConnect: true,
     });
-    server.on('connection', (socket) => this.#onConnection(socket));
+    server.on('connection', (socket) => this.#onConnection(socket, isLocal));
     server.on('error', (error) => this.#context().onEvent('listener error', { reason: error.message }));
     return server;
   }
@@ -174,7 +176,7 @@ export class Listener {
     for (const session of this.sessions) session.tick(now);
   }
 
-  #onConnection(socket: net.Socket): void {
+  #onConnection(socket: net.Socket, isLocal: boolean): void {
     this.counts.accepted++;
     this.open++;
     socket.on('close', this.#onSocketClosed);
@@ -184,41 +186,50 @@ export class Listener {
       this.counts.refused++;
       return void socket.destroy();
     }
+    // One that has gone already has no address, and must not be taken for one that needs none.
+    const address = isLocal ? null : socket.remoteAddress;
+    if (address === undefined) return void socket.destroy();
     socket.setKeepAlive(true, KEEPALIVE_MS);
     this.#loggingIn.add(socket);
-    this.#logIn(socket, context).catch((thrown: unknown) => {
+    this.#logIn(socket, address, context).catch((thrown: unknown) => {
       this.#loggingIn.delete(socket);
       this.#onBug('login', thrown);
       socket.destroy();
     });
   }
 
-  async #logIn(socket: net.Socket, context: ListenerContext): Promise<void> {
+  async #logIn(socket: net.Socket, address: string | null, context: ListenerContext): Promise<void> {
     const cancelTimer = context.clock.after(context.listen.loginTimeout, () => {
       this.counts.loginTimeouts++;
       socket.destroy();
     });
     const { failures } = this;
     Object.assign(failures, { max: context.auth.failures.max, windowMs: context.auth.failures.window });
-    const outcome = await logInClient(socket, {
+    const outcome = await logInClient(socket, address, {
       ...context,
       keys: this.keys,
-      waitOf: ({ remoteAddress }, user) => failures.waitOf(remoteAddress, user, context.clock.now()),
+      waitOf: (user) => failures.waitOf(address, user, context.clock.now()),
       isFull: () => this.clients >= context.listen.clientsMax,
     });
     cancelTimer();
     this.#loggingIn.delete(socket);
     if (outcome.kind === 'done') return;
+    if (outcome.kind === 'canceled') {
+      outcome.socket.end();
+      return linger(outcome.socket, context.clock);
+    }
     if (outcome.kind === 'refused') {
       const { sqlstate, message } = outcome.refusal;
       if (sqlstate === SqlState.TooManyConnections) this.counts.refused++;
       else this.counts.loginFailures++;
-      if (sqlstate === SqlState.InvalidPassword) failures.onFailure(socket.remoteAddress, context.clock.now());
-      context.onEvent('login refused', { sqlstate, reason: message, address: socket.remoteAddress });
+      if (sqlstate === SqlState.InvalidPassword) failures.onFailure(address, outcome.user, context.clock.now());
+      context.onEvent('login refused', { sqlstate, reason: message, address });
       return refuse(outcome.socket, outcome.refusal, context.clock);
     }
     const { client } = outcome;
-    failures.onSuccess(socket.remoteAddress, client.user);
+    // Nobody would hear of its end any more.
+    if (socket.destroyed || client.socket.destroyed) return;
+    failures.onSuccess(address, client.user);
     if (this.#openConsole(client, context)) return;
     const decline = (refusal: Refusal) => this.#decline(client, refusal, context);
     if (this.#isDraining)
@@ -258,16 +269,13 @@ export class Listener {
   #openConsole(client: ClientIdentity, context: ListenerContext): boolean {
     const { socket, user, database } = client;
     if (!consoleDatabases.includes(database)) return false;
-    const refusal = context.auth.admins.includes(user) ? null : this.#refuseMore(client, context);
+    const isReplication = client.replication !== null;
+    const crowded = context.auth.admins.includes(user) ? null : this.#refuseMore(client, context);
+    const refusal = isReplication
+      ? fatal(SqlState.FeatureNotSupported, 'the console has nothing to replicate')
+      : (crowded ?? context.openConsole(client, nextId()));
     if (refusal !== null) this.#decline(client, refusal, context);
-    else if (context.openConsole(client, nextId())) {
-      this.#ofDatabase.add(database);
-      this.#ofUser.add(user);
-      socket.once('close', () => {
-        this.#ofDatabase.remove(database);
-        this.#ofUser.remove(user);
-      });
-    }
+    else socket.once('close', this.#count(client));
     return true;
   }
 
@@ -302,8 +310,23 @@ export class Listener {
     pool.learn(finish);
   }
 
+  /** Counts a client for its database and its user; gives what takes that back, once. */
+  #count({ database, user }: { database: string; user: string }): () => void {
+    this.#ofDatabase.add(database);
+    this.#ofUser.add(user);
+    let isCounted = true;
+    return () => {
+      if (!isCounted) return;
+      isCounted = false;
+      this.#ofDatabase.remove(database);
+      this.#ofUser.remove(user);
+    };
+  }
+
   /** Why there may be no more clients of this database, or of this user; null: there may. */
   #refuseMore({ database, user }: ClientIdentity, context: ListenerContext): Refusal | null {
+    // More than one may have found room as they began to log in.
+    if (this.clients >= context.listen.clientsMax) return tooManyClients(context.listen);
     const max = context.clientsMaxOf(database, user);
     const refuse = (what: string, key: string, limit: number) =>
       fatal(SqlState.TooManyConnections, `too many connections for ${what}`, {
@@ -321,7 +344,10 @@ export class Listener {
     const refusal = this.#refuseMore(client, context);
     if (refusal !== null) return this.#decline(client, refusal, context);
     const socket = moveConnection(client.socket, sessionReads, HIGH_WATER_MARK);
-    if (socket !== client.socket) socket.on('close', this.#onSocketClosed);
+    if (socket !== client.socket) {
+      client.socket.off('close', this.#onSocketClosed);
+      socket.on('close', this.#onSocketClosed);
+    }
     const key = this.keys.issue(client.minor);
     const settings = pool.book.withStartup(pool.baseline!, settingsOf(client.settings, socket, context.listen));
     const session = new Session({
@@ -338,8 +364,7 @@ export class Listener {
     });
     this.keys.hold(session);
     this.sessions.add(session);
-    this.#ofDatabase.add(pool.database);
-    this.#ofUser.add(session.user);
+    this.#count(session);
     pool.clients++;
     pool.counts.logins++;
     context.onSession(session);
@@ -376,16 +401,17 @@ export class Listener {
   };
 
   async #replicate(client: ClientIdentity, pool: ServerPool, mode: string, context: ListenerContext): Promise<void> {
-    const { socket, rest, settings, user } = client;
+    const { socket, rest, settings } = client;
     const refusal = this.#refuseMore(client, context);
     if (refusal !== null) return this.#decline(client, refusal, context);
     const key = this.keys.issue(client.minor);
     let replication: Replication | null = null;
+    const uncount = this.#count(client);
+    this.#opening++;
     const onEnd = () => {
+      uncount();
       if (replication === null || !this.#replications.delete(replication)) return;
       this.keys.revoke(replication);
-      this.#ofDatabase.remove(pool.database);
-      this.#ofUser.remove(user);
     };
     try {
       const { target, ...login } = await context.replicationOf(pool, mode);
@@ -394,15 +420,14 @@ export class Listener {
         key,
         rest,
         database: pool.database,
-        target: { ...target, parameters: [...target.parameters, ...settings] },
+        target: { ...target, parameters: [...settings, ...target.parameters] },
         ...login,
         onEnd,
       };
-      replication = await Replication.open(options);
+      replication = await Replication.open(options).finally(() => this.#opening--);
+      if (replication === null) return onEnd(); // The client has gone.
       this.keys.hold(replication);
       this.#replications.add(replication);
-      this.#ofDatabase.add(pool.database);
-      this.#ofUser.add(user);
       pool.counts.pins.replication++;
     } catch (thrown) {
       onEnd();

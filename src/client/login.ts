@@ -3,7 +3,7 @@
  * authentication (client/authenticate). Called by client/listener, once per connection; everything later is client/session.
  *
  *     (TLS) packet ─ssl→ TLS ─┐      startup → (trust | md5 | SCRAM | cert) → known database? → outcome
- *             ▲───────────────┘      cancel  → handed to CancelKeys, socket closed
+ *             ▲───────────────┘      cancel  → handed to CancelKeys
  *
  * Logins are rare beside requests, so promises are fine. Whether a database exists is said only to those who have proved who
  * they are.
@@ -24,7 +24,7 @@ export interface LoginContext extends Authentication {
   /** No more clients; cancel requests are welcome all the same. */
   isFull: () => boolean;
   /** How long logins as this user are refused at its address, in ms. */
-  waitOf: (socket: net.Socket, user: string) => number;
+  waitOf: (user: string) => number;
   /** TLS towards clients, or null. */
   tls: ClientTls | null;
 }
@@ -47,21 +47,31 @@ export interface ClientIdentity {
 
 export type LoginOutcome =
   | { kind: 'client'; client: ClientIdentity }
-  /** Nothing more to do: a cancel request, or the client has gone. */
+  /** Nothing more to do: the client has gone. */
   | { kind: 'done' }
+  /** A cancel request has been taken: the socket is to be closed. */
+  | { kind: 'canceled'; socket: net.Socket }
   /** To be told so, and closed. */
-  | { kind: 'refused'; socket: net.Socket; refusal: Refusal };
+  | { kind: 'refused'; socket: net.Socket; user: string; refusal: Refusal };
 
 /** Meant for us, not for the server. */
 const CLASS_SETTING = 'pgweir.class';
 /** The first byte of a TLS handshake; no startup packet is so long. */
 const TLS_HANDSHAKE = 0x16;
+/** Longest name of a user or database, in bytes (NAMEDATALEN - 1). */
+const NAME_MAX = 63;
+/** What a startup packet says besides settings. */
+const STARTUP_NAMES: readonly string[] = ['user', 'database', 'options', 'replication'];
 const NO = Buffer.from('N');
 const YES = Buffer.from('S');
 
-/** Runs the login on `socket`. Never throws. */
-export async function logInClient(socket: net.Socket, context: LoginContext): Promise<LoginOutcome> {
-  const incoming = new Incoming(socket);
+/** Runs the login on `socket`, from `address` (null: by a Unix socket). Never throws. */
+export async function logInClient(
+  socket: net.Socket,
+  address: string | null,
+  context: LoginContext,
+): Promise<LoginOutcome> {
+  const incoming = new Incoming(socket, address);
   try {
     const outcome = await run(incoming, context);
     const rest = incoming.release();
@@ -75,15 +85,15 @@ export async function logInClient(socket: net.Socket, context: LoginContext): Pr
 }
 
 async function run(incoming: Incoming, context: LoginContext): Promise<LoginOutcome> {
-  const refused = (refusal: Refusal): LoginOutcome => ({ kind: 'refused', socket: incoming.socket, refusal });
+  let user = '';
+  const refused = (refusal: Refusal): LoginOutcome => ({ kind: 'refused', socket: incoming.socket, user, refusal });
   const packet = await negotiate(incoming, context);
   switch (packet.kind) {
     case 'bad':
       return refused(fatal(SqlState.ProtocolViolation, packet.reason));
     case 'cancel':
       context.keys.request(packet.key);
-      incoming.socket.end();
-      return { kind: 'done' };
+      return { kind: 'canceled', socket: incoming.socket };
     case 'ssl':
     case 'gss':
       return refused(fatal(SqlState.ProtocolViolation, 'encryption was asked for twice'));
@@ -93,17 +103,13 @@ async function run(incoming: Incoming, context: LoginContext): Promise<LoginOutc
       packet satisfies never;
   }
   if (context.isFull()) {
-    return refused(
-      fatal(SqlState.TooManyConnections, 'sorry, too many clients already', {
-        detail: `${context.listen.clientsMax} clients are connected to this proxy`,
-        hint: 'raise listen.clientsMax (max_client_conn), or connect later',
-      }),
-    );
+    return refused(tooManyClients(context.listen));
   }
   const { socket } = incoming;
   const client = identify(socket, packet, context.listen.ignoreParameters);
   if ('sqlstate' in client) return refused(client);
-  const waitMs = context.waitOf(socket, client.user);
+  user = client.user;
+  const waitMs = context.waitOf(client.user);
   if (waitMs > 0)
     return refused(
       fatal(SqlState.InvalidAuthorization, 'too many logins from this address have failed', {
@@ -113,8 +119,8 @@ async function run(incoming: Incoming, context: LoginContext): Promise<LoginOutc
   const { mode } = context.listen.tls;
   const isTls = incoming.tls !== null;
   const isRequired = mode === 'require' || mode.startsWith('verify-');
-  // Asking for the address would keep it in the socket for good; a Unix socket has none, and needs no TLS.
-  if (isRequired && !isTls && incoming.socket.remoteAddress !== undefined) {
+  // A Unix socket needs no TLS.
+  if (isRequired && !isTls && incoming.address !== null) {
     return refused(fatal(SqlState.InvalidAuthorization, 'TLS is required', { hint: 'connect with sslmode=require' }));
   }
   const { certificate } = incoming;
@@ -134,6 +140,13 @@ async function run(incoming: Incoming, context: LoginContext): Promise<LoginOutc
   }
   const failure = await authenticate(incoming, client, context);
   return failure === null ? { kind: 'client', client } : refused(failure);
+}
+
+export function tooManyClients({ clientsMax }: ListenConfig): Refusal {
+  return fatal(SqlState.TooManyConnections, 'sorry, too many clients already', {
+    detail: `${clientsMax} clients are connected to this proxy`,
+    hint: 'raise listen.clientsMax (max_client_conn), or connect later',
+  });
 }
 
 /** Answers encryption requests until something else comes. */
@@ -169,7 +182,9 @@ function identify(
   ignored: readonly string[],
 ): ClientIdentity | Refusal {
   const { parameters, minor } = packet;
-  const utf8 = (name: string) => Buffer.from(parameters.get(name) ?? '', 'latin1').toString('utf8');
+  // As Postgres cuts names, lest somebody be another one there than here.
+  const utf8 = (name: string) =>
+    Buffer.from((parameters.get(name) ?? '').slice(0, NAME_MAX), 'latin1').toString('utf8');
   const user = utf8('user');
   if (user === '') return fatal(SqlState.InvalidAuthorization, 'no PostgreSQL user name specified in startup packet');
   const options = parseOptions(parameters.get('options') ?? '');
@@ -178,10 +193,19 @@ function identify(
       hint: 'use -c name=value or --name=value',
     });
   }
+  const reserved = options.find(([name]) => STARTUP_NAMES.includes(name.toLowerCase()));
+  if (reserved !== undefined)
+    return fatal(SqlState.InvalidParameterValue, `unrecognized configuration parameter "${reserved[0]}"`, {
+      hint: 'it is none of options',
+    });
   // As in Postgres, the packet's own parameters are applied after the options.
-  const own = [...parameters].filter(([name]) => !['user', 'database', 'options', 'replication'].includes(name));
-  const replication = parameters.get('replication')?.toLowerCase() ?? null;
-  const isReplication = replication !== null && !['false', 'off', 'no', '0', 'f', 'n'].includes(replication);
+  const own = [...parameters].filter(([name]) => !STARTUP_NAMES.includes(name.toLowerCase()));
+  const asked = parameters.get('replication') ?? 'off';
+  const isReplication = asked === 'database' || readBoolean(asked);
+  if (isReplication === null)
+    return fatal(SqlState.InvalidParameterValue, `invalid value for parameter "replication": "${asked}"`, {
+      hint: 'valid values are: "false", 0, "true", 1, "database"',
+    });
   return {
     socket,
     user,
@@ -191,7 +215,16 @@ function identify(
       ([name]) => name.toLowerCase() !== CLASS_SETTING && !ignored.includes(name.toLowerCase()),
     ),
     wantedClass: options.findLast(([name]) => name.toLowerCase() === CLASS_SETTING)?.[1] ?? '',
-    replication: isReplication ? replication : null,
+    replication: isReplication ? (asked === 'database' ? asked : 'true') : null,
     rest: Buffer.alloc(0),
   };
+}
+
+/** As Postgres reads a boolean (parse_bool): any beginning of a word that only one has; null: it is none. */
+function readBoolean(text: string): boolean | null {
+  const lower = text.toLowerCase();
+  if (lower === '1' || lower === '0') return lower === '1';
+  if (lower === '' || lower === 'o') return null;
+  if (['true', 'yes', 'on'].some((word) => word.startsWith(lower))) return true;
+  return ['false', 'no', 'off'].some((word) => word.startsWith(lower)) ? false : null;
 }

@@ -35,8 +35,8 @@ export class Replication implements Cancelable {
     this.#target = target;
   }
 
-  /** Opens the server and joins the two; throws ServerLoginError when that fails. */
-  static async open(options: ReplicationOptions): Promise<Replication> {
+  /** Opens the server and joins the two; null: the client has gone meanwhile. Throws ServerLoginError when that fails. */
+  static async open(options: ReplicationOptions): Promise<Replication | null> {
     const replication = new Replication(options);
     const { socket: client } = options;
     client.on('error', () => {});
@@ -44,8 +44,7 @@ export class Replication implements Cancelable {
     replication.#server = server;
     if (client.destroyed) {
       server.on('error', () => {}).end(encode.terminate);
-      options.onEnd();
-      return replication;
+      return null;
     }
     replication.#serverKey = key;
     client.cork();

@@ -5,6 +5,7 @@
  * The one idea: whoever asks for TLS by SSLRequest and whoever begins with its first byte (sslnegotiation=direct) get the same;
  * the second must offer the protocol `postgresql` (ALPN), or else a browser could be made to talk to us.
  */
+import { constants } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import type net from 'node:net';
 import tls from 'node:tls';
@@ -39,6 +40,7 @@ export function readClientTls(
       ciphers,
       // Without one, sessions are not resumed where certificates are asked for.
       sessionIdContext: 'pgweir',
+      secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
     });
   return {
     context: contextOf({ cert: cert!, key: key! }),
@@ -82,7 +84,7 @@ export function certificateOf(socket: tls.TLSSocket): Certificate {
   const { ssl } = socket as unknown as { ssl: { verifyError(): Error | null | undefined } };
   const error = ssl.verifyError();
   if (error) return { kind: 'bad', why: error.message };
-  const parts = certificate.subject.split('\n');
-  const commonName = parts.findLast((part) => part.startsWith('CN='))?.slice(3) ?? '';
-  return { kind: 'good', names: { commonName, subject: parts.toReversed().join(',') } };
+  // The first of several, as in Postgres.
+  const [commonName = ''] = [socket.getPeerCertificate().subject?.CN ?? ''].flat();
+  return { kind: 'good', names: { commonName, subject: certificate.subject.split('\n').toReversed().join(',') } };
 }

@@ -49,6 +49,18 @@ export class Users {
     return this.#secrets.keys();
   }
 
+  /** Do most users have a verifier? Then who is none of them is asked as they are. */
+  get haveVerifiers(): boolean {
+    const kinds = [...this.#secrets.values()].filter(({ kind }) => kind === 'verifier');
+    return kinds.length * 2 > this.#secrets.size;
+  }
+
+  /** How often a verifier of the file is hashed: who is none of its users is asked as they are; undefined: as a new one. */
+  get iterations(): number | undefined {
+    for (const secret of this.#secrets.values()) if (secret.kind === 'verifier') return secret.verifier.iterations;
+    return undefined;
+  }
+
   get size(): number {
     return this.#secrets.size;
   }

@@ -131,8 +131,8 @@ const shared: Readonly<Record<string, Meaning>> = {
     path: 'pool.preparedMax',
     as: (value) => (Number(value) === 0 ? undefined : Number(value)),
   },
-  // 0: used once.
-  server_lifetime: { path: 'pool.lifetimeMax', as: (value) => (Number(value) === 0 ? '1ms' : seconds(value)) },
+  // 0: used once; here, for as long as that may take.
+  server_lifetime: { path: 'pool.lifetimeMax', as: (value) => (Number(value) === 0 ? '100ms' : seconds(value)) },
   server_idle_timeout: duration('pool.idleMax'),
   server_connect_timeout: duration('pool.connectMax'),
   query_timeout: duration('pool.queryMax'),

@@ -215,11 +215,15 @@ const auth = z
       .describe('File with maps from names of certificates to users, as pg_ident.conf of Postgres.'),
     failures: z
       .strictObject({
-        max: count().prefault(20).describe('Failed logins of one address in a window; 0: any number.'),
+        max: count()
+          .prefault(20)
+          .describe(
+            'Failed logins as one user from one address in a window; ten times as many as whomever. 0: any number.',
+          ),
         window: duration().prefault('1m').describe('How long they count.'),
       })
       .prefault({})
-      .describe('Beyond it logins from there are refused; not of users who have logged in from there before.'),
+      .describe('Beyond it such logins are refused; not of users who have logged in from there before.'),
     users: z
       .string()
       .nullable()

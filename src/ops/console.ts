@@ -7,6 +7,7 @@
  * BYPASS, SHAPES and REFUSALS. Besides: SET SWITCH, RELOAD, and what ops/controls does.
  */
 import { randomBytes } from 'node:crypto';
+import { linger } from '../client/linger.ts';
 import type { ClientIdentity } from '../client/login.ts';
 import type { AuthConfig } from '../config/schema.ts';
 import { shedReasons } from '../guard/gate.ts';
@@ -14,6 +15,7 @@ import * as encode from '../protocol/encode.ts';
 import { emptyFrame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage } from '../protocol/messages.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
+import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
 import { BYPASS_COLUMNS, bypassRows } from './bypass.ts';
 import { CACHE_COLUMNS, CACHE_SHAPE_COLUMNS, cacheRows, cacheShapeRows } from './caches.ts';
@@ -40,6 +42,7 @@ export interface ConsoleActions {
   upgrade(): Promise<number>;
   switches: Switchboard;
   events: Events;
+  clock: Clock;
 }
 
 const DRIVER_SETTINGS =
@@ -67,25 +70,21 @@ export class Console {
     this.#actions = actions;
   }
 
-  /** Takes over a client that asked for the console; false: it may not use it, and has been told so. */
-  open(client: ClientIdentity, id: number, auth: AuthConfig): boolean {
+  /** Takes over a client that asked for the console; or says why it may not use it. */
+  open(client: ClientIdentity, id: number, auth: AuthConfig): Refusal | null {
     const { socket, user, database } = client;
     const isAdmin = auth.admins.includes(user);
     const [, application = ''] = client.settings.findLast(([name]) => name === 'application_name') ?? [];
     const known: ConsoleClient = { id, user, database, socket, application, connectedAt: Date.now() };
-    socket.on('error', () => {}).on('close', () => this.clients.delete(known));
-    if (!isAdmin && !auth.readers.includes(user)) {
-      const refusal = fatal(SqlState.InsufficientPrivilege, `user "${user}" may not use the console`, {
+    if (!isAdmin && !auth.readers.includes(user))
+      return fatal(SqlState.InsufficientPrivilege, `user "${user}" may not use the console`, {
         hint: 'see auth.admins and auth.readers',
       });
-      socket.end(encode.errorResponse(refusal));
-      socket.resume();
-      return false;
-    }
+    socket.on('error', () => {}).on('close', () => this.clients.delete(known));
     this.clients.add(known);
     socket.write(welcome());
     this.#serve(client, isAdmin);
-    return true;
+    return null;
   }
 
   close(): void {
@@ -99,17 +98,20 @@ export class Console {
     const work = async () => {
       if (isBusy) return;
       isBusy = true;
+      socket.pause(); // What comes meanwhile waits in the system's buffers.
       for (let found = reader.next(frame); found !== 'starved'; found = reader.next(frame)) {
         const isQuery = found === 'frame' && frame.type === ClientMessage.Query;
-        if (found === 'frame' && frame.type === ClientMessage.Terminate) return void socket.end();
         if (!isQuery) {
+          const isOver = found === 'frame' && frame.type === ClientMessage.Terminate;
           const refusal = fatal(SqlState.ProtocolViolation, 'the console speaks the simple protocol only');
-          return void socket.end(encode.errorResponse(refusal));
+          socket.off('data', onData).end(isOver ? Buffer.alloc(0) : encode.errorResponse(refusal));
+          return linger(socket, this.#actions.clock);
         }
         const command = frame.source.toString('utf8', frame.start + 5, frame.end - 1);
         socket.write(await this.#answer(command, isAdmin ? user : null));
       }
       isBusy = false;
+      socket.resume();
     };
     const onData = (chunk: Buffer) => {
       reader.push(chunk);
@@ -117,7 +119,7 @@ export class Console {
     };
     socket.on('data', onData);
     if (rest.length > 0) onData(rest);
-    socket.resume();
+    else socket.resume();
   }
 
   /** `admin`: the name of who asks, if it is an administrator. */

@@ -55,6 +55,11 @@ export class Asker {
     return connection.query(sql, values);
   }
 
+  /** Closes once all that was asked is answered. */
+  retire(): void {
+    void this.#last.then(() => this.close());
+  }
+
   close(): void {
     this.#cancelIdle?.();
     this.#connection?.close();

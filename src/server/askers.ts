@@ -30,6 +30,12 @@ export class Askers {
     return asker;
   }
 
+  /** What is being asked is answered; what is asked from here on is asked anew. */
+  retire(): void {
+    for (const asker of this.#askers.values()) asker.retire();
+    this.#askers.clear();
+  }
+
   close(): void {
     for (const asker of this.#askers.values()) asker.close();
     this.#askers.clear();

@@ -32,6 +32,11 @@ export class Cap {
     this.serversMax = serversMax;
   }
 
+  /** There is room that nobody stands in the queue for. */
+  get hasSpare(): boolean {
+    return this.count < this.serversMax && this.#queue.size === 0;
+  }
+
   get isUnused(): boolean {
     return this.#tenants.size === 0 && this.count === 0;
   }
@@ -122,6 +127,12 @@ export class Room {
       return false;
     }
     return true;
+  }
+
+  /** As take, but neither takes an idle server from another pool nor stands in a queue: for what nobody waits for. */
+  takeSpare(): boolean {
+    for (const cap of this.#caps) if (!cap.hasSpare) return false;
+    return this.take();
   }
 
   release(): void {

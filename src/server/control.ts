@@ -47,7 +47,7 @@ export async function openClient(
 }
 
 async function logIn(
-  { host: { host, port }, database, user }: ServerTarget,
+  { host: { host, port }, database, user, tls }: ServerTarget,
   password: string | undefined,
   ssl: ReturnType<typeof tlsOptionsOf> | false,
   more: pg.ClientConfig,
@@ -61,6 +61,8 @@ async function logIn(
     ssl,
     connectionTimeoutMillis: CONTROL_MS,
     application_name: 'pgweir control',
+    enableChannelBinding: tls.channelBinding !== 'disable',
+    ...(ssl === false ? {} : { sslnegotiation: tls.negotiation }),
     ...more,
   });
   client.on('error', () => {});

@@ -154,22 +154,31 @@ class Inbox {
   }
 }
 
+interface Progress {
+  isLoggedIn: boolean;
+  /** By which what runs can be cancelled. */
+  key: Buffer | null;
+}
+
 /** Opens a connection and logs in; the whole attempt takes at most `limitMs`. */
 export async function openServer(target: ServerTarget, secret: Secret, limitMs: number): Promise<LoggedIn> {
   let socket: net.Socket | null = null;
   let timer: NodeJS.Timeout | undefined;
+  const progress: Progress = { isLoggedIn: false, key: null };
   const timeout = new Promise<never>((_, reject) => {
     timer = setTimeout(() => {
-      const late = new ServerLoginError(`no login within ${limitMs} ms`);
+      const late = new ServerLoginError(
+        progress.isLoggedIn ? `connectQuery takes longer than ${limitMs} ms` : `no login within ${limitMs} ms`,
+      );
       late.isTimeout = true;
-      late.isSilent = true;
+      late.isSilent = !progress.isLoggedIn;
       reject(late);
     }, limitMs);
   });
   const attempt = async () => {
     socket = await connect(target.host, isPlain(target));
     socket = await secure(socket, target);
-    return logIn(socket, target, secret);
+    return logIn(socket, target, secret, progress);
   };
   const attempted = attempt();
   attempted.catch(() => {}); // When the timeout wins, its later failure is of no interest.
@@ -177,6 +186,14 @@ export async function openServer(target: ServerTarget, secret: Secret, limitMs: 
     return await Promise.race([attempted, timeout]);
   } catch (thrown) {
     (socket as net.Socket | null)?.on('error', () => {}).destroy();
+    // What connectQuery runs would go on without us.
+    if (progress.key !== null)
+      sendCancel(
+        target,
+        progress.key,
+        () => true,
+        () => {},
+      );
     void attempted.then(({ socket: late }) => late.destroy()).catch(() => {});
     if (thrown instanceof ServerLoginError) throw thrown;
     // Errors of the system have a code such as ECONNREFUSED; others are ours.
@@ -265,10 +282,15 @@ function handshake(socket: net.Socket, target: Pick<ServerTarget, 'tls' | 'host'
   });
 }
 
-async function logIn(socket: net.Socket, target: ServerTarget, secret: Secret): Promise<LoggedIn> {
+async function logIn(socket: net.Socket, target: ServerTarget, secret: Secret, progress: Progress): Promise<LoggedIn> {
   const inbox = new Inbox(socket);
-  const parameters = [['user', target.user], ['database', target.database], ...target.parameters] as const;
-  socket.write(encode.startup(encode.Version.v3_0, parameters as readonly (readonly [string, string])[]));
+  const parameters: (readonly [string, string])[] = [
+    ['user', bytesOf(target.user)],
+    ['database', bytesOf(target.database)],
+    // A second user or database would count instead of ours.
+    ...target.parameters.filter(([name]) => name !== 'user' && name !== 'database'),
+  ];
+  socket.write(encode.startup(encode.Version.v3_0, parameters));
   const reported = new Map<string, string>();
   let key: Buffer = Buffer.alloc(0);
   let scram: ScramClient | null = null;
@@ -294,6 +316,7 @@ async function logIn(socket: net.Socket, target: ServerTarget, secret: Secret): 
       case ServerMessage.NegotiateProtocolVersion:
         break;
       case ServerMessage.ReadyForQuery:
+        Object.assign(progress, { isLoggedIn: true, key });
         if (target.connectQuery !== undefined) await runFirst(target.connectQuery, socket, inbox, reported);
         return { socket, reported, key, rest: inbox.close() };
       default:
@@ -302,9 +325,14 @@ async function logIn(socket: net.Socket, target: ServerTarget, secret: Secret): 
   }
 }
 
+/** A text as messages have it: its UTF-8, byte by byte. */
+function bytesOf(name: string): string {
+  return Buffer.from(name, 'utf8').toString('latin1');
+}
+
 /** Runs `sql` on the new connection; what it sets counts as reported at login. */
 async function runFirst(sql: string, socket: net.Socket, inbox: Inbox, reported: Map<string, string>): Promise<void> {
-  socket.write(encode.query(sql));
+  socket.write(encode.query(bytesOf(sql)));
   let failure: ServerLoginError | null = null;
   for (;;) {
     const { type, body } = await inbox.read();
@@ -335,14 +363,17 @@ async function answer(
   const data = () => body.toString('utf8', 4);
   switch (body.readInt32BE(0)) {
     case 0: // Ok
-      if (channelBinding === 'require' && scram?.mechanism !== SCRAM_SHA_256_PLUS)
-        throw new ServerLoginError('the server has not bound the login to its certificate (tls.channelBinding)');
+      if (scram?.isVerified === false)
+        throw new ServerLoginError('the server has not proved that it knows the password');
+      if (channelBinding === 'require' && scram?.mechanism !== SCRAM_SHA_256_PLUS) throw unbound();
       return scram;
     case 3: // CleartextPassword
+      if (channelBinding === 'require') throw unbound();
       if (secret.kind !== 'password') throw needsSecret(user, 'a password in clear text');
       socket.write(encode.password(secret.password));
       return null;
     case 5: // MD5Password
+      if (channelBinding === 'require') throw unbound();
       if (secret.kind !== 'password' && secret.kind !== 'md5') throw needsSecret(user, 'a password or its md5');
       socket.write(
         encode.password(
@@ -362,6 +393,7 @@ async function answer(
       const endPoint = channelBinding === 'disable' ? null : endPointAt(socket);
       const known = secret.kind === 'password' ? secret.password : secret.keys;
       const started = new ScramClient(known, endPoint, offered.includes(SCRAM_SHA_256_PLUS));
+      if (channelBinding === 'require' && started.mechanism !== SCRAM_SHA_256_PLUS) throw unbound();
       socket.write(encode.saslInitialResponse(started.mechanism, started.first()));
       return started;
     }
@@ -387,6 +419,10 @@ function endPointAt(socket: net.Socket): Buffer | null {
   } catch {
     return null; // A signature of a kind that has no hash of its own: as libpq, without.
   }
+}
+
+function unbound(): ServerLoginError {
+  return new ServerLoginError('the server does not bind the login to its certificate (tls.channelBinding: require)');
 }
 
 function needsSecret(user: string, what: string): ServerLoginError {

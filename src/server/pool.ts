@@ -190,10 +190,13 @@ export const pinReasons: readonly PinReason[] = [
 ];
 
 let nextRefusalId = 1;
+let nextSerial = 1;
 
 export class ServerPool implements Tenant, ClusterTenant {
   readonly database: string;
   readonly user: string;
+  /** Tells it from others of the same database and user. */
+  readonly serial = nextSerial++;
   readonly book: SettingsBook;
   readonly statements = new StatementBook();
   readonly idle = new Chain<ServerConnection>();
@@ -872,10 +875,11 @@ export class ServerPool implements Tenant, ClusterTenant {
         isLookout ||
         (this.waiters.size > this.connecting + this.#checking && !this.isPaused) ||
         (this.#learners.length > 0 && this.serverCount === 0) ||
-        (this.#isWanted && this.connecting === 0) ||
-        (this.serverCount < this.config.sizeMin && this.baseline !== null && !this.isPaused);
-      if (!isWanted || this.serverCount >= this.#sizeNow) return;
-      if (!this.#room.take()) return;
+        (this.#isWanted && this.connecting === 0);
+      const isForLater = this.serverCount < this.config.sizeMin && this.baseline !== null && !this.isPaused;
+      if ((!isWanted && !isForLater) || this.serverCount >= this.#sizeNow) return;
+      // Pools that take servers from each other only to have them would never end.
+      if (!(isWanted ? this.#room.take() : this.#room.takeSpare())) return;
       if (this.serverCount >= this.config.size) this.#onEvent('a server of the reserve is opened', {});
       void this.#connect();
     }

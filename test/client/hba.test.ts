@@ -35,7 +35,7 @@ host    app, \\
   other dora 192.168.0.0/255.255.255.0x md5
 `.replace('/255.255.255.0x', '/24'),
   );
-  t.equal(lineFor(hba, { address: undefined }), 3);
+  t.equal(lineFor(hba, { address: null }), 3);
   t.equal(lineFor(hba, { isTls: true }), 4);
   t.equal(lineFor(hba, { isTls: true, database: 'a b' }), 4);
   t.equal(lineFor(hba, { user: 'all' }), 5, 'a quoted name is only a name');
@@ -81,9 +81,17 @@ t.test('what cannot be done is said with file and line', async (t) => {
     ['host all all all md5 clientcert=verify-full', /clientcert needs hostssl/],
     ['host all all all md5 x=y', /is not known/],
     ['host all /( all md5', /is not a pattern/],
+    ['host all all 10.0.0.0/ md5', /not a network/],
+    ['host all all 10.0.0.0/0/24 md5', /not a network/],
+    ['host all all 10.0.0.0/8,11.0.0.0/8 reject', /only one is possible/],
+    ['host all all all trust,reject', /only one is possible/],
+    ['host all "all all md5', /a quote does not end/],
+    ['host all all ::ffff:10.0.0.0/104 md5', /write the address as IPv4/],
   ] as const)
     t.throws(() => make(text), { message: why }, text);
   t.throws(() => make('hostssl all all all cert map=m', 'm a'), { message: /^ident\.conf:1:1: expected/ });
+  t.throws(() => make('hostssl all all all cert map=m', 'm a b,c'), { message: /only one is possible/ });
+  t.throws(() => make('hostssl all all all cert map=m', 'm /a \\1'), { message: /needs a pattern with a group/ });
 });
 
 t.test('maps', async (t) => {
@@ -96,6 +104,8 @@ t.test('maps', async (t) => {
   t.notOk(hba.maps('m', 'CN=anna,O=shop', 'bert'));
   t.ok(hba.maps('m', 'CN=boss', 'anyone'));
   t.ok(hba.maps('m', 'boss', 'all'));
+  t.notOk(hba.maps('m', 'boss', 'anna'), 'a quoted all is a name');
+  t.notOk(hba.maps('m', 'CN=$&,O=shop', 'anna'));
   t.ok(hba.maps('', 'anna', 'anna'));
   t.notOk(hba.maps('', 'anna', 'bert'));
 });
@@ -132,21 +142,26 @@ t.test('no text does more than throw its own error', async (_t) => {
   );
 });
 
-t.test('an address with failed logins waits, but not for users who are known there', async (t) => {
+t.test('who fails as one user waits, and who fails as many; who is known there does not', async (t) => {
   const failures = new FailedLogins();
   Object.assign(failures, { max: 3, windowMs: 1000 });
+  const fail = (address: string, user: string, times: number, now = 0) => {
+    for (let each = 0; each < times; each++) failures.onFailure(address, user, now);
+  };
   failures.onSuccess('10.0.0.1', 'good');
-  for (let each = 0; each < 3; each++) {
-    t.equal(failures.waitOf('10.0.0.1', 'bad', 0), 0);
-    failures.onFailure('10.0.0.1', 0);
-  }
+  fail('10.0.0.1', 'bad', 2);
+  t.equal(failures.waitOf('10.0.0.1', 'bad', 0), 0);
+  fail('10.0.0.1', 'bad', 1);
   t.equal(failures.waitOf('10.0.0.1', 'bad', 400), 600);
+  t.equal(failures.waitOf('10.0.0.1', 'innocent', 400), 0, 'another user at the same address');
+  for (let user = 0; user < 9; user++) fail('10.0.0.1', `guess ${user}`, 3);
+  t.equal(failures.waitOf('10.0.0.1', 'never seen', 400), 600, 'so many are a guesser');
   t.equal(failures.waitOf('10.0.0.1', 'good', 400), 0);
   t.equal(failures.waitOf('10.0.0.2', 'bad', 400), 0);
-  t.equal(failures.waitOf(undefined, 'bad', 400), 0, 'a Unix socket');
+  t.equal(failures.waitOf(null, 'bad', 400), 0, 'a Unix socket');
   t.equal(failures.waitOf('10.0.0.1', 'bad', 1000), 0, 'a new window');
-  for (let each = 0; each < 3; each++) failures.onFailure(`2001:db8::${each}`, 2000);
+  for (let each = 0; each < 3; each++) fail(`2001:db8::${each}`, 'x', 1, 2000);
   t.equal(failures.waitOf('2001:db8::ffff', 'x', 2000), 1000, 'a /64 is one');
   t.equal(failures.waitOf('2001:db8:0:1::1', 'x', 2000), 0);
-  t.equal(failures.refused, 2);
+  t.equal(failures.refused, 3);
 });

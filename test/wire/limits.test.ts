@@ -187,3 +187,33 @@ t.test('a database that "*" stands for is forgotten when it is not used', async 
   await again.end();
   t.equal(proxy.bugs(), 0);
 });
+
+t.test('pools that want a least number of servers do not take them from each other', async (t) => {
+  const databases = Object.fromEntries(
+    ['one', 'two', 'three', 'four', 'five'].map((name) => [
+      name,
+      {
+        hosts: [`127.0.0.1:${postgres.port}`],
+        tls: { mode: 'disable' },
+        dbname: 'postgres',
+        user: 'anna',
+        serversMax: 3,
+        pool: { sizeMin: 1 },
+      },
+    ]),
+  );
+  const proxy = await startProxy(postgres.port, { top: { databases } });
+  t.teardown(() => proxy.stop());
+  const { pools } = proxy.app.snapshot();
+  t.equal(pools.length, 5, 'they are there before anybody asks');
+  const connects = () => pools.reduce((sum, { counts }) => sum + counts.connects, 0);
+  await until(() => connects() >= 3, 'the first servers');
+  // Nothing announces that nothing happens: ten ticks of the pools.
+  await new Promise((done) => setTimeout(done, 2_000));
+  t.ok(connects() <= 10, `${connects()} connects`);
+  for (const name of Object.keys(databases)) {
+    const client = await connect(proxy.port, { database: name });
+    await client.query('SELECT 1');
+    await client.end();
+  }
+});

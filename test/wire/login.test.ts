@@ -1,6 +1,8 @@
 /** Logins on both sides: methods, pass-through, password files, TLS, and what a client is told when it cannot stay. */
 import { readFileSync, writeFileSync } from 'node:fs';
+import net from 'node:net';
 import t from 'tap';
+import { startup, Version } from '../../src/protocol/encode.ts';
 import { Authority } from '../fixtures/certificates.ts';
 import { RawClient, sqlstates } from '../fixtures/raw.ts';
 import { connect, startProxy, temporaryFile, until, withPostgres } from '../fixtures/stack.ts';
@@ -196,4 +198,89 @@ t.test('TLS towards the server: required, verified, and refused when it is not t
   });
   t.teardown(() => plain.stop());
   await t.rejects(connect(plain.port), { code: '57P03', detail: /does not offer TLS/ });
+});
+
+t.test('names are UTF-8 on both sides, and nobody becomes somebody else by one', async (t) => {
+  const trusting = await withPostgres();
+  t.teardown(() => trusting.stop());
+  const admin = await connect(trusting.port);
+  await admin.query('CREATE ROLE "köln" LOGIN');
+  await admin.query('CREATE DATABASE "größe"');
+  await admin.end();
+  const proxy = await startProxy(trusting.port);
+  t.teardown(() => proxy.stop());
+  const client = await connect(proxy.port, { user: 'köln', database: 'größe' });
+  const { rows } = await client.query('SELECT current_user AS me, current_database() AS here');
+  t.same(rows, [{ me: 'köln', here: 'größe' }]);
+  await client.end();
+  // Cut to their low bytes these letters are "postgres".
+  await t.rejects(connect(proxy.port, { user: 'ŰůųŴŧŲťų' }), { code: '28000', message: /does not exist/ });
+  t.equal(proxy.bugs(), 0);
+});
+
+t.test('what a startup packet says twice or half', async (t) => {
+  const proxy = await startProxy(postgres.port);
+  t.teardown(() => proxy.stop());
+  const login = async (more: Record<string, string>) => {
+    const client = new RawClient(proxy.port);
+    client.write(startup(Version.v3_0, Object.entries({ user: 'postgres', database: 'postgres', ...more })));
+    const messages = await client.until('Z', 1, ['E']);
+    const code = messages.at(-1)?.type === 'Z' ? 'in' : sqlstates(messages)[0];
+    client.end();
+    return code;
+  };
+  for (const name of ['user', 'database', 'replication', 'options', 'USER'])
+    t.equal(await login({ options: `-c ${name}=x`, replication: 'true' }), '22023', name);
+  for (const text of ['fals', 'of', 'n', '0', 'off', 'FALSE']) {
+    t.equal(await login({ replication: text }), 'in', `replication=${text} is an ordinary session`);
+  }
+  t.equal(proxy.app.snapshot().replications, 0);
+  for (const text of ['o', 'x', '', '2']) t.equal(await login({ replication: text }), '22023', `replication=${text}`);
+  t.equal(await login({ replication: 'true', database: 'pgweir' }), '0A000', 'the console replicates nothing');
+});
+
+t.test('a server that lets us in without proof is not believed', async (t) => {
+  // A fake: no Postgres would.
+  const message = (type: string, body: Buffer) => {
+    const head = Buffer.from(`${type}0000`);
+    head.writeInt32BE(body.length + 4, 1);
+    return Buffer.concat([head, body]);
+  };
+  const fake = net.createServer((socket) => {
+    socket.once('data', () => {
+      socket.write(message('R', Buffer.from('\0\0\0\x0aSCRAM-SHA-256\0\0', 'latin1')));
+      socket.once('data', () =>
+        socket.write(Buffer.concat([message('R', Buffer.alloc(4)), message('Z', Buffer.from('I'))])),
+      );
+    });
+    socket.on('error', () => {});
+  });
+  await new Promise<void>((done) => fake.listen(0, '127.0.0.1', done));
+  t.teardown(() => fake.close());
+  const file = temporaryFile('password', 'secret');
+  t.teardown(file.remove);
+  const proxy = await startProxy((fake.address() as net.AddressInfo).port, {
+    database: { user: 'postgres', passwordFile: file.path },
+    top: { listen: { loginTimeout: '1s' } },
+  });
+  t.teardown(() => proxy.stop());
+  await t.rejects(connect(proxy.port), { code: '57P03', detail: /has not proved/ });
+});
+
+t.test('who sends a cancel request and stays is shown the door', async (t) => {
+  const proxy = await startProxy(postgres.port, { top: { listen: { clientsMax: 2 } } });
+  t.teardown(() => proxy.stop());
+  const request = Buffer.alloc(16);
+  for (const [at, value] of [16, 80877102, 1, 2].entries()) request.writeInt32BE(value, 4 * at);
+  const sockets = Array.from({ length: 20 }, () => net.connect(proxy.port, '127.0.0.1'));
+  for (const socket of sockets)
+    socket
+      .on('error', () => {})
+      .resume()
+      .write(request);
+  await until(() => sockets.every(({ readableEnded }) => readableEnded), 'the end of all');
+  const half = sockets.map((socket) => socket.end());
+  await until(() => proxy.app.snapshot().open === 0, 'no socket open');
+  t.equal(half.length, 20);
+  t.equal(proxy.bugs(), 0);
 });

@@ -207,8 +207,10 @@ t.test('towards the server: without SSLRequest, bound to its certificate, and wi
         ...toServer,
         user: 'anna',
         passwordFile: password.path,
-        tls: { mode: 'verify-full', ca: secrets.ca, ...more },
+        // Files are beside the configuration, and nothing else of it is one.
+        tls: { mode: 'verify-full', ca: 'ca.pem', ...more },
       },
+      file: authority.path('pgweir.yaml'),
       top: { listen: { loginTimeout: '2s' } },
     });
   const password = temporaryFile('password', 'secret\n');
@@ -245,4 +247,40 @@ t.test('towards the server: without SSLRequest, bound to its certificate, and wi
   await t.rejects(connect(lost.port), { code: '57P03' });
   await until(() => lost.log.some((line) => /tls\.negotiation|alert/.test(line)), 'why, in the log');
   t.equal(lost.bugs(), 0);
+});
+
+t.test('a certificate that nothing can be bound to', async (t) => {
+  const psql = findProgram('psql');
+  if (psql === null) return skip(t, 'psql', 'postgresql-client');
+  const edwards = authority.forge('/CN=localhost', 'ed25519');
+  const files = [temporaryFile('cert.pem', edwards.cert), temporaryFile('key.pem', edwards.key)] as const;
+  t.teardown(() => {
+    for (const file of files) file.remove();
+  });
+  const proxy = await startProxy(postgres.port, {
+    database: toServer,
+    top: { listen: { tls: { mode: 'require', cert: files[0].path, key: files[1].path } }, auth: { users: users.path } },
+  });
+  t.teardown(() => proxy.stop());
+  const target = `host=127.0.0.1 port=${proxy.port} user=anna dbname=postgres sslmode=require`;
+  const env = cleanEnvironment({ PGPASSWORD: 'secret' });
+  const { stdout, stderr } = await run(psql, ['-XAt', target, '-c', `SELECT 'in'`], { env });
+  t.equal(stdout.trim(), 'in', stderr);
+});
+
+t.test('nobody may negotiate again', async (t) => {
+  const proxy = await startProxy(postgres.port, {
+    database: toServer,
+    top: { listen: { tls: { mode: 'require', ...secrets } }, auth: { users: users.path } },
+  });
+  t.teardown(() => proxy.stop());
+  const socket = await direct(proxy.port, { ALPNProtocols: ['postgresql'], maxVersion: 'TLSv1.2' });
+  t.equal(await greet(socket), 'R');
+  const refused = await new Promise((resolve) => {
+    socket.on('error', resolve);
+    socket.renegotiate({}, resolve);
+  });
+  t.ok(refused, 'renegotiation is refused');
+  socket.destroy();
+  t.equal(proxy.bugs(), 0);
 });
