@@ -235,6 +235,8 @@ function tellWhatClientsAreTold(): void {
         .split('\0')
         .map((field) => [field.slice(0, 1), field.slice(1)] as const),
     );
+    const [, name] = /^prepared statement "(.*)" already exists$/.exec(fields.get('M') ?? '') ?? [];
+    if (name !== undefined) log(`prepared statement '${name}' was already prepared`, 'warn');
     if (fields.get('S') !== 'FATAL') return;
     const [, noSuch] = /\(PgBouncer: (.*)\)/.exec(fields.get('H') ?? '') ?? [];
     const own = noSuch ?? words[fields.get('C') ?? ''];

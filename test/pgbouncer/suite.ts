@@ -3,7 +3,7 @@
  *
  *     PGBOUNCER_SOURCE=…/pgbouncer node --import tsx test/pgbouncer/suite.ts [test_file …] [-- arguments of pytest]
  *
- * needs Python with pytest, pytest-asyncio, pytest-timeout, pytest-xdist, filelock and psycopg (PYTHON: which one), Postgres, and, as root, a user
+ * (with PGWEIR_TABLES=FOLDER the table for docs/compatibility.md is written to it) needs Python with pytest, pytest-asyncio, pytest-timeout, pytest-xdist, filelock and psycopg (PYTHON: which one), Postgres, and, as root, a user
  * for it (PGBOUNCER_TEST_USER, else postgres, else nobody). expected.json says which tests fail, and why that is meant.
  *
  * The one idea: what fails is either in expected.json with its reason, or wrong: then this exits with 1.
@@ -180,10 +180,11 @@ function report(all: readonly Result[]): void {
   const unexpected = of('failed').filter((each) => reasonOf(each) === undefined);
   const better = of('passed').filter((each) => expected[each.id] !== undefined);
   console.log('');
-  for (const file of files) {
+  const counts = files.map((file) => {
     const ran = all.filter(({ id, outcome }) => id.startsWith(`${file}.py::`) && outcome !== 'skipped');
-    console.log(`${file.padEnd(24)} ${ran.filter(({ outcome }) => outcome === 'passed').length} of ${ran.length}`);
-  }
+    return { file, passed: ran.filter(({ outcome }) => outcome === 'passed').length, ran: ran.length };
+  });
+  for (const { file, passed, ran } of counts) console.log(`${file.padEnd(24)} ${passed} of ${ran}`);
   for (const { id, why } of unexpected)
     console.log(`unexpected: ${id}\n    ${why.split('\n').slice(0, 4).join(' | ')}`);
   for (const { id } of better) console.log(`passes, and is in expected.json: ${id}`);
@@ -191,6 +192,12 @@ function report(all: readonly Result[]): void {
   console.log(
     `${of('passed').length} passed of ${chosen} chosen, ${of('failed').length - unexpected.length} expected differences, ${unexpected.length} unexpected (${of('skipped').length} skipped by themselves)`,
   );
+  if (process.env.PGWEIR_TABLES !== undefined) {
+    const rows = counts.map(({ file, passed, ran }) => `| ${file} | ${passed} of ${ran} |`);
+    const reasons = of('failed').map((each) => `- \`${each.id}\`: ${reasonOf(each) ?? 'not expected'}`);
+    const page = `| file | passed |\n|---|---|\n${rows.join('\n')}\n| all | ${of('passed').length} of ${chosen} |\n\n${reasons.join('\n')}\n`;
+    writeFileSync(join(process.env.PGWEIR_TABLES, 'pgbouncer.md'), page);
+  }
   process.exitCode = unexpected.length === 0 && chosen > 0 ? 0 : 1;
 }
 
