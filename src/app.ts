@@ -318,7 +318,7 @@ export class App {
       this.#retired.delete(pool);
       this.#sweepClusters();
     }
-    let isSweepWanted = false;
+    const forgotten = new Set<string>();
     for (const [key, pool] of this.#pools) {
       pool.tick();
       if (!pool.isUnused) pool.usedAt = now;
@@ -330,10 +330,10 @@ export class App {
           standby.close('unused');
           this.#standbyPools.delete(at);
         }
-        isSweepWanted = true;
+        forgotten.add(pool.database);
       }
     }
-    if (isSweepWanted) this.#sweepDatabases();
+    if (forgotten.size > 0) this.#sweepDatabases(forgotten);
     for (const standby of this.#standbyPools.values()) {
       standby.cluster.tick(now);
       standby.tick();
@@ -350,12 +350,17 @@ export class App {
   }
 
   /** What is known of databases that "*" stood for, and that have no pool any more, is forgotten. */
-  #sweepDatabases(): void {
+  #sweepDatabases(forgotten: Iterable<string> = []): void {
     const kept = new Set(this.#allPools.map(({ database }) => database));
     for (const name of this.#catalogs.keys()) if (!kept.has(name) && !this.#isNamed(name)) this.#catalogs.delete(name);
     this.#databaseCaps.sweep();
     this.#userCaps.sweep();
-    this.#setCaches();
+    // Every session hears of it, so only where there is something to hear.
+    for (const name of forgotten)
+      if (this.#caches.of(name) !== null && !kept.has(name)) {
+        this.#setCaches();
+        return;
+      }
   }
 
   // --- What clients need ----------------------------------------------------------------------------------------
