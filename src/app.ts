@@ -392,7 +392,7 @@ export class App {
         secret: await this.#secretOf(this.#databaseOf(pool.database)!, pool.database, pool.target.user),
         connectMs: pool.config.connectMax,
       }),
-      openConsole: (client, id) => this.#console.open(client, id, this.config.auth),
+      openConsole: (client) => this.#console.open(client, this.config.auth),
       onEvent: (event, fields) => this.log.info(fields, event),
       onBug: (where, thrown) => this.log.error({ where, err: thrown }, 'bug: a session was ended'),
     };

@@ -7,6 +7,7 @@
  * their /64, which one attacker has for himself.
  */
 import { LRUCache } from 'lru-cache';
+import type { AuthConfig } from '../config/schema.ts';
 
 const PLACES_MAX = 20_000;
 /** Failures as any user, for each as one. */
@@ -18,42 +19,48 @@ interface Failures {
 }
 
 export class FailedLogins {
-  max = 0;
-  windowMs = 0;
+  #max = 0;
+  #windowMs = 0;
   /** Logins refused for it. */
   refused = 0;
   readonly #counts = new LRUCache<string, Failures>({ max: PLACES_MAX });
   readonly #known = new LRUCache<string, true>({ max: PLACES_MAX });
 
+  /** From here on `max` failures count for `window` ms; 0: any number is let pass. */
+  configure({ max, window }: AuthConfig['failures']): void {
+    this.#max = max;
+    this.#windowMs = window;
+  }
+
   /** How long `user` must wait at this address (null: a Unix socket), in ms; 0: not at all. */
   waitOf(address: string | null, user: string, now: number): number {
-    if (this.max === 0 || address === null) return 0;
+    if (this.#max === 0 || address === null) return 0;
     const place = placeOf(address);
     const pair = pairOf(place, user);
     if (this.#known.has(pair)) return 0;
-    const waitMs = Math.max(this.#left(pair, this.max, now), this.#left(place, this.max * USERS_PER_ADDRESS, now));
+    const waitMs = Math.max(this.#left(pair, this.#max, now), this.#left(place, this.#max * USERS_PER_ADDRESS, now));
     if (waitMs > 0) this.refused++;
     return waitMs;
   }
 
   #left(key: string, max: number, now: number): number {
     const found = this.#counts.get(key);
-    return found === undefined || found.count < max ? 0 : Math.max(0, found.since + this.windowMs - now);
+    return found === undefined || found.count < max ? 0 : Math.max(0, found.since + this.#windowMs - now);
   }
 
   /** `user` has not been proved. */
   onFailure(address: string | null, user: string, now: number): void {
-    if (this.max === 0 || address === null) return;
+    if (this.#max === 0 || address === null) return;
     const place = placeOf(address);
     for (const key of [place, pairOf(place, user)]) {
       const found = this.#counts.get(key);
-      if (found !== undefined && now - found.since < this.windowMs) found.count++;
+      if (found !== undefined && now - found.since < this.#windowMs) found.count++;
       else this.#counts.set(key, { count: 1, since: now });
     }
   }
 
   onSuccess(address: string | null, user: string): void {
-    if (this.max > 0 && address !== null) this.#known.set(pairOf(placeOf(address), user), true);
+    if (this.#max > 0 && address !== null) this.#known.set(pairOf(placeOf(address), user), true);
   }
 }
 

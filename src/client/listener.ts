@@ -21,7 +21,6 @@ import type { Settings } from '../server/settings.ts';
 import type { Judge } from '../sql/verdict.ts';
 import { type Clock, every } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
-import { nextId } from '../util/ids.ts';
 import { moveConnection } from '../util/intake.ts';
 import type { Authentication } from './authenticate.ts';
 import { type CancelKey, CancelKeys } from './cancel.ts';
@@ -60,7 +59,7 @@ export interface ListenerContext extends Authentication {
     replication: string,
   ): Promise<{ target: ServerTarget; secret: Secret; connectMs: number }>;
   /** Takes over a client of the console; or says why it may not use it. */
-  openConsole(client: ClientIdentity, id: number): Refusal | null;
+  openConsole(client: ClientIdentity): Refusal | null;
   onEvent(event: string, fields: Record<string, unknown>): void;
   onBug(where: string, thrown: unknown): void;
 }
@@ -204,7 +203,7 @@ export class Listener {
       socket.destroy();
     });
     const { failures } = this;
-    Object.assign(failures, { max: context.auth.failures.max, windowMs: context.auth.failures.window });
+    failures.configure(context.auth.failures);
     const outcome = await logInClient(socket, address, {
       ...context,
       keys: this.keys,
@@ -273,7 +272,7 @@ export class Listener {
     const crowded = context.auth.admins.includes(user) ? null : this.#refuseMore(client, context);
     const refusal = isReplication
       ? fatal(SqlState.FeatureNotSupported, 'the console has nothing to replicate')
-      : (crowded ?? context.openConsole(client, nextId()));
+      : (crowded ?? context.openConsole(client));
     if (refusal !== null) this.#decline(client, refusal, context);
     else socket.once('close', this.#count(client));
     return true;
@@ -351,7 +350,7 @@ export class Listener {
     const key = this.keys.issue(client.minor);
     const settings = pool.book.withStartup(pool.baseline!, settingsOf(client.settings, socket, context.listen));
     const session = new Session({
-      id: nextId(),
+      id: client.id,
       socket,
       // One string for all clients of a pool.
       user: client.user === pool.user ? pool.user : client.user,
@@ -501,11 +500,10 @@ function bind(server: net.Server, options: net.ListenOptions | { fd: number }): 
 }
 
 /** How long a client may wait for the first server of its pool, and what says so. */
-function waitOf({ config }: ServerPool, { loginTimeout }: ListenConfig): [ms: number, limit: string] {
-  const limits: [number, string][] = [
-    [loginTimeout, 'listen.loginTimeout'],
-    [config.waitMax, 'pool.waitMax, query_wait_timeout'],
-  ];
+function waitOf({ config, isHeld }: ServerPool, { loginTimeout }: ListenConfig): [ms: number, limit: string] {
+  const limits: [number, string][] = [[loginTimeout, 'listen.loginTimeout']];
+  // While no primary can be reached nobody waits for a server.
+  if (!isHeld) limits.push([config.waitMax, 'pool.waitMax, query_wait_timeout']);
   if (config.queryMax > 0) limits.push([config.queryMax, 'pool.queryMax, query_timeout']);
   return limits.reduce((least, each) => (each[0] < least[0] ? each : least));
 }

@@ -13,6 +13,7 @@ import type { ListenConfig } from '../config/schema.ts';
 import * as encode from '../protocol/encode.ts';
 import { fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import { parseOptions, readPacket, type StartupPacket } from '../protocol/startup.ts';
+import { nextId } from '../util/ids.ts';
 import { type Authentication, authenticate } from './authenticate.ts';
 import type { CancelKeys } from './cancel.ts';
 import { Gone, Incoming } from './incoming.ts';
@@ -31,6 +32,8 @@ export interface LoginContext extends Authentication {
 
 /** A client that has proved who it is. */
 export interface ClientIdentity {
+  /** By which people name it. */
+  id: number;
   socket: net.Socket;
   user: string;
   database: string;
@@ -207,6 +210,7 @@ function identify(
       hint: 'valid values are: "false", 0, "true", 1, "database"',
     });
   return {
+    id: nextId(),
     socket,
     user,
     database: utf8('database') || user,

@@ -71,8 +71,8 @@ export class Console {
   }
 
   /** Takes over a client that asked for the console; or says why it may not use it. */
-  open(client: ClientIdentity, id: number, auth: AuthConfig): Refusal | null {
-    const { socket, user, database } = client;
+  open(client: ClientIdentity, auth: AuthConfig): Refusal | null {
+    const { id, socket, user, database } = client;
     const isAdmin = auth.admins.includes(user);
     const [, application = ''] = client.settings.findLast(([name]) => name === 'application_name') ?? [];
     const known: ConsoleClient = { id, user, database, socket, application, connectedAt: Date.now() };

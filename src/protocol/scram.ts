@@ -13,7 +13,7 @@
 import { createHash, createHmac, pbkdf2, randomBytes, timingSafeEqual } from 'node:crypto';
 import { promisify } from 'node:util';
 // @ts-expect-error: the file has no types.
-import { signatureAlgorithmHashFromCertificate } from 'pg/lib/crypto/cert-signatures.js';
+import { signatureAlgorithmHashFromCertificate } from 'pg/lib/crypto/cert-signatures';
 
 export const SCRAM_SHA_256 = 'SCRAM-SHA-256';
 export const SCRAM_SHA_256_PLUS = 'SCRAM-SHA-256-PLUS';

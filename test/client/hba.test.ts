@@ -144,7 +144,7 @@ t.test('no text does more than throw its own error', async (_t) => {
 
 t.test('who fails as one user waits, and who fails as many; who is known there does not', async (t) => {
   const failures = new FailedLogins();
-  Object.assign(failures, { max: 3, windowMs: 1000 });
+  failures.configure({ max: 3, window: 1000 });
   const fail = (address: string, user: string, times: number, now = 0) => {
     for (let each = 0; each < times; each++) failures.onFailure(address, user, now);
   };

@@ -163,8 +163,8 @@ const NOT_KEYS = ['switch', 'client_encoding', 'datestyle', 'timezone', 'applica
 /** `SET key = value` of the console: becomes RELOAD of the ini with that key behind it. */
 function letConsoleSet(): void {
   const { open } = Console.prototype;
-  Console.prototype.open = function (client, id, auth) {
-    if (!auth.admins.includes(client.user)) return open.call(this, client, id, auth);
+  Console.prototype.open = function (client, auth) {
+    if (!auth.admins.includes(client.user)) return open.call(this, client, auth);
     const translate = translator();
     const { socket } = client;
     const on = socket.on.bind(socket) as (event: string, listener: (...values: never[]) => void) => typeof socket;
@@ -173,7 +173,7 @@ function letConsoleSet(): void {
         event,
         event === 'data' ? (chunk: Buffer) => (listener as (chunk: Buffer) => void)(translate(chunk)) : listener,
       )) as typeof socket.on;
-    return open.call(this, { ...client, rest: translate(client.rest) }, id, auth);
+    return open.call(this, { ...client, rest: translate(client.rest) }, auth);
   };
 }
 
