@@ -92,8 +92,8 @@ export function prepareDummy(host: RequestHost, statement: Statement, server: Se
 
 /** Room for one more statement: the one that was not used for the longest time is closed. */
 export function makeRoom(host: RequestHost, server: ServerConnection): void {
-  for (let victim = server.statements.victim(); victim !== null; victim = server.statements.victim())
-    closeOn(host, server, victim);
+  // A Close that the server skips brings its statement back, so that there may be no end to victims.
+  for (const victim of server.statements.victims()) closeOn(host, server, victim);
 }
 
 /** Closes a statement on the server; when that is skipped, it is still there. */

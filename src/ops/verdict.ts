@@ -42,10 +42,11 @@ export function verdictOf(status: Judged): Verdict {
     ...ofProxy(status),
     ...ofHosts(status),
     ...ofLedgers(status),
+    // A switch is why its class is refused.
+    ...ofSwitches(status),
     ...ofClasses(status),
     ...ofPools(status),
     ...ofCaches(status),
-    ...ofSwitches(status),
   ].sort((a, b) => LEVELS.indexOf(b.level) - LEVELS.indexOf(a.level));
   const [worst] = findings;
   if (worst === undefined) return { level: 'GREEN', line: `GREEN: ${calm(status)}`, findings };

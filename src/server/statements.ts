@@ -137,6 +137,8 @@ export class StatementBook {
  */
 export type Presence = 'pending' | 'ready' | 'changed' | 'dummy';
 
+const NONE: Statement[] = [];
+
 /** What one server has, in the order of use. */
 export class ServerStatements {
   readonly #max: () => number;
@@ -212,10 +214,10 @@ export class ServerStatements {
     return all;
   }
 
-  /** The statement to close before another can be added, or null while there is room. */
-  victim(): Statement | null {
-    if (this.#present.size < this.#max()) return null;
-    return this.#present.keys().next().value ?? null;
+  /** The statements to close before another can be added: none while there is room, several after `max` has become smaller. */
+  victims(): Statement[] {
+    const surplus = this.#present.size + 1 - this.#max();
+    return surplus <= 0 ? NONE : [...this.#present.keys()].slice(0, surplus);
   }
 }
 
