@@ -217,7 +217,13 @@ export class ServerStatements {
   /** The statements to close before another can be added: none while there is room, several after `max` has become smaller. */
   victims(): Statement[] {
     const surplus = this.#present.size + 1 - this.#max();
-    return surplus <= 0 ? NONE : [...this.#present.keys()].slice(0, surplus);
+    if (surplus <= 0) return NONE;
+    const victims: Statement[] = [];
+    for (const statement of this.#present.keys()) {
+      victims.push(statement);
+      if (victims.length === surplus) break;
+    }
+    return victims;
   }
 }
 
