@@ -7,6 +7,7 @@
  * proxy runs as root.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
+import { randomInt } from 'node:crypto';
 import {
   chmodSync,
   chownSync,
@@ -56,6 +57,9 @@ export interface EmbeddedOptions {
 const USER = 'postgres';
 const START_MS = 60_000;
 const STOP_MS = 10_000;
+const FIRST_PORT = 20_000;
+const LAST_PORT = 32_000;
+const PORT_TRIES = 100;
 
 /** The unprivileged user to run as: `nobody`, when we are root. */
 function unprivileged(): { uid: number; gid: number } | null {
@@ -115,15 +119,23 @@ function copyBinaries(source: string, target: string): void {
   }
 }
 
-/** A TCP port on the loopback interface that is free at the moment. */
-export function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
+/**
+ * A TCP port on the loopback interface that is free at the moment, below those that the kernel gives to outgoing
+ * connections (Linux: from 32768 on): who stops and comes back to it finds it free.
+ */
+export async function freePort(): Promise<number> {
+  for (let tries = 0; tries < PORT_TRIES; tries++) {
+    const port = randomInt(FIRST_PORT, LAST_PORT + 1);
+    if (await isFree(port)) return port;
+  }
+  throw new Error(`of ${PORT_TRIES} ports between ${FIRST_PORT} and ${LAST_PORT}, none was free`);
+}
+
+function isFree(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
     const server = net.createServer();
-    server.once('error', reject);
-    server.listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as net.AddressInfo;
-      server.close(() => resolve(port));
-    });
+    server.once('error', () => resolve(false));
+    server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)));
   });
 }
 
