@@ -16,7 +16,15 @@ import type { ServerPool } from '../server/pool.ts';
 import { type Settings, settingsDiff } from '../server/settings.ts';
 import type { PinReason } from '../sql/effects.ts';
 import { effectsOf, type Verdict } from '../sql/verdict.ts';
-import { type Question, settleNote, settleQuery } from './settle.ts';
+import {
+  deallocateQuery,
+  type Prepared,
+  preparedNote,
+  preparedQuery,
+  type Question,
+  settleNote,
+  settleQuery,
+} from './settle.ts';
 import { Ties } from './ties.ts';
 
 /** Whose lease it is. */
@@ -26,6 +34,9 @@ export interface Lessee extends Owner {
   settings: Settings;
   /** The server is asked something for the client ('syncing', 'settling'), or works for it again ('active'). */
   become(state: 'syncing' | 'settling' | 'active'): void;
+  /** Statements of the protocol level get these names. False: not all of them can. */
+  mayNameAll(statements: readonly Prepared[]): boolean;
+  nameAll(statements: readonly Prepared[]): void;
   /** The server has the client's settings. */
   onFit(server: ServerConnection): void;
   /** It would not give up somebody else's settings, and is gone: another one is wanted. */
@@ -226,6 +237,7 @@ export class Lease {
    */
   settle(): void {
     const isOver = this.server!.outstanding.status === Status.Idle;
+    if (isOver && this.#tied.isMovable) return this.#moveStatements();
     this.#settle(this.#tied.takeQuestion(isOver), isOver, SETTLE_TRIES);
   }
 
@@ -249,6 +261,31 @@ export class Lease {
       if (findings.defaults.length === 0 || !this.#restore(server, findings.defaults)) this.adopt();
     });
     this.#ask(server, [settleQuery(question)], note);
+  }
+
+  /**
+   * What SQL-level PREPARE has made is all that ties the client: it becomes a statement of the protocol level, which has its
+   * place on every server (server/statements), and is given up on this one.
+   */
+  #moveStatements(): void {
+    const server = this.server!;
+    const client = this.#client;
+    const end = (isDone: boolean) => {
+      if (this.server === null) return;
+      client.become('active');
+      this.#tied.moved(isDone);
+    };
+    const note = preparedNote((statements) => {
+      if (this.server === null) return;
+      if (statements === null || !client.mayNameAll(statements)) return end(false);
+      if (statements.length === 0) return end(true);
+      const done = () => {
+        if (this.server !== null) client.nameAll(statements);
+        end(true);
+      };
+      this.#ask(server, [deallocateQuery(statements)], { done, dropped: () => end(false) });
+    });
+    this.#ask(server, [preparedQuery], note);
   }
 
   /**

@@ -36,6 +36,7 @@ import {
   remembering,
 } from './prepare.ts';
 import { header, planChanged, withName } from './rewrite.ts';
+import type { Prepared } from './settle.ts';
 import { strangeName, type Translation, translate } from './translate.ts';
 import { UnnamedStatement } from './unnamed.ts';
 
@@ -61,6 +62,8 @@ export interface RequestHost extends Owner {
   hold(): void;
   /** The client is given ReadyForQuery with this status when the hold ends. */
   keepReady(status: number): void;
+  /** The batch that the client believes to be open has failed: what it sends is skipped up to its Sync. */
+  skipBatch(): void;
   /** A pin keeps the server. */
   readonly isPinned: boolean;
 }
@@ -132,6 +135,8 @@ export class Requests {
   #sqlNames: Set<string> | null = null;
   /** RESET has been sent: hold what comes behind the message that ends its request. */
   #isHoldWanted = false;
+  /** The batch that is open does more than name and describe statements, or may. */
+  #hasRun = false;
   /** How far a simple Query is with the statements that its text names. */
   #bringing: 'no' | 'asked' | 'inBatch' | 'failed' = 'no';
   #copy: CopyState = 'none';
@@ -159,6 +164,7 @@ export class Requests {
   start(): void {
     this.#last = harmless;
     this.#statements = 0;
+    this.#hasRun = false;
   }
 
   get preparedCount(): number {
@@ -181,20 +187,23 @@ export class Requests {
       case ClientMessage.Parse:
         return this.#onParse(frame, server);
       case ClientMessage.Bind:
+        this.#hasRun = true;
         return this.#onBind(frame, server);
       case ClientMessage.Describe:
       case ClientMessage.Close:
         return this.#onDescribeOrClose(frame, server);
       case ClientMessage.Execute:
+        this.#hasRun = true;
         return this.#onExecute(frame, server);
       case ClientMessage.FunctionCall:
         return this.#onFunctionCall(frame, server);
       case ClientMessage.Sync:
+        // Amid a COPY it may end nothing.
+        this.#hasRun = this.#copy !== 'none' || server.outstanding.isCopyIn;
         this.#names.endBatch();
         return this.#holdAfter(this.#pass('Sync', frame, server, this.#isHoldWanted ? this.#keeping() : null));
       case ClientMessage.Flush:
-        server.forward(frame.source, frame.start, frame.end);
-        return 'done';
+        return this.#onFlush(frame, server);
       case ClientMessage.CopyData:
         return this.#pass('CopyData', frame, server, null);
       case ClientMessage.CopyDone:
@@ -237,6 +246,19 @@ export class Requests {
     this.#host.counts.queries++;
   }
 
+  /** May statements of SQL-level PREPARE become statements of the protocol level? */
+  mayNameAll(statements: readonly Prepared[]): boolean {
+    const isNew = statements.every(({ name }) => this.#names.get(name) === undefined);
+    return isNew && this.#names.size + statements.length <= NAMES_MAX;
+  }
+
+  nameAll(statements: readonly Prepared[]): void {
+    for (const { name, body } of statements) {
+      this.#names.define(name, this.alone.find(body));
+      this.#sqlNames?.delete(name);
+    }
+  }
+
   statementNamed(name: string): Statement | undefined {
     return this.#names.get(name);
   }
@@ -244,6 +266,7 @@ export class Requests {
   /** Begins a transaction on a server that owes this client nothing. `hasPortal`: its BEGIN has left its portal behind. */
   begin(sql: string, hasPortal: boolean, server: ServerConnection): void {
     this.#names.settle();
+    this.#hasRun = true;
     server.begin(sql, hasPortal, this.#host);
     const { control } = this.#unnamed.verdict;
     if (control?.kind === 'begin' && control.sql === sql) server.unnamedId = this.#unnamed.id;
@@ -507,7 +530,10 @@ export class Requests {
     // In an open batch a Query may be skipped: then only Sync ends what came before.
     const endsBatch = !server.outstanding.isBatchOpen && !server.outstanding.isDiscarding;
     // Postgres 18 answers the first command after such a batch with XX000: nobody else shall meet that.
-    if (server.outstanding.isBatchOpen) server.isDoomed = true;
+    if (server.outstanding.isBatchOpen) {
+      server.isDoomed = true;
+      this.#hasRun = true;
+    }
     // A simple Query drops the unnamed statement and the unnamed portal ("Simple Query").
     const undo = this.#unnamed.drop(server);
     if (undo !== null) this.#names.change('');
@@ -817,6 +843,34 @@ export class Requests {
     return this.#passInstead('Close', bytes, server, this.#ran(likeDeallocate));
   }
 
+  /**
+   * Outside a transaction a batch that has only named and described statements is ended behind the client's back, so that its
+   * server need not wait until the client goes on (asyncpg: `prepare()`). It comes out as if it were open: what follows is a
+   * batch of its own, or is skipped after an error.
+   */
+  #onFlush(frame: Frame, server: ServerConnection): Handled {
+    const { outstanding } = server;
+    const isOpen = outstanding.isBatchOpen || outstanding.isDiscarding;
+    const isOutside = outstanding.isStatusCertain && outstanding.status === Status.Idle;
+    if (
+      !isOpen ||
+      !isOutside ||
+      this.#hasRun ||
+      outstanding.isCopyIn ||
+      this.#host.isPinned ||
+      frame.size !== encode.flush.length
+    ) {
+      server.forward(frame.source, frame.start, frame.end);
+      return 'done';
+    }
+    this.#isStreaming = false;
+    this.#names.endBatch();
+    outstanding.push('Close', this.#host, 'synthesize', null, { dropped: () => this.#host.skipBatch() });
+    inject(this.#host, 'Sync', encode.sync, server, null);
+    this.#host.hold();
+    return 'done';
+  }
+
   #onExecute(frame: Frame, server: ServerConnection): Handled {
     const { source, start, end } = frame;
     this.#host.counts.queries++;
@@ -830,6 +884,7 @@ export class Requests {
 
   /** Function Call names its function by oid. */
   #onFunctionCall(frame: Frame, server: ServerConnection): Handled {
+    this.#hasRun = true;
     this.#host.counts.queries++;
     const oid = frame.end - frame.start >= FUNCTION_OID_END ? frame.source.readUInt32BE(frame.start + HEADER) : 0;
     if (largeObjectFunctions.has(oid)) return this.#pass('FunctionCall', frame, server, null);

@@ -47,6 +47,7 @@ import { linger } from './linger.ts';
 import { overdue } from './overdue.ts';
 import type { Read } from './read.ts';
 import { clientWants, type RequestHost, Requests } from './request.ts';
+import type { Prepared } from './settle.ts';
 import { Subscriber, type SubscriberClient } from './subscriber.ts';
 import { type Inputs, isBegin, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
 import { Account, type Usage } from './usage.ts';
@@ -667,6 +668,14 @@ export class Session
     return !this.#requests.alone.isTaken(name);
   }
 
+  mayNameAll(statements: readonly Prepared[]): boolean {
+    return this.#requests.mayNameAll(statements);
+  }
+
+  nameAll(statements: readonly Prepared[]): void {
+    this.#requests.nameAll(statements);
+  }
+
   /** The cache has not got it: from here on its class matters. */
   verdictOf(message: Frame): Verdict | null {
     this.#classify(message);
@@ -1200,6 +1209,10 @@ export class Session
 
   hold(): void {
     this.#isHolding = true;
+  }
+
+  skipBatch(): void {
+    this.#isSkipping = true;
   }
 
   keepReady(status: number): void {

@@ -10,6 +10,11 @@ import { readTextRow, ServerMessage } from '../protocol/messages.ts';
 import type { Note } from '../protocol/outstanding.ts';
 import { quoteLiteral } from '../server/settings.ts';
 import type { PinReason } from '../sql/effects.ts';
+import { preparedIn } from '../sql/prepared.ts';
+import { TEXT_BYTES_MAX } from '../sql/verdict.ts';
+
+/** What a server has under names that are not the proxy's: statements of SQL-level PREPARE. */
+const FROM_SQL = `FROM pg_catalog.pg_prepared_statements WHERE from_sql OR name OPERATOR(pg_catalog.!~) '^pgweir_[0-9]+$'`;
 
 /** Pins whose cause the server can be asked for, each with a query that counts what there is of it. */
 const questions: readonly (readonly [PinReason, string])[] = [
@@ -22,10 +27,7 @@ const questions: readonly (readonly [PinReason, string])[] = [
     'temp',
     `SELECT count(*) FROM pg_catalog.pg_depend WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()`,
   ],
-  [
-    'prepare',
-    `SELECT count(*) FROM pg_catalog.pg_prepared_statements WHERE from_sql OR name OPERATOR(pg_catalog.!~) '^pgweir_[0-9]+$'`,
-  ],
+  ['prepare', `SELECT count(*) ${FROM_SQL}`],
   ['hold', 'SELECT count(*) FROM pg_catalog.pg_cursors WHERE is_holdable'],
 ];
 
@@ -80,4 +82,42 @@ export function settleNote({ settings, resets, isProbed }: Question, done: (find
     },
     dropped: () => done(null),
   };
+}
+
+/** A statement of SQL-level PREPARE, as the body of a Parse would have it: text, zero, parameter types. Latin-1. */
+export interface Prepared {
+  name: string;
+  body: Buffer;
+}
+
+/** The SQL that asks for all statements of SQL-level PREPARE; a text too long to keep is null. */
+export const preparedQuery = `SELECT name, CASE WHEN pg_catalog.octet_length(statement) OPERATOR(pg_catalog.<=) ${TEXT_BYTES_MAX} THEN statement END, from_sql, pg_catalog.array_to_string(parameter_types::pg_catalog.oid[], ' ') ${FROM_SQL}`;
+
+/** A note for the entry of `preparedQuery`; `done` gets the statements, or null when one of them cannot be told. */
+export function preparedNote(done: (statements: Prepared[] | null) => void): Note {
+  const all: (Prepared | null)[] = [];
+  return {
+    message(type, bytes) {
+      if (type === ServerMessage.DataRow) all.push(readPrepared(readTextRow(bytes.subarray(5))));
+    },
+    done: () => done(all.includes(null) ? null : (all as Prepared[])),
+    dropped: () => done(null),
+  };
+}
+
+function readPrepared([name, statement, isFromSql, types]: (string | null)[]): Prepared | null {
+  if (name == null || statement == null || types == null) return null;
+  const whole = Buffer.from(statement, 'latin1');
+  const text = isFromSql === 't' ? preparedIn(whole, name) : whole;
+  if (text === null) return null;
+  const oids = types === '' ? [] : types.split(' ').map(Number);
+  const tail = Buffer.alloc(3 + 4 * oids.length); // A zero, the number of types, the types.
+  tail.writeUInt16BE(oids.length, 1);
+  for (const [index, oid] of oids.entries()) tail.writeUInt32BE(oid, 3 + 4 * index);
+  return { name, body: Buffer.concat([text, tail]) };
+}
+
+/** The SQL that gives up what `preparedQuery` has found. */
+export function deallocateQuery(statements: readonly Prepared[]): string {
+  return statements.map(({ name }) => `DEALLOCATE "${name.replaceAll('"', '""')}"`).join('; ');
 }

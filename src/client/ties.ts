@@ -28,6 +28,8 @@ export class Ties {
   #prepared: string[] | null = null;
   #resets: Set<string> | null = null;
   #isProbeWanted = false;
+  /** All that ties is statements of SQL-level PREPARE, which may become those of the protocol level. */
+  isMovable = false;
   /** Statements that have run and are not judged yet. */
   pendingVerdicts = 0;
 
@@ -56,7 +58,7 @@ export class Ties {
 
   /** The server is to be asked something at the end of the transaction. */
   get isQuestion(): boolean {
-    return this.#touched !== null || this.hasResets || this.#isProbeWanted;
+    return this.#touched !== null || this.hasResets || this.#isProbeWanted || this.isMovable;
   }
 
   /** RESET has run: that is looked after even within a transaction. */
@@ -81,6 +83,7 @@ export class Ties {
     this.#resetAll(settings);
     this.#unpin(this.pins.filter((reason) => !lastingPins.includes(reason)));
     this.#isProbeWanted = false;
+    this.isMovable = false;
   }
 
   #touch(name: string, settings: Settings): void {
@@ -119,8 +122,17 @@ export class Ties {
   /** What the server said of the reasons to stay pinned that can be asked for. */
   answer({ pins }: Findings): void {
     if (pins === null) return;
-    for (const reason of pins) this.pin(reason);
     this.#unpin(askedReasons.filter((reason) => !pins.includes(reason)));
+    const others = new Set([...this.pins, ...pins]);
+    this.isMovable = others.delete('prepare') && others.size === 0;
+    if (!this.isMovable) for (const reason of pins) this.pin(reason);
+  }
+
+  /** The statements of SQL-level PREPARE are the protocol level's from here on, or must stay. */
+  moved(isDone: boolean): void {
+    this.isMovable = false;
+    if (isDone) this.#unpin(['prepare']);
+    else this.pin('prepare');
   }
 
   pin(reason: PinReason): void {

@@ -744,7 +744,18 @@ const pins = [
     'DROP TABLE tt',
   ],
   ['a type in pg_temp', 'temp', [`CREATE TYPE pg_temp.e AS ENUM ('x')`], 'DROP TYPE pg_temp.e'],
-  ['PREPARE', 'prepare', ['PREPARE p AS SELECT 1'], 'DEALLOCATE p'],
+  [
+    'PREPARE twice in one message',
+    'prepare',
+    ['PREPARE p AS SELECT 1; DEALLOCATE p; PREPARE p AS SELECT 2'],
+    'DEALLOCATE p',
+  ],
+  [
+    'PREPARE beside a temporary table',
+    'prepare',
+    ['CREATE TEMP TABLE tt (i int); PREPARE p AS TABLE tt'],
+    'DISCARD ALL',
+  ],
   ['a cursor WITH HOLD', 'hold', ['DECLARE c CURSOR WITH HOLD FOR SELECT 1'], 'CLOSE c'],
   ['set_config with a computed name', 'setting', [`SELECT set_config('app.' || 'x', '1', false)`], 'DISCARD ALL'],
   ['setseed', 'seed', ['SELECT setseed(0.5)'], 'DISCARD ALL'],
@@ -789,6 +800,10 @@ for (const [title, statements] of [
     ['SELECT pg_advisory_xact_lock(1)', 'BEGIN', 'SELECT pg_try_advisory_xact_lock(2)', 'COMMIT'],
   ],
   ['a cursor of a transaction', ['BEGIN', 'DECLARE c CURSOR FOR SELECT 1', 'FETCH c', 'COMMIT']],
+  [
+    'PREPARE',
+    ['PREPARE p AS SELECT 1', 'EXECUTE p', 'BEGIN', 'PREPARE q (int) AS SELECT $1', 'EXECUTE q(1)', 'COMMIT'],
+  ],
   ['NOTIFY', [`NOTIFY ch, 'x'`, `SELECT pg_notify('ch', 'y')`]],
   ['a statement that fails', ['SELECT 1/0', 'LISTEN', 'CREATE TEMP TABLE', 'PREPARE x AS SELECT nothing']],
 ] as const) {
@@ -1041,7 +1056,6 @@ const seen = `SELECT ${[...Object.keys(settingValues), 'lock_timeout', 'Interval
   (SELECT string_agg(c, ' ' ORDER BY c) FROM pg_listening_channels() c),
   (SELECT string_agg(objid::text, ' ' ORDER BY objid) FROM pg_locks
     WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
-  (SELECT string_agg(name, ' ' ORDER BY name) FROM pg_prepared_statements WHERE from_sql),
   (SELECT string_agg(name, ' ' ORDER BY name) FROM pg_cursors WHERE is_holdable)`;
 
 const startupChoices: Record<string, string>[] = [

@@ -32,11 +32,10 @@ const known: Record<string, string> = {
   'psql, reconnect, transaction': 'as in session mode',
   'psql, listen, transaction':
     'a notification of its own arrives right behind the answer to NOTIFY, not before it: another connection listens',
-  'asyncpg, prepared_ahead, transaction':
-    'prepare() ends with Flush: the server is held until Sync, and more clients prepare at a time than there are servers',
+  'psql, prepared_view, transaction':
+    'the view pg_prepared_statements shows what the server of the moment has, whoever prepared it',
   'knex, cancel, session': 'it cancels by the number that it was given at login, which is not that of a server process',
   'knex, cancel, transaction': 'as in session mode',
-  'psycopg2, prepared, transaction': 'PREPARE pins, and more clients use it at a time than there are servers',
 };
 
 interface Driver {

@@ -149,6 +149,61 @@ scenario(
   },
 );
 
+scenario('what is only named before Flush is one batch with what comes behind it', '1tT2DCZ1nZ', async (side) => {
+  const client = await side.open();
+  client.write(P('a', 'SELECT 1'), D('S', 'a'), H);
+  const messages = await client.until('T');
+  messages.push(...(await client.ask([B('', 'a'), E(''), S])));
+  client.write(P('', ''), D('S', ''), H);
+  messages.push(...(await client.until('n')).filter(({ type }) => type !== 't'));
+  messages.push(...(await client.ask(S)));
+  return messages;
+});
+
+scenario('what fails before Flush is told, and what follows is skipped up to Sync', '1EZEZEZ', async (side) => {
+  const client = await side.open();
+  client.write(P('a', 'SELECT 1'), P('b', 'SELECT nothing'), H);
+  const messages = await client.until('E');
+  client.write(B('', 'a'), E(''), H, Q('INSERT INTO sink VALUES (9)'), P('c', 'SELECT 1'));
+  messages.push(...(await client.ask(S)));
+  messages.push(...(await client.ask([B('', 'c'), S])));
+  client.write(D('S', 'nothing'), H);
+  messages.push(...(await client.until('E')), ...(await client.ask(S)));
+  t.same(await admin.rows('SELECT count(*) FROM sink'), [['0']]);
+  return messages;
+});
+
+scenario('what fails before Flush in a transaction fails that', 'CZEZEZCZ', async (side) => {
+  const client = await side.open();
+  const messages = await client.ask(Q('BEGIN'));
+  client.write(P('b', 'SELECT nothing'), H);
+  messages.push(...(await client.until('E')), ...(await client.ask(S)));
+  messages.push(...(await client.ask(Q('SELECT 1'))), ...(await client.ask(Q('ROLLBACK'))));
+  return messages;
+});
+
+t.test('a server is not kept by a batch that only names and describes', async (t) => {
+  await reset();
+  const proxy = await startProxy(postgres.port, { pool: { size: 1 } });
+  t.after(() => proxy.stop());
+  const [a, b] = [await RawClient.open(proxy.port), await RawClient.open(proxy.port)];
+  for (const [name, sql] of [
+    ['a', 'SELECT id FROM items WHERE id = $1'],
+    ['', 'SELECT name FROM items WHERE id = $1'],
+  ] as const) {
+    a.write(P(name, sql), D('S', name), H);
+    await a.until('T');
+    t.same(await b.rows('SELECT 1'), [['1']]);
+    t.equal((await a.ask([B('', name, ['2']), E(''), S])).map(({ type }) => type).join(''), '2DCZ', 'and goes on');
+  }
+  a.write(P('b', 'SELECT nothing'), H);
+  await a.until('E');
+  t.same(await b.rows('SELECT 1'), [['1']], 'nor by one that has failed');
+  t.equal((await a.ask([B('', 'a', ['2']), E(''), S])).map(({ type }) => type).join(''), 'Z');
+  a.end();
+  b.end();
+});
+
 t.test('a server is kept from Flush until Sync', async (t) => {
   await reset();
   const proxy = await startProxy(postgres.port, { pool: { size: 1 } });
