@@ -325,6 +325,7 @@ export class App {
       else if (pool.config.sizeMin === 0 && !this.#keepsPool(pool, now)) {
         pool.close('unused');
         this.#pools.delete(key);
+        this.log.info({ database: pool.database, user: pool.user }, 'an unused pool is forgotten');
         for (const [at, standby] of this.#standbyPools) {
           if (standby.book !== pool.book) continue;
           standby.close('unused');
@@ -342,11 +343,11 @@ export class App {
     for (const host of this.#hosts) host.silence.tick(now);
   }
 
-  /** A pool that has met its servers is kept: logins then need no live server. Those that "*" stands for are kept for a while. */
+  /** A pool that has met its servers is kept, or for a while: logins then need no live server. */
   #keepsPool(pool: ServerPool, now: number): boolean {
     if (pool.baseline === null || this.#pools.size > POOLS_KEPT) return false;
-    const unusedMax = this.#databaseOf(pool.database)?.unusedMax ?? 0;
-    return this.#isNamed(pool.database) || unusedMax === 0 || now - pool.usedAt < unusedMax;
+    const ofDatabase = this.#isNamed(pool.database) ? 0 : (this.#databaseOf(pool.database)?.unusedMax ?? 0);
+    return [pool.config.unusedMax, ofDatabase].every((max) => max === 0 || now - pool.usedAt < max);
   }
 
   /** What is known of databases that "*" stood for, and that have no pool any more, is forgotten. */
@@ -939,6 +940,7 @@ export class App {
       cancels: this.#listener.keys.counts,
       sessions: this.#listener.sessions,
       consoleClients: this.#console.clients,
+      consoleCounts: this.#console.counts,
       pools: [...this.#pools.values(), ...this.#retired],
       standbyPools: [...this.#standbyPools.values()],
       hosts: [...this.#hosts],

@@ -2,10 +2,8 @@
  * A session's way past the database: recognises the read that has arrived, asks the cache for it, and keeps a copy of what the server answers
  * when the cache has not got it. Made by client/session when its database has a cache.
  *
- *     Query        [Parse] Bind [Describe portal] Execute [Flush] Sync          one statement, all of its rows, up to Sync
- *
- * The one idea: a group of messages is answered as a whole or not at all (cache.md, traps 10 to 12), and only while the client
- * holds no server: then nothing of it has been sent anywhere.
+ * The one idea: what is answered is a group of messages (client/group), and only while the client holds no server: then nothing of it has
+ * been sent anywhere.
  */
 import type { Cache, Missed } from '../cache/cache.ts';
 import type { Entry } from '../cache/entry.ts';
@@ -20,22 +18,17 @@ import {
 } from '../cache/key.ts';
 import * as encode from '../protocol/encode.ts';
 import type { Frame, FrameReader } from '../protocol/frame.ts';
-import { ClientMessage, ServerMessage, Status, stringEnd } from '../protocol/messages.ts';
+import { ClientMessage, ServerMessage, Status } from '../protocol/messages.ts';
 import type { ServerPool } from '../server/pool.ts';
 import type { Settings } from '../server/settings.ts';
-import type { Statement } from '../server/statements.ts';
 import { shapeText } from '../sql/shape.ts';
 import type { Verdict } from '../sql/verdict.ts';
+import { type Asker, findGroup, found, groupFound, NOTHING, PARSED, piecesOf, type StatementGroup } from './group.ts';
 
-export interface CachedClient {
+export interface CachedClient extends Asker {
   readonly pool: ServerPool;
-  readonly settings: Settings;
   /** 0 is critical. */
   readonly rank: number;
-  /** The statement that the client has prepared by this name. */
-  statementNamed(name: string): Statement | undefined;
-  /** A server would take a Parse of this name. */
-  mayName(name: string): boolean;
   /** What is known of the request that begins with `message`. */
   verdictOf(message: Frame): Verdict | null;
   /** What it waited for has come, or will not: the held message is to be handled again. */
@@ -46,41 +39,17 @@ export interface CachedClient {
   askAgain(request: Buffer, fill: Fill | null, done: (answer: Buffer | null) => void): void;
 }
 
-/** One statement, asked for in one or more messages, the first of which is not counted in `rest`. */
-export interface CachedGroup {
-  rest: number;
-  hasDescription: boolean;
-  /** What is answered before the rows. */
-  prefix: Buffer;
-}
-
 /** 'answer': by `entry`; 'wait': the message is to be held; 'go': to a server; 'refuse': it is too much for the database. */
 export type Asked =
-  | { kind: 'answer'; entry: Entry; group: CachedGroup }
+  | { kind: 'answer'; entry: Entry; group: StatementGroup }
   | { kind: 'wait' }
   | { kind: 'go' }
   | { kind: 'refuse' };
 
 const HEADER = 5;
-const PORTAL = 0x50;
 const GO: Asked = { kind: 'go' };
 const WAIT: Asked = { kind: 'wait' };
 const REFUSE: Asked = { kind: 'refuse' };
-
-/** What was found in the messages at hand; one for all sessions, used at once. */
-const found = {
-  rest: 0,
-  hasDescription: false,
-  isExtended: false,
-  hasParse: false,
-  /** The statement's text, and the types of its parameters that Parse gives: Latin-1. */
-  text: '',
-  types: '',
-  /** Bind behind the names: formats, parameters, formats of results. */
-  source: Buffer.alloc(0) as Buffer,
-  valuesStart: 0,
-  valuesEnd: 0,
-};
 
 export class CachedReads implements Leader {
   readonly #client: CachedClient;
@@ -102,7 +71,7 @@ export class CachedReads implements Leader {
   /** Bytes of the server that are kept back: should it fail, an old answer is given instead. */
   #kept: Buffer[] = [];
   /** What it has asked for, or waits for. */
-  #group: CachedGroup = { rest: 0, hasDescription: false, prefix: NOTHING };
+  #group: StatementGroup = { rest: 0, hasDescription: false, prefix: NOTHING };
   /** The request that is handled next is for the database, whatever the cache may have. */
   #isAlone = false;
   /** Monotonic ms of the last write. */
@@ -124,7 +93,7 @@ export class CachedReads implements Leader {
   }
 
   /** What it has asked for. */
-  get group(): CachedGroup {
+  get group(): StatementGroup {
     return this.#group;
   }
 
@@ -163,7 +132,7 @@ export class CachedReads implements Leader {
       return GO;
     }
     if (this.#fill !== null) return this.#fill.stage === 'database' ? GO : WAIT;
-    if (!mayRead(message) || !this.#find(message)) return GO;
+    if (!mayRead(message) || !findGroup(message, this.#reader, this.#client)) return GO;
     const { hasDescription, isExtended, text, types, source, valuesStart, valuesEnd } = found;
     const plain = plainText(text);
     const key = isExtended
@@ -232,7 +201,7 @@ export class CachedReads implements Leader {
   }
 
   /** Is it what the database says? If not, it is asked once more: it may say something else each time. */
-  #verify(entry: Entry, group: CachedGroup, message: Frame): void {
+  #verify(entry: Entry, group: StatementGroup, message: Frame): void {
     const request = this.#requestFrom(message);
     const prefix = group.prefix.length > 0 ? PARSED : NOTHING;
     const given = Buffer.concat(piecesOf(entry, { ...group, prefix }, Status.Idle));
@@ -341,99 +310,6 @@ export class CachedReads implements Leader {
     this.#fill = null;
     this.#cache.end(fill, now);
   }
-
-  // --- Recognising ----------------------------------------------------------------------------------------------
-
-  /** Fills `found` from the group that begins with `message`; false: it is not of the kind that is answered. */
-  #find(message: Frame): boolean {
-    found.rest = 0;
-    found.hasDescription = false;
-    const { source, start, end, type } = message;
-    if (type === ClientMessage.Query) {
-      if (source[end - 1] !== 0) return false;
-      found.isExtended = false;
-      found.hasParse = false;
-      found.hasDescription = true;
-      found.text = source.toString('latin1', start + HEADER, end - 1);
-      return true;
-    }
-    found.isExtended = true;
-    found.hasParse = type === ClientMessage.Parse;
-    if (type === ClientMessage.Parse) {
-      const nameEnd = stringEnd(source, start + HEADER, end);
-      const textEnd = nameEnd === -1 ? -1 : stringEnd(source, nameEnd + 1, end);
-      if (textEnd === -1) return false;
-      const name = source.toString('latin1', start + HEADER, nameEnd);
-      if (name !== '' && !this.#client.mayName(name)) return false;
-      found.text = source.toString('latin1', nameEnd + 1, textEnd);
-      found.types = source.toString('latin1', textEnd + 1, end);
-      return this.#findRest(name);
-    }
-    return this.#findBind(source, start, end, null) && this.#findRest(null);
-  }
-
-  /** `parsed`: the name that Parse has given in this group; null: there was none. */
-  #findBind(source: Buffer, start: number, end: number, parsed: string | null): boolean {
-    if (source[start + HEADER] !== 0) return false; // A named portal.
-    const nameEnd = stringEnd(source, start + HEADER + 1, end);
-    if (nameEnd === -1) return false;
-    found.source = source;
-    found.valuesStart = nameEnd + 1;
-    found.valuesEnd = end;
-    if (end - found.valuesStart < 6) return false;
-    const name = source.toString('latin1', start + HEADER + 1, nameEnd);
-    if (parsed !== null) return name === parsed;
-    const statement = name === '' ? undefined : this.#client.statementNamed(name);
-    // Its names were looked up when it was prepared.
-    if (statement === undefined || statement.planSettings !== this.#client.settings.planKey) return false;
-    found.text = statement.text;
-    found.types = statement.types;
-    return true;
-  }
-
-  /** What follows the first message, up to Sync. */
-  #findRest(parsed: string | null): boolean {
-    const { chunk, position } = this.#reader;
-    let hasBind = parsed === null;
-    let hasExecute = false;
-    for (let at = position; at + HEADER <= chunk.length; ) {
-      const end = at + 1 + chunk.readUInt32BE(at + 1);
-      if (end < at + HEADER || end > chunk.length) return false;
-      found.rest++;
-      switch (chunk[at]) {
-        case ClientMessage.Bind:
-          if (hasBind || !this.#findBind(chunk, at, end, parsed)) return false;
-          hasBind = true;
-          break;
-        case ClientMessage.Describe:
-          if (
-            !hasBind ||
-            hasExecute ||
-            found.hasDescription ||
-            end !== at + HEADER + 2 ||
-            chunk[at + HEADER] !== PORTAL
-          )
-            return false;
-          found.hasDescription = true;
-          break;
-        case ClientMessage.Execute:
-          // The unnamed portal, all rows.
-          if (!hasBind || hasExecute || end !== at + HEADER + 5 || chunk.readUInt32BE(at + HEADER + 1) !== 0)
-            return false;
-          hasExecute = true;
-          break;
-        case ClientMessage.Flush:
-          if (end !== at + HEADER) return false;
-          break;
-        case ClientMessage.Sync:
-          return hasExecute && end === at + HEADER;
-        default:
-          return false;
-      }
-      at = end;
-    }
-    return false;
-  }
 }
 
 /** The first byte of the texts that may be reads: SELECT, WITH, VALUES, TABLE, and what may stand before them. */
@@ -450,28 +326,6 @@ function mayRead({ type, source, start, isStart, isEnd }: Frame): boolean {
 function isOutage(sqlstate: string): boolean {
   return /^(08|53|57P0[123]|58)/.test(sqlstate);
 }
-
-/** What a client in this transaction status is sent. */
-export function piecesOf(
-  { body, descriptionEnd }: Entry,
-  { hasDescription, prefix }: CachedGroup,
-  status: number,
-): readonly Buffer[] {
-  const from = hasDescription ? 0 : descriptionEnd;
-  if (status !== Status.Idle)
-    return [prefix, body.subarray(from, body.length - READY_BYTES), encode.readyForQuery(status)];
-  return [prefix, from === 0 ? body : body.subarray(from)];
-}
-
-const READY_BYTES = 6;
-
-function groupFound(): CachedGroup {
-  const { rest, hasDescription, isExtended, hasParse } = found;
-  return { rest, hasDescription, prefix: !isExtended ? NOTHING : hasParse ? PARSED : encode.bindComplete };
-}
-
-const NOTHING: Buffer = Buffer.alloc(0);
-const PARSED = Buffer.concat([encode.parseComplete, encode.bindComplete]);
 
 /** Neither an error nor a refusal. */
 function isAnswer(answer: Buffer): boolean {

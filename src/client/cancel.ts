@@ -23,10 +23,13 @@ const SECRET_BYTES_3_2 = 28;
 /** Process id and secret, byte by byte. */
 export type CancelKey = string;
 
-/** Who holds a key: only it can be cancelled with it. */
+/** Who holds a key: only it can be cancelled with it, or reached by its number. */
 export interface Cancelable {
   readonly key: CancelKey;
   cancel(): void;
+  /** Ends it (57P01), with this text. */
+  end(message: string): void;
+  readonly user: string;
 }
 
 export class CancelKeys {
@@ -60,6 +63,11 @@ export class CancelKeys {
   /** The key of `holder` is void. */
   revoke(holder: Cancelable): void {
     this.#holders.delete(slotOf(holder.key));
+  }
+
+  /** Who was told at its login that it is process `pid`; null: nobody here. */
+  holderOf(pid: number): Cancelable | null {
+    return (pid & ~(SLOTS - 1)) === this.#prefix ? (this.#holders.get(pid & (SLOTS - 1)) ?? null) : null;
   }
 
   passUnknown(pass: (key: Buffer) => void): void {

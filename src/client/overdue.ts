@@ -40,7 +40,7 @@ const clientIdle: Overdue = {
   limit: 'clientIdle',
   refusal: fatal(
     SqlState.IdleSessionTimeout,
-    'terminating connection due to idle-session timeout (pool.clientIdleMax)',
+    'terminating connection due to idle-session timeout (pool.clientIdleMax, client_idle_timeout)',
   ),
 };
 const idleInTransaction: Overdue = {
@@ -48,7 +48,7 @@ const idleInTransaction: Overdue = {
   limit: 'idleInTransaction',
   refusal: fatal(
     SqlState.IdleInTransactionTimeout,
-    'terminating connection due to idle-in-transaction timeout (pool.idleInTransactionMax)',
+    'terminating connection due to idle-in-transaction timeout (pool.idleInTransactionMax, idle_transaction_timeout)',
   ),
 };
 const transaction: Overdue = {
@@ -56,7 +56,7 @@ const transaction: Overdue = {
   limit: 'transaction',
   refusal: fatal(
     SqlState.TransactionTimeout,
-    'terminating connection due to transaction timeout (pool.transactionMax)',
+    'terminating connection due to transaction timeout (pool.transactionMax, transaction_timeout)',
   ),
 };
 

@@ -10,6 +10,7 @@ import type { Cancelable, CancelKey } from './cancel.ts';
 export interface ReplicationOptions {
   socket: net.Socket;
   key: CancelKey;
+  user: string;
   /** Bytes that the client has sent since its login. */
   rest: Buffer;
   /** As the client calls it. */
@@ -22,14 +23,16 @@ export interface ReplicationOptions {
 
 export class Replication implements Cancelable {
   readonly key: CancelKey;
+  readonly user: string;
   readonly database: string;
   readonly #target: ServerTarget;
   readonly #client: net.Socket;
   #server: net.Socket | null = null;
   #serverKey: Buffer = Buffer.alloc(0);
 
-  private constructor({ socket, target, key, database }: ReplicationOptions) {
+  private constructor({ socket, target, key, user, database }: ReplicationOptions) {
     this.key = key;
+    this.user = user;
     this.database = database;
     this.#client = socket;
     this.#target = target;

@@ -93,6 +93,8 @@ const STATEMENT = 0x53;
 const SMALL_MAX = 10_000;
 /** The names at the start of a Bind must end within this many bytes. */
 const BIND_NAMES_MAX = 4096;
+/** As `unnamedId` of a server: what it has is not known, or is not what a client wrote, because names in it were translated. */
+const UNKNOWN = -1;
 const FUNCTION_OID_END = HEADER + 4;
 /** Server-side functions of large objects, which drivers call by FunctionCall: no effect beyond the transaction. */
 const largeObjectFunctions = new Set([
@@ -198,6 +200,8 @@ export class Requests {
       case ClientMessage.FunctionCall:
         return this.#onFunctionCall(frame, server);
       case ClientMessage.Sync:
+        // As for PgBouncer, a batch that runs nothing counts as well.
+        if (!this.#hasRun && server.outstanding.isBatchOpen) this.#host.counts.queries++;
         // Amid a COPY it may end nothing.
         this.#hasRun = this.#copy !== 'none' || server.outstanding.isCopyIn;
         this.#names.endBatch();
@@ -644,6 +648,7 @@ export class Requests {
     const note = this.#unnamed.replace(body, verdict, server);
     this.#host.counts.serverParses++;
     if (translation === null) return this.#pass('Parse', frame, server, note);
+    server.unnamedId = UNKNOWN;
     return this.#passInstead('Parse', encode.parse('', translation.text), server, note);
   }
 
@@ -782,9 +787,9 @@ export class Requests {
     const { id, body } = this.#unnamed;
     // The names in its text are looked up anew each time that it is bound.
     if (server.unnamedId === id && translation === null) return;
-    server.unnamedId = id;
+    server.unnamedId = translation === null ? id : UNKNOWN;
     const forget = () => {
-      server.unnamedId = -1;
+      server.unnamedId = UNKNOWN;
     };
     const note = { errorIsForward: true, dropped: forget };
     if (body !== null) inject(this.#host, 'Parse', encode.parse('', translation?.text ?? body), server, note);

@@ -40,14 +40,16 @@ import { messageOf } from '../util/errors.ts';
 import { sharedReads } from '../util/intake.ts';
 import { Outbox } from '../util/outbox.ts';
 import { type Block, blockFailed, FAIL, moveOf, statusOf } from './block.ts';
-import { type CachedClient, CachedReads, piecesOf } from './cached.ts';
+import { type CachedClient, CachedReads } from './cached.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
+import { findGroup, groupFound, piecesOf } from './group.ts';
 import { Lease, type Lessee } from './lease.ts';
 import { linger } from './linger.ts';
 import { overdue } from './overdue.ts';
 import type { Read } from './read.ts';
 import { clientWants, type RequestHost, Requests } from './request.ts';
 import type { Prepared } from './settle.ts';
+import { signalAnswer, signalDenied, signalFound } from './signal.ts';
 import { Subscriber, type SubscriberClient } from './subscriber.ts';
 import { type Inputs, isBegin, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
 import { Account, type Usage } from './usage.ts';
@@ -86,6 +88,8 @@ export interface SessionHouse {
   cacheOf: (pool: ServerPool) => Cache | null;
   /** Asks once more what a session has asked, for the cache alone (client/errand). */
   runErrand: (session: Session, request: Buffer, fill: Fill | null, done: (answer: Buffer | null) => void) => void;
+  /** The client that was told this process id; null: it is nobody's. */
+  holderOf: (pid: number) => Cancelable | null;
   /** Who asks for what. */
   usage: Usage;
   journal: SessionJournal;
@@ -131,7 +135,7 @@ const FETCH_MS = 5_000;
 const SILENT_CANCEL_MS = 1_000;
 const limitNames = { query: 'pool.queryMax', deadline: 'its statement_timeout' };
 const limitTexts = {
-  query: 'canceling statement due to query timeout (pool.queryMax)',
+  query: 'canceling statement due to query timeout (pool.queryMax, query_timeout)',
   deadline: 'canceling statement due to statement timeout',
 };
 const frame = emptyFrame();
@@ -431,6 +435,7 @@ export class Session
       return;
     }
     const wasFree = server.outstanding.isFree;
+    if (wasFree && message.isStart && this.#lease.isPinned && this.#answerSignal(message)) return;
     if (message.isStart && this.#cached?.isFilling) this.#cached.noteSent();
     const handled = this.#requests.handle(message, server);
     if (this.#workingSince === 0 && server.outstanding.size > 0) {
@@ -462,6 +467,7 @@ export class Session
     const mayAsk = this.pool.config.mode !== 'session' && this.#turn?.isAdmitted !== true;
     if (this.#cached !== null && mayAsk && this.#answerCached(message, this.#cached)) return;
     if (isTransactional && this.#answerBlock(message)) return;
+    if (this.#answerSignal(message)) return;
     // What is kept must be as new as its table's version says.
     const mayLag = this.#block === 'none' && this.#cached?.isFilling !== true;
     if (this.pool.replicas !== null && mayLag && this.#readElsewhere(message)) return;
@@ -597,6 +603,25 @@ export class Session
     if (answered === 'done') this.#block = move.block;
     this.changedAt = this.#house.clock.now();
     this.#beganAt = this.changedAt;
+    return true;
+  }
+
+  /** pg_cancel_backend or pg_terminate_backend of one of our clients. */
+  #answerSignal(message: Frame): boolean {
+    if (this.#requests.alone.verdictOf(message)?.effects?.isSignal !== true) return false;
+    const signal = findGroup(message, this.#reader, this) ? signalFound() : null;
+    const target = signal === null ? null : this.#house.holderOf(signal.pid);
+    if (signal === null || target === null) return false;
+    if (target.user !== this.user && this.settings.reported.get('is_superuser') !== 'on') {
+      this.#held = { ...message };
+      this.#refuse(signalDenied(signal));
+      return true;
+    }
+    const group = groupFound();
+    this.#requests.answerCached(message, this.#reader, group.rest);
+    for (const piece of piecesOf(signalAnswer(signal), group, statusOf(this.#block))) this.deliver(piece);
+    if (signal.command === 'cancel') target.cancel();
+    else target.end('terminating connection due to administrator command');
     return true;
   }
 

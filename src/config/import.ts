@@ -132,6 +132,7 @@ const shared: Readonly<Record<string, Meaning>> = {
     as: (value) => (Number(value) === 0 ? undefined : Number(value)),
   },
   // 0: used once; here, for as long as that may take.
+  pool_idle_timeout: duration('pool.unusedMax'),
   server_lifetime: { path: 'pool.lifetimeMax', as: (value) => (Number(value) === 0 ? '100ms' : seconds(value)) },
   server_idle_timeout: duration('pool.idleMax'),
   server_connect_timeout: duration('pool.connectMax'),

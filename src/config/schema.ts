@@ -292,6 +292,11 @@ const poolShape = {
     .prefault('auto')
     .describe('auto: short single reads of several clients are in flight on one server; off: one client at a time.'),
   idleMax: duration().prefault('10m').describe('A server idle for longer is closed; 0s: never.'),
+  unusedMax: duration()
+    .prefault('0s')
+    .describe(
+      'A pool without clients and servers is forgotten, counts and all, when nobody has used it for so long; 0s: never, unless its database is.',
+    ),
   lifetimeMax: duration()
     .prefault('1h')
     .describe('A server older than this (with up to 10 % jitter) is closed when free; 0s: never.'),

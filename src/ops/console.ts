@@ -64,6 +64,7 @@ export class Console {
   readonly #snapshot: () => Snapshot;
   readonly #actions: ConsoleActions;
   readonly clients = new Set<ConsoleClient>();
+  readonly counts = { logins: 0, commands: 0 };
 
   constructor(snapshot: () => Snapshot, actions: ConsoleActions) {
     this.#snapshot = snapshot;
@@ -82,6 +83,7 @@ export class Console {
       });
     socket.on('error', () => {}).on('close', () => this.clients.delete(known));
     this.clients.add(known);
+    this.counts.logins++;
     socket.write(welcome());
     this.#serve(client, isAdmin);
     return null;
@@ -124,6 +126,7 @@ export class Console {
 
   /** `admin`: the name of who asks, if it is an administrator. */
   async #answer(command: string, admin: string | null): Promise<Buffer> {
+    this.counts.commands++;
     const answer = await this.#run(command.replace(/;\s*$/, '').trim(), admin);
     if ('sqlstate' in answer) return Buffer.concat([encode.errorResponse(answer), encode.readyForQuery()]);
     const parts: Buffer[] = [];

@@ -343,8 +343,8 @@ function namedRows({ config, pools, isPaused, isDisabled }: Snapshot): Value[][]
   });
 }
 
-/** Sums per database in the order of `totals`; times in microseconds. */
-function perDatabase({ pools }: Snapshot): [string, number[]][] {
+/** Sums per database in the order of `totals`; times in microseconds. The console is one of them, as it is for PgBouncer. */
+function perDatabase({ pools, consoleCounts }: Snapshot): [string, number[]][] {
   const sums = new Map<string, number[]>();
   for (const { database, counts } of pools) {
     const own = [
@@ -364,7 +364,13 @@ function perDatabase({ pools }: Snapshot): [string, number[]][] {
     const before = sums.get(database);
     sums.set(database, before === undefined ? own : before.map((sum, index) => sum + own[index]!));
   }
-  return [...sums];
+  const { logins, commands } = consoleCounts;
+  const ofConsole: Partial<Record<string, number>> = {
+    xact_count: commands,
+    query_count: commands,
+    client_login_count: logins,
+  };
+  return [...sums, [CONSOLE, totals.map((name) => ofConsole[name] ?? 0)]];
 }
 
 /** Averages since the start: counts per second, times per event. */

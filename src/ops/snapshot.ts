@@ -42,6 +42,8 @@ export interface Snapshot {
   cancels: { matched: number; unknown: number };
   sessions: ReadonlySet<Session>;
   consoleClients: ReadonlySet<ConsoleClient>;
+  /** Since the start. */
+  consoleCounts: { logins: number; commands: number };
   pools: readonly ServerPool[];
   /** Of standbys, for reads. */
   standbyPools: readonly ServerPool[];

@@ -105,24 +105,25 @@ export function authenticationSaslFinal(data: string): Buffer {
   return message(ServerMessage.Authentication, int32(12), data);
 }
 
-/** Type oids of the columns that the console sends. */
-export const Oid = { text: 25, int4: 23, numeric: 1700 } as const;
+/** Type oids of columns of our own. */
+export const Oid = { bool: 16, int4: 23, text: 25, numeric: 1700 } as const;
+const sizes: Partial<Record<number, number>> = { [Oid.bool]: 1, [Oid.int4]: 4 };
 
-/** A RowDescription of text-format columns. */
-export function rowDescription(columns: readonly { name: string; oid: number }[]): Buffer {
-  const parts = columns.flatMap(({ name, oid }) => [
+/** A RowDescription; `format`: 0 (text) or 1 (binary). */
+export function rowDescription(columns: readonly { name: string; oid: number; format?: number }[]): Buffer {
+  const parts = columns.flatMap(({ name, oid, format = 0 }) => [
     Buffer.from(`${name}\0`),
     int32(0),
     int16(0),
     int32(oid),
-    int16(oid === Oid.int4 ? 4 : -1),
+    int16(sizes[oid] ?? -1),
     int32(-1),
-    int16(0),
+    int16(format),
   ]);
   return message(ServerMessage.RowDescription, int16(columns.length), ...parts);
 }
 
-/** A DataRow in text format. */
+/** A DataRow of values in the format that its columns have. */
 export function dataRow(values: readonly (string | number | null)[]): Buffer {
   const parts = values.flatMap((value) => {
     if (value === null) return [int32(-1)];

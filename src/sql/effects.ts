@@ -74,6 +74,8 @@ export interface Effects {
   isForgetting: boolean;
   /** COPY FROM STDIN: what is sent behind it may be read as its data. */
   isCopyIn: boolean;
+  /** Calls pg_cancel_backend or pg_terminate_backend: the process may be one of ours (client/signal). */
+  isSignal: boolean;
   pins: readonly PinReason[];
   /** In the order of the text. */
   references: readonly Reference[];
@@ -96,6 +98,7 @@ interface Draft {
   isPreparing: boolean;
   isForgetting: boolean;
   isCopyIn: boolean;
+  isSignal: boolean;
   pins: PinReason[];
   references: Reference[];
   unknown: string[];
@@ -135,6 +138,7 @@ export function findEffects(tokens: Tokens): Findings {
     !effects.isUndoing &&
     !effects.isResetAll &&
     !effects.isCopyIn &&
+    !effects.isSignal &&
     effects.settings.length + effects.resets.length + effects.pins.length + effects.references.length === 0;
   return { effects: isHarmless ? null : effects, unknown, needsParser };
 }
@@ -152,6 +156,7 @@ export function mergeEffects(a: Effects | null, b: Effects | null): Effects | nu
     isPreparing: a.isPreparing || b.isPreparing,
     isForgetting: a.isForgetting && b.isForgetting,
     isCopyIn: a.isCopyIn || b.isCopyIn,
+    isSignal: a.isSignal || b.isSignal,
     pins: [...new Set([...a.pins, ...b.pins])],
     references: a.references.length > 0 ? a.references : b.references,
   };
@@ -169,6 +174,7 @@ export function pinning(...pins: PinReason[]): Effects {
     isPreparing: false,
     isForgetting: false,
     isCopyIn: false,
+    isSignal: false,
     pins,
     references: [],
   };
@@ -426,11 +432,14 @@ function findSettingsView(tokens: Tokens, at: number, first: number): void {
 }
 
 /** The token at `open` is a parenthesis: what stands before it? */
+const signals = new Set(['pg_cancel_backend', 'pg_terminate_backend']);
+
 function findCall(tokens: Tokens, open: number, first: number): void {
   const at = open - 1;
   const kind = tokens.kinds[at];
   if (kind !== Token.Word && kind !== Token.Quoted) return;
   const name = tokens.name(at);
+  if (signals.has(name)) mark().isSignal = true;
   const isQualified = at - 1 > first && tokens.kinds[at - 1] === Token.Dot;
   if (isQualified) {
     if (tokens.name(at - 2) === 'pg_catalog') findFunction(tokens, name, open);

@@ -54,6 +54,7 @@ const logger = makeLogger({ level: 'debug', format: 'json', slow: 0 }, (line) =>
     log('S: closing because: connect timeout (age=0s)');
   if (msg === 'connect failed' && sqlstate !== '') log(`server login failed: FATAL ${reason}`, 'warn');
   if (msg === 'a server of the reserve is opened') log('taking connection from reserve_pool');
+  if (msg === 'an unused pool is forgotten') log('cleaning up idle pool');
   if (msg === 'server closed') log(`S: closing because: ${reason} (age=0s)`);
 });
 

@@ -35,6 +35,7 @@ const CHOSEN = [
   'test_no_user',
   'test_no_database',
 ];
+const python = process.env.PYTHON ?? (existsSync('/usr/bin/python3') ? '/usr/bin/python3' : 'python3');
 const POSTGRES = '/usr/lib/postgresql';
 
 type Outcome = 'passed' | 'failed' | 'skipped';
@@ -68,9 +69,14 @@ function prepare(from: string): string {
   return copy;
 }
 
+/** Which version the tests have. */
+function psycopg(): string {
+  const { stdout } = spawnSync(python, ['-c', 'import psycopg; print(psycopg.__version__)'], { encoding: 'utf8' });
+  return stdout.trim();
+}
+
 function runTests(copy: string): Result[] {
   const xml = join(folder, 'report.xml');
-  const python = process.env.PYTHON ?? (existsSync('/usr/bin/python3') ? '/usr/bin/python3' : 'python3');
   const user = process.getuid?.() === 0 ? idsOf(process.env.PGBOUNCER_TEST_USER) : null;
   if (user !== null) give(folder, user);
   const { status, error } = spawnSync(
@@ -195,7 +201,7 @@ function report(all: readonly Result[]): void {
   if (process.env.PGWEIR_TABLES !== undefined) {
     const rows = counts.map(({ file, passed, ran }) => `| ${file} | ${passed} of ${ran} |`);
     const reasons = of('failed').map((each) => `- \`${each.id}\`: ${reasonOf(each) ?? 'not expected'}`);
-    const page = `| file | passed |\n|---|---|\n${rows.join('\n')}\n| all | ${of('passed').length} of ${chosen} |\n\n${reasons.join('\n')}\n`;
+    const page = `With psycopg ${psycopg()}.\n\n| file | passed |\n|---|---|\n${rows.join('\n')}\n| all | ${of('passed').length} of ${chosen} |\n\n${reasons.join('\n')}\n`;
     writeFileSync(join(process.env.PGWEIR_TABLES, 'pgbouncer.md'), page);
   }
   process.exitCode = unexpected.length === 0 && chosen > 0 ? 0 : 1;

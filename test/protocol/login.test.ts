@@ -93,7 +93,12 @@ t.test('the userlist has PgBouncer’s format', async (t) => {
 t.test('a key cancels its own session and no other', async (t) => {
   const keys = new CancelKeys(3, 1);
   const cancelled: string[] = [];
-  const holder = (name: string, minor: number) => ({ key: keys.issue(minor), cancel: () => cancelled.push(name) });
+  const holder = (name: string, minor: number) => ({
+    key: keys.issue(minor),
+    user: name,
+    cancel: () => cancelled.push(name),
+    end: () => {},
+  });
   const a = holder('a', 0);
   keys.hold(a);
   const b = holder('b', 2);
@@ -106,7 +111,12 @@ t.test('a key cancels its own session and no other', async (t) => {
   keys.request(wrong);
   keys.request(Buffer.from(b.key, 'latin1').subarray(0, 8));
   t.same(cancelled, ['b']);
+  const pid = Buffer.from(b.key, 'latin1').readInt32BE(0);
+  t.equal(keys.holderOf(pid), b);
+  t.equal(keys.holderOf(pid ^ (1 << 18)), null, 'of another worker');
+  t.equal(keys.holderOf(pid & 0x3ffff), null);
   keys.revoke(b);
+  t.equal(keys.holderOf(pid), null);
   keys.request(Buffer.from(b.key, 'latin1'));
   t.same(cancelled, ['b']);
   t.same(keys.counts, { matched: 1, unknown: 3 });

@@ -409,6 +409,91 @@ t.test('a cancel request with a wrong key, or for an idle client, does nothing',
   t.equal(proxy.app.snapshot().cancels.unknown, 3);
 });
 
+/** Ways to call pg_cancel_backend of a number, and the answer. */
+const callings: Record<string, (client: RawClient, pid: number) => Promise<string>> = {
+  'in a Query': async (client, pid) => String(await client.rows(`SELECT pg_cancel_backend(${pid})`)),
+  'in a Query, in other words': async (client, pid) =>
+    String(await client.rows(` select pg_catalog.pg_cancel_backend( ${pid}::int ) AS "done";`)),
+  'behind BEGIN': async (client, pid) => {
+    await client.rows('BEGIN');
+    const answer = String(await client.rows(`SELECT pg_cancel_backend(${pid})`));
+    t.equal((await client.ask(send.query('COMMIT'))).at(-1)!.body.toString(), 'I');
+    return answer;
+  },
+  'with a parameter': async (client, pid) =>
+    lastRow([send.parse('', 'SELECT pg_cancel_backend($1);'), send.bind('', '', [String(pid)])], client),
+  'of a prepared statement': async (client, pid) => {
+    await client.ask([send.parse('c', 'SELECT pg_cancel_backend($1)'), send.describe('S', 'c'), send.sync()]);
+    return lastRow([send.bind('', 'c', [String(pid)])], client);
+  },
+  'in binary': async (client, pid) => {
+    const body = Buffer.concat([
+      ...[Buffer.from('\0\0'), int16(1), int16(1), int16(1), int32(4), int32(pid)], // One parameter, binary.
+      ...[int16(1), int16(1)], // Results in binary.
+    ]);
+    const bind = Buffer.concat([Buffer.from('B'), int32(body.length + 4), body]);
+    const row = await lastRow([send.parse('', 'SELECT pg_cancel_backend($1)'), bind], client);
+    return row === '\x01' ? 't' : row;
+  },
+};
+
+async function lastRow(parts: Buffer[], client: RawClient): Promise<string> {
+  const messages = await client.ask([...parts, send.describe('P', ''), send.execute(''), send.sync()]);
+  t.match(types(messages), /^1?2TDCZ$/);
+  return messages.find(({ type }) => type === 'D')!.body.toString('latin1', 6);
+}
+
+const int16 = (value: number) => Buffer.from([value >> 8, value & 255]);
+const int32 = (value: number) => Buffer.from([value >>> 24, (value >> 16) & 255, (value >> 8) & 255, value & 255]);
+
+for (const mode of ['transaction', 'session'] as const) {
+  for (const [how, call] of Object.entries(callings)) {
+    if (mode === 'session' && how === 'behind BEGIN') continue; // There it is the server's: see docs/limits.md.
+    t.test(`pg_cancel_backend ${how} reaches the client with this number (mode ${mode})`, async (t) => {
+      const proxy = await startPool(t, { mode, size: 2 });
+      const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
+      if (mode === 'session') await b.rows('SELECT 1'); // It has a server.
+      const answer = a.ask(send.query('SELECT pg_sleep(30)'));
+      await isWorking(proxy);
+      t.equal(await call(b, a.key.readInt32BE(0)), 't');
+      t.same(sqlstates(await answer), ['57014']);
+      t.same(await a.rows('SELECT 1'), [['1']]);
+      t.same(await b.rows('SELECT 2'), [['2']]);
+    });
+  }
+}
+
+t.test('pg_terminate_backend of a number that a client was told', async (t) => {
+  const proxy = await startPool(t, { size: 2 });
+  const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
+  t.same(await b.rows(`SELECT pg_terminate_backend(${a.key.readInt32BE(0)}, 5000)`), [['t']]);
+  t.same(sqlstates(await a.closed()), ['57P01']);
+  t.same(await b.rows(`SELECT pg_terminate_backend(${a.key.readInt32BE(0)})`), [['f']], 'it is nobody now');
+});
+
+t.test('numbers of other users are for superusers only', async (t) => {
+  const admin = await RawClient.open(postgres.port);
+  await admin.rows('CREATE ROLE mallory LOGIN');
+  t.after(async () => {
+    await admin.rows('DROP ROLE mallory');
+    admin.end();
+  });
+  const proxy = await startPool(t, { size: 2 });
+  const a = await open(t, proxy.port);
+  const mallory = await open(t, proxy.port, { user: 'mallory' });
+  const answer = a.ask(send.query('SELECT pg_sleep(0.5)'));
+  await isWorking(proxy);
+  for (const command of ['cancel', 'terminate']) {
+    const call = `SELECT pg_${command}_backend(${a.key.readInt32BE(0)})`;
+    t.same(sqlstates(await mallory.ask(send.query(call))), ['42501']);
+    const extended = [send.parse('', call), send.bind('', ''), send.execute(''), send.sync()];
+    t.same(sqlstates(await mallory.ask(extended)), ['42501']);
+  }
+  t.same(sqlstates(await answer), []);
+  t.same(await a.rows(`SELECT pg_terminate_backend(${mallory.key.readInt32BE(0)})`), [['t']]);
+  t.same(sqlstates(await mallory.closed()), ['57P01']);
+});
+
 t.test('the cancel requests of one client never hit another on the same server', async (t) => {
   const proxy = await startPool(t);
   const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];

@@ -188,6 +188,30 @@ t.test('a database that "*" stands for is forgotten when it is not used', async 
   t.equal(proxy.bugs(), 0);
 });
 
+t.test('a pool of a database with a name is kept, or forgotten after pool.unusedMax', async (t) => {
+  const named = (unusedMax: string) => ({
+    hosts: [`127.0.0.1:${postgres.port}`],
+    tls: { mode: 'disable' },
+    dbname: 'postgres',
+    pool: { idleMax: '200ms', unusedMax },
+  });
+  const proxy = await startProxy(postgres.port, { top: { databases: { kept: named('0s'), dropped: named('500ms') } } });
+  t.teardown(() => proxy.stop());
+  for (const database of ['kept', 'dropped']) {
+    const client = await connect(proxy.port, { database });
+    await client.query('SELECT 1');
+    await client.end();
+  }
+  const databases = () => proxy.app.snapshot().pools.map(({ database }) => database);
+  t.same(databases(), ['kept', 'dropped']);
+  await until(() => databases().length === 1, 'a pool to be forgotten');
+  t.same(databases(), ['kept']);
+  const again = await connect(proxy.port, { database: 'dropped' });
+  await again.query('SELECT 1');
+  await again.end();
+  t.equal(proxy.bugs(), 0);
+});
+
 t.test('pools that want a least number of servers do not take them from each other', async (t) => {
   const databases = Object.fromEntries(
     ['one', 'two', 'three', 'four', 'five'].map((name) => [

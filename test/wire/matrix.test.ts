@@ -34,8 +34,6 @@ const known: Record<string, string> = {
     'a notification of its own arrives right behind the answer to NOTIFY, not before it: another connection listens',
   'psql, prepared_view, transaction':
     'the view pg_prepared_statements shows what the server of the moment has, whoever prepared it',
-  'knex, cancel, session': 'it cancels by the number that it was given at login, which is not that of a server process',
-  'knex, cancel, transaction': 'as in session mode',
 };
 
 interface Driver {

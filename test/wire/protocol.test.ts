@@ -182,6 +182,13 @@ scenario('what fails before Flush in a transaction fails that', 'CZEZEZCZ', asyn
   return messages;
 });
 
+exchange('an unnamed DEALLOCATE that runs twice fails by the name that it has', '1Z12CZ2EZEZ', [
+  ...[P('a', 'SELECT 1'), S],
+  ...[P('', 'DEALLOCATE a'), B('', ''), E(''), S],
+  ...[B('', ''), E(''), S],
+  ...[B('', 'a'), S],
+]);
+
 t.test('a server is not kept by a batch that only names and describes', async (t) => {
   await reset();
   const proxy = await startProxy(postgres.port, { pool: { size: 1 } });

@@ -1,0 +1,81 @@
+/**
+ * pg_cancel_backend and pg_terminate_backend of the number that a client was told at its login. It is no server process, so a server would only warn:
+ * the client's session is reached as by a cancel request (client/cancel). Called by client/session (pgAdmin and knex cancel in this way).
+ *
+ * Not seen are calls amid a greater statement; the process ids in pg_stat_activity are those of servers, which servers know.
+ * Rights: Postgres manual, "Server Signaling Functions". Who is in the role pg_signal_backend is not known here.
+ */
+import * as encode from '../protocol/encode.ts';
+import { error, type Refusal, SqlState } from '../protocol/sqlstate.ts';
+import { found } from './group.ts';
+
+export interface Signal {
+  command: 'cancel' | 'terminate';
+  pid: number;
+  /** The name of the column. */
+  column: string;
+  isBinary: boolean;
+}
+
+const CALL =
+  /^\s*select\s+(?:pg_catalog\.)?(pg_(cancel|terminate)_backend)\s*\(\s*(?:(\d{1,10})|\$1)(?:::int[48eger]*)?\s*(?:,\s*\d+\s*)?\)\s*(?:as\s+"?(\w+)"?\s*)?;?\s*$/i;
+const BINARY = 1;
+
+/** The signal that the group in `found` (client/group) asks for; null: it is another statement. */
+export function signalFound(): Signal | null {
+  const call = CALL.exec(found.text);
+  if (call === null) return null;
+  const [, name, command, number, alias] = call as unknown as [string, string, string, string?, string?];
+  const values = found.isExtended ? readValues() : { pid: Number.NaN, isBinary: false };
+  const pid = number === undefined ? values.pid : Number(number);
+  if (!Number.isInteger(pid)) return null;
+  return {
+    command: command.toLowerCase() as Signal['command'],
+    pid,
+    column: alias ?? name.toLowerCase(),
+    isBinary: values.isBinary,
+  };
+}
+
+/** The first parameter as a number (NaN: there is none), and the format of the first column ("Bind", Message Formats). */
+function readValues(): { pid: number; isBinary: boolean } {
+  const { source, valuesEnd } = found;
+  let at = found.valuesStart;
+  const next16 = () => {
+    at += 2;
+    return at <= valuesEnd ? source.readUInt16BE(at - 2) : 0;
+  };
+  const formats = Array.from({ length: next16() }, next16);
+  let pid = Number.NaN;
+  for (let index = 0, count = next16(); index < count && at + 4 <= valuesEnd; index++) {
+    const size = source.readInt32BE(at);
+    at += 4;
+    if (index === 0 && size > 0 && at + size <= valuesEnd)
+      pid =
+        formats[0] === BINARY
+          ? source.readIntBE(at, Math.min(size, 6))
+          : Number(source.toString('latin1', at, at + size));
+    at += Math.max(size, 0);
+  }
+  return { pid, isBinary: Array.from({ length: next16() }, next16)[0] === BINARY };
+}
+
+/** Its answer, as piecesOf (client/group) takes it: one row, true. */
+export function signalAnswer({ column, isBinary }: Signal): { body: Buffer; descriptionEnd: number } {
+  const description = encode.rowDescription([
+    { name: column, oid: encode.Oid.bool, ...(isBinary && { format: BINARY }) },
+  ]);
+  const row = encode.dataRow([isBinary ? '\x01' : 't']);
+  const rest = [row, encode.commandComplete('SELECT 1'), encode.readyForQuery()];
+  return { body: Buffer.concat([description, ...rest]), descriptionEnd: description.length };
+}
+
+/** Postgres' words for whose queries are not the user's (signalfuncs.c). */
+export function signalDenied({ command }: Signal): Refusal {
+  const what = command === 'cancel' ? 'cancel query' : 'terminate process';
+  const does = command === 'cancel' ? 'cancel this query' : 'terminate this process';
+  return error(SqlState.InsufficientPrivilege, `permission denied to ${what}`, {
+    detail: `Only the user whose session it is, and superusers, may ${does} through the proxy.`,
+    hint: 'or use the process id of the server in pg_stat_activity',
+  });
+}
