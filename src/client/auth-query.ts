@@ -34,12 +34,17 @@ const UNKNOWN_MS = 5_000;
 const RETRY_MS = 1_000;
 const USERS_MAX = 10_000;
 const QUESTIONS_MAX = 1_000;
+/** How many times are remembered; nobody is kept waiting for longer than this, whatever they were. */
+const TIMES = 32;
+const PAUSE_MAX_MS = 20;
 
 export class AuthQuery {
   readonly #ask: AskSecret;
   readonly #clock: Clock;
   readonly #known = new LRUCache<string, Known>({ max: USERS_MAX });
   readonly #asking = new Map<string, Promise<Known>>();
+  /** How long questions took of late, in ms. */
+  readonly #took: number[] = [];
   /** Questions, and those of them that failed. */
   readonly counts = { asked: 0, failed: 0 };
 
@@ -52,7 +57,10 @@ export class AuthQuery {
   async find(database: string, user: string): Promise<UserSecret | null> {
     const key = keyOf(database, user);
     const known = this.#known.get(key);
-    if (known !== undefined && !this.#isDue(known)) return known.secret;
+    if (known !== undefined && !this.#isDue(known)) {
+      await this.pause();
+      return known.secret;
+    }
     try {
       return (await this.#askOnce(key, database, user)).secret;
     } catch (thrown) {
@@ -60,6 +68,12 @@ export class AuthQuery {
       if (known?.secret) return known.secret;
       throw thrown;
     }
+  }
+
+  /** As long as a question takes: who is known already cannot be told by time. */
+  async pause(): Promise<void> {
+    const ms = this.#took[Math.floor(Math.random() * this.#took.length)] ?? 0;
+    if (ms > 0) await new Promise<void>((resolve) => this.#clock.after(ms, resolve));
   }
 
   #isDue({ secret, askedAt, isDoubted }: Known): boolean {
@@ -78,6 +92,7 @@ export class AuthQuery {
 
   async #learn(key: string, database: string, user: string): Promise<Known> {
     this.counts.asked++;
+    const askedAt = this.#clock.now();
     let text: string | null;
     try {
       text = await this.#ask(database, user);
@@ -85,6 +100,8 @@ export class AuthQuery {
       this.counts.failed++;
       throw thrown;
     }
+    this.#took.push(Math.min(this.#clock.now() - askedAt, PAUSE_MAX_MS));
+    if (this.#took.length > TIMES) this.#took.shift();
     const before = this.#known.get(key);
     const isSame = before !== undefined && before.text === text;
     const known: Known = {

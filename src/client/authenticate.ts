@@ -45,11 +45,13 @@ export async function authenticate(
   if (badCertificate !== null || demand.method === 'cert') return badCertificate;
   const { user, database } = client;
   const listed = context.users.get(user);
-  const asked = listed === null ? context.authQueryOf(database) : null;
+  const query = context.authQueryOf(database);
+  const asked = listed === null ? query : null;
   if (demand.method === 'trust' && (context.auth.users === null || listed !== null)) return null;
   let secret: UserSecret | null = listed;
   try {
-    if (asked !== null) secret = await asked.find(database, user);
+    if (asked === null) await query?.pause();
+    else secret = await asked.find(database, user);
   } catch {
     // Said of every user that is not in the file, whether it exists or not; why is in the log.
     return fatal(SqlState.CannotConnectNow, 'nobody can be asked for the password at the moment', {

@@ -613,8 +613,7 @@ export class Session
     const target = signal === null ? null : this.#house.holderOf(signal.pid);
     if (signal === null || target === null) return false;
     if (target.user !== this.user && this.settings.reported.get('is_superuser') !== 'on') {
-      this.#held = { ...message };
-      this.#refuse(signalDenied(signal));
+      this.#fail(message, signalDenied(signal));
       return true;
     }
     const group = groupFound();
@@ -623,6 +622,14 @@ export class Session
     if (signal.command === 'cancel') target.cancel();
     else target.end('terminating connection due to administrator command');
     return true;
+  }
+
+  /** The request that begins with `message` fails by our own judgement, with a server or without. */
+  #fail(message: Frame, refusal: Refusal): void {
+    if (this.#block !== 'none') this.#block = 'failed';
+    this.deliver(encode.errorResponse(refusal));
+    if (message.type === ClientMessage.Query) this.deliver(encode.readyForQuery(statusOf(this.#block)));
+    else this.#isSkipping = true;
   }
 
   /** The cache has the answer, or will have it. */

@@ -9,18 +9,22 @@ import { createHash, timingSafeEqual } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import type { IncomingHttpHeaders } from 'node:http';
 import { isIP } from 'node:net';
+import type { FailedLogins } from '../client/failures.ts';
 import { md5Of, type Users, verifierOf } from '../client/users.ts';
 import type { Config } from '../config/schema.ts';
 import { md5Secret } from '../protocol/md5.ts';
 import { isPasswordOf } from '../protocol/scram.ts';
 
 /** Its `actor`, or why not, with the HTTP status to say so. */
-export type Access = { actor: string } | { status: 401 | 403; why: string };
+export type Access = { actor: string } | { status: 401 | 403 | 429; why: string };
 
 interface House {
   ops: Config['ops'];
   auth: Config['auth'];
   users: Users;
+  failures: FailedLogins;
+  /** Monotonic ms. */
+  now: number;
 }
 
 /** Does the request bring the token? Without one configured, everybody does. */
@@ -28,8 +32,12 @@ export function hasToken(headers: IncomingHttpHeaders, tokenFile: string | null)
   return tokenFile === null || isEqual(headers.authorization ?? '', `Bearer ${readFileSync(tokenFile, 'utf8').trim()}`);
 }
 
-/** May this request change something? */
-export async function accessOf(headers: IncomingHttpHeaders, { ops, auth, users }: House): Promise<Access> {
+/** May this request, from `address`, change something? */
+export async function accessOf(
+  headers: IncomingHttpHeaders,
+  address: string,
+  { ops, auth, users, failures, now }: House,
+): Promise<Access> {
   if (auth.method === 'trust' && !isLoopback(ops.host))
     return { status: 403, why: 'changes are off, because auth.method is trust and ops.host is not a loopback address' };
   // A browser sends no token by itself.
@@ -44,8 +52,20 @@ export async function accessOf(headers: IncomingHttpHeaders, { ops, auth, users 
     return { status: 403, why: 'the request comes from another site' };
   const [, encoded] = /^Basic (\S+)$/.exec(headers.authorization ?? '') ?? [];
   const [, user, password] = /^([^:]*):(.*)$/s.exec(Buffer.from(encoded ?? '', 'base64').toString()) ?? [];
-  if (user !== undefined && auth.admins.includes(user) && (await isRight(user, password!, auth.method, users)))
-    return { actor: user };
+  if (user !== undefined) {
+    failures.configure(auth.failures);
+    const waitMs = failures.waitOf(address, user, now);
+    if (waitMs > 0)
+      return {
+        status: 429,
+        why: `too many logins from this address have failed: try again in ${Math.ceil(waitMs / 1000)} s (auth.failures)`,
+      };
+    if (auth.admins.includes(user) && (await isRight(user, password!, auth.method, users))) {
+      failures.onSuccess(address, user);
+      return { actor: user };
+    }
+    failures.onFailure(address, user, now);
+  }
   return {
     status: 401,
     why: 'this needs the token of ops.tokenFile, or the login of one of auth.admins (pgweir: --token-file, or --user and PGPASSWORD)',

@@ -15,11 +15,12 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { z } from 'zod';
+import { FailedLogins } from '../client/failures.ts';
 import type { Users } from '../client/users.ts';
 import type { Config } from '../config/schema.ts';
 import { type Clock, every } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
-import { accessOf, hasToken } from './access.ts';
+import { type Access, accessOf, hasToken } from './access.ts';
 import type { Coupling } from './coupling.ts';
 import { pageAt } from './dashboard.ts';
 import type { Events } from './events.ts';
@@ -81,6 +82,7 @@ export class OpsServer {
   readonly #options: OpsOptions;
   readonly #server: Server;
   #lives = 0;
+  readonly #failures = new FailedLogins();
 
   constructor(options: OpsOptions) {
     this.#options = options;
@@ -221,11 +223,18 @@ export class OpsServer {
     return { status: 200, body: JSON.stringify(record), type: JSON_TYPE };
   }
 
+  #accessOf(request: IncomingMessage): Promise<Access> {
+    const { config, users, clock } = this.#options;
+    const now = clock.now();
+    const house = { ...config(), users: users(), failures: this.#failures, now };
+    return accessOf(request.headers, request.socket.remoteAddress ?? '', house);
+  }
+
   /** POST /events: a deploy, a change of a configuration elsewhere, an incident's beginning. */
   async #note(request: IncomingMessage): Promise<Answer> {
     if (request.method !== 'POST') return { status: 405, body: 'only POST; what has happened is at /events.json\n' };
-    const { config, users, events } = this.#options;
-    const access = await accessOf(request.headers, { ...config(), users: users() });
+    const { events } = this.#options;
+    const access = await this.#accessOf(request);
     if ('why' in access) return { status: access.status, body: `${access.why}\n` };
     if (!isJson(request)) return WRONG_TYPE;
     const note = noteSchema.safeParse(await bodyOf(request));
@@ -237,8 +246,8 @@ export class OpsServer {
   /** POST /upgrade: answered once the new process listens. */
   async #upgrade(request: IncomingMessage): Promise<Answer> {
     if (request.method !== 'POST') return { status: 405, body: 'only POST\n' };
-    const { config, users, upgrade } = this.#options;
-    const access = await accessOf(request.headers, { ...config(), users: users() });
+    const { upgrade } = this.#options;
+    const access = await this.#accessOf(request);
     if ('why' in access) return { status: access.status, body: `${access.why}\n` };
     if (!isJson(request)) return WRONG_TYPE;
     try {
@@ -251,8 +260,8 @@ export class OpsServer {
   /** POST /switches/NAME: what it touches is said in any case, and done unless it is a dry run. */
   async #change(request: IncomingMessage, name: string): Promise<Answer> {
     if (request.method !== 'POST') return { status: 405, body: 'only POST\n' };
-    const { config, users, switches } = this.#options;
-    const access = await accessOf(request.headers, { ...config(), users: users() });
+    const { switches } = this.#options;
+    const access = await this.#accessOf(request);
     if ('why' in access) return { status: access.status, body: `${access.why}\n` };
     if (!isJson(request)) return WRONG_TYPE;
     const wish = wishSchema.safeParse(await bodyOf(request));

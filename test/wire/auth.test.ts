@@ -55,6 +55,23 @@ t.test(
   },
 );
 
+t.test('who is known is not told any sooner than who is not', async (t) => {
+  const clock = new FakeClock();
+  const query = new AuthQuery(() => new Promise((resolve) => clock.after(8, () => resolve('secret'))), clock);
+  for (const title of ['asked', 'known']) {
+    let isTold = false;
+    const found = query.find('app', 'one').then(() => {
+      isTold = true;
+    });
+    clock.advance(7);
+    await new Promise(setImmediate);
+    t.equal(isTold, false, title);
+    clock.advance(1);
+    await found;
+  }
+  t.equal(query.counts.asked, 1);
+});
+
 t.test('users of the server log in by their own passwords, and as themselves', async (t) => {
   const postgres = await withPostgres({
     hba: 'host all postgres 127.0.0.1/32 trust\nhost all asker 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n',

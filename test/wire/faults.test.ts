@@ -471,28 +471,31 @@ t.test('pg_terminate_backend of a number that a client was told', async (t) => {
   t.same(await b.rows(`SELECT pg_terminate_backend(${a.key.readInt32BE(0)})`), [['f']], 'it is nobody now');
 });
 
-t.test('numbers of other users are for superusers only', async (t) => {
-  const admin = await RawClient.open(postgres.port);
-  await admin.rows('CREATE ROLE mallory LOGIN');
-  t.after(async () => {
-    await admin.rows('DROP ROLE mallory');
-    admin.end();
+for (const mode of ['transaction', 'session'] as const)
+  t.test(`numbers of other users are for superusers only (mode ${mode})`, async (t) => {
+    const admin = await RawClient.open(postgres.port);
+    await admin.rows('CREATE ROLE mallory LOGIN');
+    t.after(async () => {
+      await admin.rows('DROP ROLE mallory');
+      admin.end();
+    });
+    const proxy = await startPool(t, { mode, size: 2 });
+    const a = await open(t, proxy.port);
+    const mallory = await open(t, proxy.port, { user: 'mallory' });
+    if (mode === 'session') await mallory.rows('SELECT 1');
+    const answer = a.ask(send.query('SELECT pg_sleep(0.5)'));
+    await isWorking(proxy);
+    for (const command of ['cancel', 'terminate']) {
+      const call = `SELECT pg_${command}_backend(${a.key.readInt32BE(0)})`;
+      t.same(sqlstates(await mallory.ask(send.query(call))), ['42501']);
+      const extended = [send.parse('', call), send.bind('', ''), send.execute(''), send.sync()];
+      t.same(sqlstates(await mallory.ask(extended)), ['42501']);
+      t.same(await mallory.rows('SELECT 3'), [['3']]);
+    }
+    t.same(sqlstates(await answer), []);
+    t.same(await a.rows(`SELECT pg_terminate_backend(${mallory.key.readInt32BE(0)})`), [['t']]);
+    t.same(sqlstates(await mallory.closed()), ['57P01']);
   });
-  const proxy = await startPool(t, { size: 2 });
-  const a = await open(t, proxy.port);
-  const mallory = await open(t, proxy.port, { user: 'mallory' });
-  const answer = a.ask(send.query('SELECT pg_sleep(0.5)'));
-  await isWorking(proxy);
-  for (const command of ['cancel', 'terminate']) {
-    const call = `SELECT pg_${command}_backend(${a.key.readInt32BE(0)})`;
-    t.same(sqlstates(await mallory.ask(send.query(call))), ['42501']);
-    const extended = [send.parse('', call), send.bind('', ''), send.execute(''), send.sync()];
-    t.same(sqlstates(await mallory.ask(extended)), ['42501']);
-  }
-  t.same(sqlstates(await answer), []);
-  t.same(await a.rows(`SELECT pg_terminate_backend(${mallory.key.readInt32BE(0)})`), [['t']]);
-  t.same(sqlstates(await mallory.closed()), ['57P01']);
-});
 
 t.test('the cancel requests of one client never hit another on the same server', async (t) => {
   const proxy = await startPool(t);

@@ -64,6 +64,22 @@ t.test('a switch is set over HTTP by the token or an admin, and by nobody else',
   t.equal((await fetch(`http://127.0.0.1:${proxy.opsPort}/status.json`)).status, 401);
 });
 
+t.test('who guesses passwords over HTTP is refused for a while', async (t) => {
+  const users = temporaryFile('users.txt', '"postgres" "right"\n"second" "right"\n');
+  t.after(users.remove);
+  const failures = { max: 3, window: '1m' };
+  const proxy = await start(t, {
+    auth: { method: 'scram-sha-256', users: users.path, admins: ['postgres', 'second'], failures },
+  });
+  const statusOf = async (user: string, password: string) =>
+    (await post(proxy.opsPort, 'batch', basic(user, password))).status;
+  t.equal(await statusOf('second', 'right'), 200);
+  for (let lap = 0; lap < 3; lap++) t.equal(await statusOf('postgres', 'guess'), 401);
+  t.equal(await statusOf('postgres', 'right'), 429, 'whatever it is');
+  for (let lap = 0; lap < 4; lap++) t.equal(await statusOf('second', 'guess'), 401, 'who was let in from there before');
+  t.equal(await statusOf('second', 'right'), 200);
+});
+
 t.test('a browser that was led here cannot set one', async (t) => {
   const proxy = await start(t);
   const statusOf = async (headers: Record<string, string>) =>
