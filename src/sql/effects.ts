@@ -302,9 +302,13 @@ function afterName(tokens: Tokens, at: number): number {
   return next;
 }
 
-/** PREPARE: the statement inside runs at each EXECUTE, so whatever it does is believed from the start. */
+/**
+ * PREPARE: the statement inside runs at each EXECUTE, so whatever it does is believed from the start. What it makes ties nobody to a server,
+ * unless it cannot be told from others in the same text (client/settle).
+ */
 function findInPrepare(tokens: Tokens, first: number, end: number): void {
-  mark().isProbed = true;
+  if (mark().references.some(({ command }) => command === 'prepare')) draft.isProbed = true;
+  else draft.isChecked = true;
   findReference('prepare', tokens, first + 1);
   let at = first + 2;
   while (at < end && !tokens.is(at, 'as')) at++;

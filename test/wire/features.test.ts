@@ -334,7 +334,10 @@ async function answer(feature: () => Promise<void>): Promise<Answer> {
     await Promise.race([done, late]);
     return 'works';
   } catch (thrown) {
-    return (thrown as Error).message.replaceAll(/\s+/g, ' ').slice(0, 120);
+    return (thrown as Error).message
+      .replaceAll(/\s+/g, ' ')
+      .replaceAll(/port \d+/g, 'port PORT')
+      .slice(0, 120);
   } finally {
     clearTimeout(timer);
     await Promise.allSettled(opened.splice(0).map(async (each) => each.end()));

@@ -43,6 +43,23 @@ t.test('settings of one client are not those of another', async (t) => {
   t.equal(proxy.bugs(), 0);
 });
 
+t.test('statements of SQL-level PREPARE keep no server', async (t) => {
+  const proxy = await startProxy(postgres.port, { pool: { size: 2 } });
+  t.after(() => proxy.stop());
+  const clients = await Promise.all(Array.from({ length: 6 }, () => RawClient.open(proxy.port)));
+  await Promise.all(
+    clients.map(async (client, index) => {
+      await client.rows(`PREPARE p(int) AS SELECT $1 + ${index}`);
+      for (let turn = 0; turn < 5; turn++) t.same(await client.rows(`EXECUTE p(${turn})`), [[String(turn + index)]]);
+      t.same(sqlstates(await client.ask(send.query('PREPARE p AS SELECT 1'))), ['42P05']);
+      await client.rows(index % 2 === 0 ? 'DEALLOCATE p' : 'DEALLOCATE ALL');
+      t.same(sqlstates(await client.ask(send.query('EXECUTE p(1)'))), ['26000']);
+    }),
+  );
+  for (const client of clients) client.end();
+  t.equal(proxy.bugs(), 0);
+});
+
 t.test('prepared statements follow their client from server to server', async (t) => {
   const proxy = await startProxy(postgres.port, { pool: { size: 2 } });
   t.after(() => proxy.stop());
