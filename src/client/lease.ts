@@ -283,7 +283,11 @@ export class Lease {
         if (this.server !== null) client.nameAll(statements);
         end(true);
       };
-      this.#ask(server, [deallocateQuery(statements)], { done, dropped: () => end(false) });
+      const dropped = () => {
+        server.isDoomed = true; // It may have given up some, and nobody else is to meet the others.
+        done();
+      };
+      this.#ask(server, [deallocateQuery(statements)], { done, dropped });
     });
     this.#ask(server, [preparedQuery], note);
   }

@@ -252,7 +252,7 @@ export class Requests {
 
   /** May statements of SQL-level PREPARE become statements of the protocol level? */
   mayNameAll(statements: readonly Prepared[]): boolean {
-    const isNew = statements.every(({ name }) => this.#names.get(name) === undefined);
+    const isNew = statements.every(({ name }) => this.#names.get(name) === undefined && !isOurs(name));
     return isNew && this.#names.size + statements.length <= NAMES_MAX;
   }
 

@@ -751,6 +751,12 @@ const pins = [
     'DEALLOCATE p',
   ],
   [
+    'PREPARE of a name like ours',
+    'prepare',
+    ['PREPARE pgweir_1 AS SELECT 1', 'EXECUTE pgweir_1'],
+    'DEALLOCATE pgweir_1',
+  ],
+  [
     'PREPARE beside a temporary table',
     'prepare',
     ['CREATE TEMP TABLE tt (i int); PREPARE p AS TABLE tt'],
