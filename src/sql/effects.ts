@@ -24,7 +24,7 @@ export type PinReason =
   | 'lock'
   /** A temporary table (or view, sequence) exists. */
   | 'temp'
-  /** PREPARE made a statement at SQL level. */
+  /** PREPARE made a statement at SQL level that cannot become one of the protocol level. */
   | 'prepare'
   /** A cursor WITH HOLD is open. */
   | 'hold'
