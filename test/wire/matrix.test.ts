@@ -103,6 +103,7 @@ const drivers: Driver[] = [
   inNode('postgres.js', 'with_postgres_js.ts'),
   inNode('knex', 'with_knex.ts'),
   inNode('Kysely', 'with_kysely.ts'),
+  inNode('Drizzle', 'with_drizzle.ts'),
 ];
 
 /** Where to connect, and how to end what is there; `bugs` are those that it has counted. */
