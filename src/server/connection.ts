@@ -101,6 +101,8 @@ export class ServerConnection implements Link<ServerConnection> {
   readonly #onClose: (server: ServerConnection, reason: string) => void;
   readonly #reader: FrameReader;
   #cancels = 0;
+  /** One of them has not been sent yet. What has been sent is for what ran then, not for what its holder has asked since. */
+  #isCancelLeaving = false;
   /** What whoever is cancelled is told instead of "due to user request"; null: that. */
   #cancelText: string | null = null;
   /** It was asked to cancel something, and has not said yet that it did. */
@@ -269,15 +271,21 @@ export class ServerConnection implements Link<ServerConnection> {
    * when it is not the client who wants it.
    */
   cancel(holder: Owner, text: string | null = null): void {
-    if (this.#cancels > 0) return; // The one that is on its way cancels whatever runs when it leaves.
+    if (this.#isCancelLeaving) return; // That one cancels whatever runs when it leaves.
+    this.#isCancelLeaving = true;
     this.#cancels++;
     this.#cancelText = text;
     this.#isCancelSent = true;
     sendCancel(
       this.target,
       this.#key,
-      () => this.holder === holder && this.outstanding.size > 0 && !this.isClosed,
       () => {
+        this.#isCancelLeaving = false;
+        return this.holder === holder && this.outstanding.size > 0 && !this.isClosed;
+      },
+      () => {
+        // Where it never left, too.
+        this.#isCancelLeaving = false;
         this.#cancels--;
         this.holder?.onProgress();
       },

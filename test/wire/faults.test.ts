@@ -11,6 +11,7 @@ import { Version } from '../../src/protocol/encode.ts';
 import {
   describe,
   fatalOf,
+  isCancelRequest,
   type Message,
   OCCUPY,
   open,
@@ -20,7 +21,7 @@ import {
   sqlstates,
   types,
 } from '../fixtures/raw.ts';
-import { startRelay } from '../fixtures/relay.ts';
+import { type Link, startRelay } from '../fixtures/relay.ts';
 import { startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
 type Stack = Awaited<ReturnType<typeof startProxy>>;
@@ -374,6 +375,27 @@ for (const [title, version, size] of [
     t.same(await a.rows('SELECT 1'), [['1']]);
   });
 }
+
+t.test('a cancel request is not lost while the connection of the one before is still open', async (t) => {
+  const links: Link[] = [];
+  const port = await startRelay(t, postgres.port, (chunk, link) => {
+    if (!isCancelRequest(chunk)) return false;
+    links.push(link);
+    // Postgres gets it all the same, and nobody closes this connection.
+    void requestCancel(postgres.port, chunk.subarray(8));
+    return true;
+  });
+  const proxy = await startPool(t, {}, {}, port);
+  const a = await open(t, proxy.port);
+  for (const turn of [1, 2]) {
+    const answer = a.ask(send.query('SELECT pg_sleep(3)'));
+    await isWorking(proxy);
+    await requestCancel(proxy.port, a.key);
+    t.same(sqlstates(await answer), ['57014'], `statement ${turn}`);
+  }
+  for (const link of links) link.lose();
+  t.same(await a.rows('SELECT 1'), [['1']]);
+});
 
 t.test('a client that waits for a server is cancelled in the queue', async (t) => {
   const proxy = await startPool(t);
