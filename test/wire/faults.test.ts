@@ -358,6 +358,15 @@ t.test('a server that is lost during COMMIT means 08007, during anything else 57
 const isWorking = (proxy: Stack) =>
   until(() => [...proxy.app.snapshot().sessions].some(({ server }) => (server?.outstanding.size ?? 0) > 0), 'work');
 
+/** A statement has begun in Postgres, which ignores a cancel request that comes before. */
+const isSleeping = () =>
+  until(async () => {
+    const client = await RawClient.open(postgres.port);
+    const rows = await client.rows(`SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'`);
+    client.end();
+    return rows.length > 0;
+  }, 'pg_sleep to begin');
+
 for (const [title, version, size] of [
   ['3.0', Version.v3_0, 8],
   ['3.2', Version.v3_2, 32],
@@ -476,7 +485,7 @@ for (const mode of ['transaction', 'session'] as const) {
       const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
       if (mode === 'session') await b.rows('SELECT 1'); // It has a server.
       const answer = a.ask(send.query('SELECT pg_sleep(30)'));
-      await isWorking(proxy);
+      await isSleeping();
       t.equal(await call(b, a.key.readInt32BE(0)), 't');
       t.same(sqlstates(await answer), ['57014']);
       t.same(await a.rows('SELECT 1'), [['1']]);
@@ -506,7 +515,7 @@ for (const mode of ['transaction', 'session'] as const)
     const mallory = await open(t, proxy.port, { user: 'mallory' });
     if (mode === 'session') await mallory.rows('SELECT 1');
     const answer = a.ask(send.query('SELECT pg_sleep(0.5)'));
-    await isWorking(proxy);
+    await isSleeping();
     for (const command of ['cancel', 'terminate']) {
       const call = `SELECT pg_${command}_backend(${a.key.readInt32BE(0)})`;
       t.same(sqlstates(await mallory.ask(send.query(call))), ['42501']);
