@@ -11,94 +11,32 @@
  * Invariants: open + connecting ≤ size + sizeReserve (and, over several pools, ≤ their caps); at most two connects at a
  * time; only a free server (server/connection) changes its holder, unless through a Cleanup.
  */
-import { isDeepStrictEqual } from 'node:util';
 import type { HostConfig, PoolConfig } from '../config/schema.ts';
-import { terminate } from '../protocol/encode.ts';
-import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
+import { fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { Catalog } from '../sql/catalog.ts';
-import type { PinReason } from '../sql/effects.ts';
-import { Chain, type Link } from '../util/chain.ts';
+import { Chain } from '../util/chain.ts';
 import type { Clock } from '../util/clock.ts';
-import { messageOf } from '../util/errors.ts';
 import { Histogram } from '../util/histogram.ts';
-import { nextId } from '../util/ids.ts';
 import { type Cap, Room, type Tenant } from './cap.ts';
 import { Channels } from './channels.ts';
 import { Cleanup } from './cleanup.ts';
 import type { Cluster, ClusterTenant } from './cluster.ts';
-import { ServerConnection, type TrafficCounts } from './connection.ts';
+import type { ServerConnection } from './connection.ts';
+import { noCounts, type PoolCounts, type TimeLimit } from './counts.ts';
 import type { Host } from './hosts.ts';
 import { Line, type Wish } from './line.ts';
-import { type LoggedIn, openServer, type Secret, ServerLoginError, type ServerTarget } from './login.ts';
+import { type Secret, ServerLoginError, type ServerTarget } from './login.ts';
+import { type Learner, Opener, type Place } from './opener.ts';
 import { ReadBook } from './reads.ts';
+import { type RefusalReason, Refusals, type Refused } from './refusals.ts';
 import type { Replicas } from './replicas.ts';
 import { type Settings, SettingsBook } from './settings.ts';
 import { type Statement, StatementBook } from './statements.ts';
+import { type Waiter, Waiters } from './waiters.ts';
 
-/** Someone who waits for a server. */
-export interface Waiter extends Link<Waiter> {
-  waitingSince: number;
-  /** Preferred: a server that has these settings already. */
-  readonly settings: Settings;
-  /** The read that it waits with, if that may ride on a server with others. */
-  readonly wish: Wish | null;
-  /** Bytes that are kept of it; ms after which nobody wants the answer any more, 0: not known. */
-  readonly heldBytes: number;
-  readonly deadline: number;
-  onLease(server: ServerConnection): void;
-  /** Its read is to ride. */
-  onBoard(line: Line): void;
-  onRefused(refusal: Refusal): void;
-}
-
-export interface PoolCounts extends TrafficCounts {
-  /** Leases given. */
-  leases: number;
-  /** Requests that shared a server with others. */
-  shared: number;
-  /** Milliseconds that requests have waited for a server, in all. */
-  waitMs: number;
-  connects: number;
-  connectFailures: number;
-  refused: Record<RefusalReason, number>;
-  timeouts: Record<TimeLimit, number>;
-  pins: Record<PinReason, number>;
-  /** Milliseconds in which servers ran queries, and in which transactions were open. */
-  queryMs: number;
-  transactionMs: number;
-  logins: number;
-  clientParses: number;
-  serverParses: number;
-  binds: number;
-}
-
-export type RefusalReason =
-  | 'wait'
-  | 'queue'
-  | 'pinned'
-  | 'connect'
-  | 'limit'
-  | 'deadline'
-  | 'overload'
-  | 'throttle'
-  | 'credits'
-  | 'switch'
-  | 'hold'
-  | 'breaker'
-  /** The cache has not got the answer, and may not ask the database for more (cache/misses). */
-  | 'misses';
-
-/** Limits that end something. */
-export type TimeLimit =
-  | 'query'
-  | 'transaction'
-  | 'idleInTransaction'
-  | 'clientIdle'
-  /** The client's own statement_timeout, which its server does not keep. */
-  | 'deadline'
-  /** What was cancelled did not end, and its server was closed. */
-  | 'cancel'
-  | 'connect';
+/** Words of its callers. */
+export type { PoolCounts } from './counts.ts';
+export type { Waiter } from './waiters.ts';
 
 /** Keeps a host that cannot answer from being asked (guard/health). */
 export interface Breaker {
@@ -129,14 +67,8 @@ export interface PoolOptions {
   onEvent: (event: string, fields: Record<string, unknown>) => void;
 }
 
-const CONNECTS_MAX = 2;
-const RETRY_MIN_MS = 100;
-const RETRY_MAX_MS = 2_000;
-/** How long a permanent failure answers requests without another attempt. */
-const PERMANENT_MS = 1_000;
 /** How many idle servers are looked at for one with the right settings. */
 const LOOK_MAX = 8;
-const LIFETIME_JITTER = 0.1;
 /** A server that was idle for longer is asked for a sign of life before it is used (server_check_delay of PgBouncer). */
 const STALE_MS = 30_000;
 /** While fewer servers are at work a read gets one of its own, if one is idle: twice the cores of a small database. */
@@ -144,52 +76,6 @@ const SPREAD = 4;
 /** Unless it would have to wait for less than this anyway: then it rides. */
 const NEAR_MS = 1;
 
-const zeroes = <Key extends string>(keys: readonly Key[]) =>
-  Object.fromEntries(keys.map((key) => [key, 0])) as Record<Key, number>;
-
-export const refusalReasons: readonly RefusalReason[] = [
-  'wait',
-  'queue',
-  'pinned',
-  'connect',
-  'limit',
-  'deadline',
-  'overload',
-  'throttle',
-  'credits',
-  'switch',
-  'hold',
-  'breaker',
-  'misses',
-];
-export const timeLimits: readonly TimeLimit[] = [
-  'query',
-  'transaction',
-  'idleInTransaction',
-  'clientIdle',
-  'deadline',
-  'cancel',
-  'connect',
-];
-export const pinReasons: readonly PinReason[] = [
-  'session',
-  'listen',
-  'lock',
-  'temp',
-  'prepare',
-  'hold',
-  'load',
-  'sequence',
-  'seed',
-  'setting',
-  'function',
-  'opaque',
-  'replication',
-  'encoding',
-  'desync',
-];
-
-let nextRefusalId = 1;
 let nextSerial = 1;
 
 export class ServerPool implements Tenant, ClusterTenant {
@@ -202,7 +88,8 @@ export class ServerPool implements Tenant, ClusterTenant {
   readonly idle = new Chain<ServerConnection>();
   readonly active = new Chain<ServerConnection>();
   readonly cleaning = new Chain<ServerConnection>();
-  readonly waiters = new Chain<Waiter>();
+  /** Nobody is to give up a server for them when there are none. */
+  readonly waiters = new Waiters(() => this.#place.room.leaveQueue());
   /** Servers of `active` that several clients' reads are in flight on. */
   readonly lines = new Set<Line>();
   readonly reads = new ReadBook();
@@ -211,29 +98,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   replicas: Replicas | null = null;
   /** LISTEN for all its clients, on one more connection. */
   readonly channels = new Channels(() => this.#openForChannels());
-  readonly counts: PoolCounts = {
-    transactions: 0,
-    queries: 0,
-    received: 0,
-    sent: 0,
-    errors: 0,
-    failures: 0,
-    leases: 0,
-    shared: 0,
-    waitMs: 0,
-    connects: 0,
-    connectFailures: 0,
-    refused: zeroes(refusalReasons),
-    timeouts: zeroes(timeLimits),
-    pins: zeroes(pinReasons),
-    queryMs: 0,
-    transactionMs: 0,
-    logins: 0,
-    clientParses: 0,
-    serverParses: 0,
-    binds: 0,
-  };
-  connecting = 0;
+  readonly counts: PoolCounts = noCounts();
   /** Servers that are pinned to one client each at the moment. */
   pinned = 0;
   /** Clients that use this pool. */
@@ -243,14 +108,10 @@ export class ServerPool implements Tenant, ClusterTenant {
   isPaused = false;
   config: PoolConfig;
   catalog: Catalog | null;
-  /** What servers report at login; null until one has answered. */
-  baseline: Settings | null = null;
 
-  #target: ServerTarget;
-  #host: Host;
+  /** Where its servers are. */
+  #place: Place;
   readonly #caps: readonly Cap[];
-  /** What `#caps` and the host leave. */
-  #room: Room;
   #cluster: Cluster;
   readonly #hostOf: (host: HostConfig) => Host;
   readonly #breakerOf: PoolOptions['breakerOf'];
@@ -261,19 +122,11 @@ export class ServerPool implements Tenant, ClusterTenant {
   #checking = 0;
   /** One more server would have been used. */
   #isWanted = false;
-  /** Bytes of the requests that wait. */
-  #waitingBytes = 0;
   readonly #clock: Clock;
-  readonly #secret: PoolOptions['secret'];
+  readonly #opener: Opener;
+  readonly #refusals: Refusals;
   readonly #onEvent: PoolOptions['onEvent'];
   readonly #cleanups = new Set<Cleanup>();
-  #learners: ((refusal: Refusal | ServerLoginError | null) => void)[] = [];
-  #failures = 0;
-  #failure: ServerLoginError | null = null;
-  #failedAt = 0;
-  /** Since when waiting counts: before, requests were held. */
-  #servedFrom = Number.NEGATIVE_INFINITY;
-  #cancelRetry: (() => void) | null = null;
   #isClosed = false;
   #onDrained: (() => void)[] = [];
 
@@ -283,18 +136,29 @@ export class ServerPool implements Tenant, ClusterTenant {
     this.user = options.user;
     this.config = options.config;
     this.catalog = options.catalog;
-    this.#target = options.target;
-    this.#host = options.host;
     this.#hostOf = options.hostOf;
     this.#cluster = options.cluster;
     this.#breakerOf = options.breakerOf;
     this.#breaker = options.breakerOf(options.host.address);
     this.#clock = options.clock;
     this.usedAt = options.clock.now();
-    this.#secret = options.secret;
     this.#onEvent = options.onEvent;
+    this.#refusals = new Refusals(options.database, options.user, this.counts.refused);
+    this.#opener = new Opener({
+      config: () => this.config,
+      clock: options.clock,
+      book: this.book,
+      counts: this.counts,
+      secret: options.secret,
+      isAt: (place) => place === this.#place && !this.#isClosed,
+      onOpened: (server) => this.#onOpened(server),
+      onFailed: (failure) => this.#onConnectFailed(failure),
+      onClosed: (server, { room }, reason) => this.#onClosed(server, room, reason),
+      onMayOpen: () => this.#grow(),
+      onEvent: options.onEvent,
+    });
     this.#caps = options.caps;
-    this.#room = this.#enter(options.host);
+    this.#place = { target: options.target, host: options.host, room: this.#enter(options.host) };
     this.#cluster.join(this);
   }
 
@@ -307,7 +171,7 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   /** The address of the host that its servers are on. */
   get hostAddress(): string {
-    return this.#host.address;
+    return this.#place.host.address;
   }
 
   get cluster(): Cluster {
@@ -315,7 +179,16 @@ export class ServerPool implements Tenant, ClusterTenant {
   }
 
   get target(): ServerTarget {
-    return this.#target;
+    return this.#place.target;
+  }
+
+  /** What servers report at login; null until one has answered. */
+  get baseline(): Settings | null {
+    return this.#opener.baseline;
+  }
+
+  get connecting(): number {
+    return this.#opener.connecting;
   }
 
   get serverCount(): number {
@@ -339,7 +212,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   }
 
   get waitingBytes(): number {
-    return this.#waitingBytes;
+    return this.waiters.bytes;
   }
 
   get size(): number {
@@ -348,7 +221,7 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   get hasHeld(): boolean {
     // Who is paused is not waiting for a primary.
-    return !this.isPaused && this.waiters.first !== null && this.waiters.first.waitingSince < this.#servedFrom;
+    return !this.isPaused && this.waiters.first !== null && this.waiters.wasHeld(this.waiters.first);
   }
 
   /** No primary can be reached, for longer than requests are held. */
@@ -363,7 +236,7 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   /** Why the last connection attempt failed; '' when it did not. */
   get lastFailure(): string {
-    return this.#failure?.message ?? '';
+    return this.#opener.failure?.message ?? '';
   }
 
   get pinnedMax(): number {
@@ -376,8 +249,8 @@ export class ServerPool implements Tenant, ClusterTenant {
       this.clients === 0 &&
       this.serverCount === 0 &&
       this.waiters.size === 0 &&
-      this.#learners.length === 0 &&
-      this.#cancelRetry === null
+      !this.#opener.hasLearners &&
+      !this.#opener.isResting
     );
   }
 
@@ -394,7 +267,6 @@ export class ServerPool implements Tenant, ClusterTenant {
     const refusal = this.#refuseAtOnce(waiter);
     if (refusal !== null) return refusal;
     this.waiters.push(waiter);
-    this.#waitingBytes += waiter.heldBytes;
     this.#grow();
     return null;
   }
@@ -405,7 +277,7 @@ export class ServerPool implements Tenant, ClusterTenant {
    * put to work.
    */
   share({ settings }: Waiter, wish: Wish, mayOpen: boolean): Line | null {
-    if (!this.#mayServe || this.waiters.size > 0 || this.#room.owes || !this.#breaker.isClosed) return null;
+    if (!this.#mayServe || this.waiters.size > 0 || this.#place.room.owes || !this.#breaker.isClosed) return null;
     const server = this.idle.last;
     const isFit =
       server !== null && server.settings === settings && has(server, wish.statement) && !this.#isStale(server);
@@ -453,9 +325,9 @@ export class ServerPool implements Tenant, ClusterTenant {
   #boardWaiters(line: Line): void {
     for (let waiter = this.waiters.first; waiter !== null; waiter = this.waiters.first) {
       const { wish } = waiter;
-      const mayBoard = wish !== null && this.#mayServe && !this.#isOld(line.server) && !this.#room.owes;
+      const mayBoard = wish !== null && this.#mayServe && !this.#isOld(line.server) && !this.#place.room.owes;
       if (!mayBoard || !line.suits(waiter.settings, wish)) return;
-      this.#unqueue(waiter);
+      this.waiters.remove(waiter);
       this.#countServed(waiter);
       waiter.onBoard(line);
     }
@@ -470,7 +342,7 @@ export class ServerPool implements Tenant, ClusterTenant {
       this.lines.delete(line); // It does not suit after all.
       this.active.remove(server);
     }
-    this.#unqueue(waiter);
+    this.waiters.remove(waiter);
     this.#countServed(waiter);
     this.#grant(server);
     waiter.onLease(server);
@@ -485,25 +357,17 @@ export class ServerPool implements Tenant, ClusterTenant {
     return !this.isPaused && this.#cluster.mayWork;
   }
 
-  #unqueue(waiter: Waiter): void {
-    this.waiters.remove(waiter);
-    // Nobody is to give up a server for it.
-    if (this.waiters.size === 0) this.#room.leaveQueue();
-    this.#waitingBytes -= waiter.heldBytes;
-  }
-
   /** It has waited, and is served now. */
-  #countServed({ waitingSince }: Waiter): void {
-    if (waitingSince < this.#servedFrom) this.#cluster.hold.counts.released++;
-    this.#countWait(this.#clock.now() - waitingSince);
+  #countServed(waiter: Waiter): void {
+    if (this.waiters.wasHeld(waiter)) this.#cluster.hold.counts.released++;
+    this.#countWait(this.#clock.now() - waiter.waitingSince);
   }
 
   #refuseAtOnce(waiter: Waiter): Refusal | null {
     const whyNotHeld = this.isPaused ? '' : this.#cluster.whyNotHeld(waiter.heldBytes);
     if (whyNotHeld !== '') return this.#refuseHeld(whyNotHeld);
-    if (this.#failure?.isPermanent && this.#clock.now() - this.#failedAt < PERMANENT_MS && this.serverCount === 0) {
-      return this.#refuseConnect(this.#failure);
-    }
+    const { hopeless } = this.#opener;
+    if (hopeless !== null && this.serverCount === 0) return this.#refusals.unreachable(hopeless);
     if (this.waiters.size >= this.config.queueMax) {
       return this.refuse('queue', `${this.waiters.size} requests already wait for a server (pool.queueMax)`);
     }
@@ -512,7 +376,7 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   /** A waiter has gone away. */
   leave(waiter: Waiter): void {
-    if (waiter.chain === this.waiters) this.#unqueue(waiter);
+    if (waiter.chain === this.waiters) this.waiters.remove(waiter);
   }
 
   /** Takes a free server back from its holder. */
@@ -529,14 +393,14 @@ export class ServerPool implements Tenant, ClusterTenant {
     const waiter = this.#mayServe ? this.waiters.first : null;
     if (waiter !== null) return this.#serve(server, waiter);
     this.idle.push(server);
-    if (this.#room.hasQueue) this.evictIdle();
+    if (this.#place.room.hasQueue) this.evictIdle();
     this.#checkDrained();
   }
 
   #isSpent(server: ServerConnection): boolean {
     if (server.isDoomed || this.#isClosed || this.isPaused) return true;
     if (this.serverCount >= this.config.size + this.config.sizeReserve) return true;
-    return this.#isOld(server) || this.#room.owes;
+    return this.#isOld(server) || this.#place.room.owes;
   }
 
   /**
@@ -582,33 +446,25 @@ export class ServerPool implements Tenant, ClusterTenant {
     cleanup.start(former);
   }
 
-  /** Makes the ERROR 53000 that refused work of a class gets. `zone`: of the host's reserve; '' when it has none. */
-  refuse(reason: RefusalReason, why: string, { className = 'normal', zone = '', advice = '' } = {}): Refusal {
-    this.counts.refused[reason]++;
-    const retryMs = Math.round(300 + Math.random() * 900);
-    const id = nextRefusalId++;
-    return error(SqlState.InsufficientResources, `request refused: ${why}`, {
-      id,
-      reason,
-      detail: `id=${id} class=${className} reason=${reason}${zone === '' ? '' : ` zone=${zone}`} database=${this.database} user=${this.user}`,
-      hint: `${advice === '' ? '' : `${advice}; `}retry after ${retryMs} ms`,
-    });
+  /** Makes the ERROR 53000 that refused work gets, and counts it. */
+  refuse(reason: RefusalReason, why: string, who?: Refused): Refusal {
+    return this.#refusals.make(reason, why, who);
   }
 
   /**
    * Calls `done` once the pool knows what its servers report: with null, or with why it never will. At once when it
    * knows already, otherwise after a connection attempt.
    */
-  learn(done: (failure: Refusal | ServerLoginError | null) => void): void {
+  learn(done: Learner): void {
     if (this.baseline !== null) return done(null);
     if (this.isUnreachable) return done(new ServerLoginError(this.#cluster.hold.why));
-    this.#learners.push(done);
+    this.#opener.learn(done);
     this.#grow();
   }
 
   /** `learn` is no longer wanted. */
-  unlearn(done: (failure: Refusal | ServerLoginError | null) => void): void {
-    this.#learners = this.#learners.filter((learner) => learner !== done);
+  unlearn(done: Learner): void {
+    this.#opener.unlearn(done);
   }
 
   evictIdle(): void {
@@ -641,10 +497,10 @@ export class ServerPool implements Tenant, ClusterTenant {
     for (const chain of [this.active, this.cleaning]) {
       for (const server of chain) {
         server.tick(now);
-        this.#host.silence.watch(server, now, this.#look);
+        this.#place.host.silence.watch(server, now, this.#look);
       }
     }
-    if (this.channels.server !== null) this.#host.silence.watch(this.channels.server, now, this.#look);
+    if (this.channels.server !== null) this.#place.host.silence.watch(this.channels.server, now, this.#look);
     this.#grow();
   }
 
@@ -652,28 +508,15 @@ export class ServerPool implements Tenant, ClusterTenant {
   #expire(now: number): void {
     if (this.isPaused) return;
     const { hold } = this.#cluster;
-    if (!hold.isClosed) {
-      for (let waiter = this.waiters.first; waiter !== null; waiter = this.waiters.first) {
-        if (now - Math.max(waiter.waitingSince, this.#servedFrom) < this.config.waitMax) return;
-        this.#unqueue(waiter);
-        waiter.onRefused(this.#refuseLate());
-      }
+    if (!hold.isClosed) return this.waiters.refuseLate(now, this.config.waitMax, () => this.#refuseLate());
+    this.waiters.serveFrom(now);
+    if (hold.state === 'refusing') {
+      this.waiters.refuseAll(() => this.#refuseHeld(`no primary can be reached: ${hold.why}`));
       return;
     }
-    this.#servedFrom = now;
-    for (const waiter of this.waiters) {
-      const isOver = hold.state === 'refusing';
-      if (!isOver && (waiter.deadline === 0 || now - waiter.waitingSince < waiter.deadline)) continue;
-      this.#unqueue(waiter);
-      waiter.onRefused(
-        isOver
-          ? this.#refuseHeld(`no primary can be reached: ${hold.why}`)
-          : this.refuse(
-              'deadline',
-              `its deadline has passed while it was held: ${hold.why || 'the primary is coming back'}`,
-            ),
-      );
-    }
+    this.waiters.refuseOverdue(now, () =>
+      this.refuse('deadline', `its deadline has passed while it was held: ${hold.why || 'the primary is coming back'}`),
+    );
   }
 
   /** What its host has answered since the last time. */
@@ -681,7 +524,7 @@ export class ServerPool implements Tenant, ClusterTenant {
     const { transactions, failures, received } = this.counts;
     const now = this.#clock.now();
     this.#breaker.count(transactions - this.#told.transactions, failures - this.#told.failures, now);
-    if (received !== this.#told.received) this.#host.silence.heard(now);
+    if (received !== this.#told.received) this.#place.host.silence.heard(now);
     this.#told = { transactions, failures, received };
   }
 
@@ -691,27 +534,15 @@ export class ServerPool implements Tenant, ClusterTenant {
     if (limit === 'query' || limit === 'deadline') this.counts.failures++;
   }
 
-  /** Is anybody there? Rejects if not. */
-  readonly #look = async () => {
-    try {
-      const { socket } = await openServer(this.#target, await this.#secret(false), this.config.connectMax);
-      socket.on('error', () => {}).end(terminate);
-    } catch (thrown) {
-      // Whatever is answered, somebody is there.
-      if (thrown instanceof ServerLoginError && thrown.isSilent) throw thrown;
-    }
-  };
+  readonly #look = () => this.#opener.look(this.#place);
 
   /** The breaker has opened: nobody waits in vain. */
   onBreaker(): void {
-    for (const waiter of this.waiters) {
-      this.#unqueue(waiter);
-      waiter.onRefused(this.#refuseUnhealthy());
-    }
+    this.waiters.refuseAll(() => this.#refuseUnhealthy());
   }
 
   #refuseUnhealthy(): Refusal {
-    return this.refuse('breaker', `${this.#host.address} is not well: ${this.#breaker.why}`);
+    return this.refuse('breaker', `${this.hostAddress} is not well: ${this.#breaker.why}`);
   }
 
   #refuseHeld(why: string): Refusal {
@@ -723,20 +554,18 @@ export class ServerPool implements Tenant, ClusterTenant {
   onHold(): void {
     const { state } = this.#cluster.hold;
     if (state === 'releasing' || state === 'open') {
-      this.#host.connector.reset();
-      this.#failures = 0;
-      this.#cancelRetry?.();
-      this.#cancelRetry = null;
+      this.#place.host.connector.reset();
+      this.#opener.wake();
       this.#dispatch();
     } else if (state === 'refusing') {
       this.#expire(this.#clock.now());
-      for (const done of this.#learners.splice(0)) done(new ServerLoginError(this.#cluster.hold.why));
+      this.#opener.tell(new ServerLoginError(this.#cluster.hold.why));
     }
   }
 
   /** The primary is another host: nothing may reach the one that was it. */
   onPrimary(host: HostConfig): void {
-    this.retarget({ ...this.#target, host }, this.#hostOf(host), this.#cluster);
+    this.retarget({ ...this.target, host }, this.#hostOf(host), this.#cluster);
     for (const chain of [this.active, this.cleaning])
       for (const server of chain) server.close('its host is the primary no longer');
   }
@@ -752,7 +581,7 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   resume(): void {
     this.isPaused = false;
-    this.#servedFrom = this.#clock.now();
+    this.waiters.serveFrom(this.#clock.now());
     for (const done of this.#onDrained.splice(0)) done();
     this.#dispatch();
   }
@@ -776,20 +605,20 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   /** From here on servers are those at `target`, a host of `cluster`. */
   retarget(target: ServerTarget, host: Host, cluster: Cluster): void {
-    this.#target = target;
+    let { room } = this.#place;
     if (cluster !== this.#cluster) {
       this.#cluster.part(this);
       this.#cluster = cluster;
       cluster.join(this);
     }
-    if (host !== this.#host) {
-      this.#room.part();
+    if (host !== this.#place.host) {
+      room.part();
       this.#tellBreaker();
-      this.#host = host;
       this.#breaker = this.#breakerOf(host.address);
-      this.#room = this.#enter(host);
+      room = this.#enter(host);
     }
-    this.#failure = null;
+    this.#place = { target, host, room };
+    this.#opener.forgetFailure();
     this.reconnect();
   }
 
@@ -797,16 +626,13 @@ export class ServerPool implements Tenant, ClusterTenant {
   close(reason: string): void {
     this.#isClosed = true;
     this.channels.close(reason);
-    this.#cancelRetry?.();
-    this.#room.part();
+    this.#opener.close();
+    this.#place.room.part();
     this.#cluster.part(this);
     this.closeServers(reason);
     const refusal = fatal(SqlState.AdminShutdown, `terminating connection: ${reason}`);
-    for (const waiter of this.waiters) {
-      this.#unqueue(waiter);
-      waiter.onRefused(refusal);
-    }
-    for (const done of this.#learners.splice(0)) done(refusal);
+    this.waiters.refuseAll(() => refusal);
+    this.#opener.tell(refusal);
   }
 
   #checkDrained(): void {
@@ -866,7 +692,7 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   /** Connects as many servers as are wanted and allowed. */
   #grow(): void {
-    while (!this.#isClosed && this.#cancelRetry === null && this.connecting < CONNECTS_MAX) {
+    while (this.#opener.mayOpen) {
       const { hold, isProbed } = this.#cluster;
       // While nobody waits somebody must find out when it is over; probes do, where there are any.
       const isLookout = hold.isClosed && !isProbed && this.serverCount === 0;
@@ -874,75 +700,28 @@ export class ServerPool implements Tenant, ClusterTenant {
       const isWanted =
         isLookout ||
         (this.waiters.size > this.connecting + this.#checking && !this.isPaused) ||
-        (this.#learners.length > 0 && this.serverCount === 0) ||
+        (this.#opener.hasLearners && this.serverCount === 0) ||
         (this.#isWanted && this.connecting === 0);
       const isForLater = this.serverCount < this.config.sizeMin && this.baseline !== null && !this.isPaused;
       if ((!isWanted && !isForLater) || this.serverCount >= this.#sizeNow) return;
       // Pools that take servers from each other only to have them would never end.
-      if (!(isWanted ? this.#room.take() : this.#room.takeSpare())) return;
+      if (!(isWanted ? this.#place.room.take() : this.#place.room.takeSpare())) return;
       if (this.serverCount >= this.config.size) this.#onEvent('a server of the reserve is opened', {});
-      void this.#connect();
+      this.#isWanted = false;
+      void this.#opener.open(this.#place);
     }
-  }
-
-  async #connect(): Promise<void> {
-    this.connecting++;
-    this.#isWanted = false;
-    this.counts.connects++;
-    const host = this.#host;
-    const room = this.#room;
-    const target = this.#target;
-    try {
-      const loggedIn = await this.#open(target, host);
-      this.connecting--;
-      if (target !== this.#target || this.#isClosed) {
-        loggedIn.socket.on('error', () => {}).end(terminate);
-        room.release();
-        return this.#grow();
-      }
-      this.#onConnected(this.#make(loggedIn, target, (closed, reason) => this.#onClosed(closed, room, reason)));
-    } catch (thrown) {
-      this.connecting--;
-      room.release();
-      if (target !== this.#target || this.#isClosed) return this.#grow(); // It says nothing of where servers are by now.
-      this.#onConnectFailed(thrown instanceof ServerLoginError ? thrown : new ServerLoginError(messageOf(thrown)));
-    }
-  }
-
-  #make(loggedIn: LoggedIn, target: ServerTarget, onClose: (closed: ServerConnection, reason: string) => void) {
-    // A client need not know that it is on a standby for a moment; those that are promoted say so themselves.
-    if (loggedIn.reported.has('in_hot_standby')) loggedIn.reported.set('in_hot_standby', 'off');
-    return new ServerConnection(loggedIn, {
-      id: nextId(),
-      target,
-      now: this.#clock.now(),
-      lifetimeMs: this.config.lifetimeMax * (1 - Math.random() * LIFETIME_JITTER),
-      preparedMax: () => this.config.preparedMax,
-      book: this.book,
-      counts: this.counts,
-      onClose,
-    });
   }
 
   /** It is not one of those that are leased, but counts for its host. */
-  async #openForChannels(): Promise<ServerConnection | null> {
-    const host = this.#host;
-    const room = this.#room;
-    const target = this.#target;
-    if (this.#isClosed || this.isPaused || this.#cluster.hold.isClosed || !this.#takeRoom(room)) return null;
-    try {
-      const loggedIn = await this.#open(target, host);
-      if (target === this.#target && !this.#isClosed) return this.#make(loggedIn, target, () => room.release());
-      loggedIn.socket.on('error', () => {}).end(terminate);
-    } catch (thrown) {
-      this.#onEvent('the connection that listens cannot be opened', { reason: messageOf(thrown) });
-    }
-    room.release();
-    return null;
+  #openForChannels(): Promise<ServerConnection | null> {
+    const isWanted = !this.#isClosed && !this.isPaused && !this.#cluster.hold.isClosed;
+    if (!isWanted || !this.#takeRoom()) return Promise.resolve(null);
+    return this.#opener.openApart(this.#place);
   }
 
   /** Room for a connection that no waiter stands in the queue for: if need be, that of an idle server. */
-  #takeRoom(room: Room): boolean {
+  #takeRoom(): boolean {
+    const { room } = this.#place;
     if (room.take()) return true;
     if (this.idle.size > 0) {
       this.evictIdle();
@@ -952,65 +731,27 @@ export class ServerPool implements Tenant, ClusterTenant {
     return false;
   }
 
-  async #open(target: ServerTarget, host: Host) {
-    const secret = await this.#secret(false);
-    try {
-      return await host.connector.open(() => openServer(target, secret, this.config.connectMax));
-    } catch (thrown) {
-      // The password may have been changed: read it again, once.
-      if (!(thrown instanceof ServerLoginError) || thrown.sqlstate !== SqlState.InvalidPassword) throw thrown;
-      const again = await this.#secret(true);
-      if (isDeepStrictEqual(again, secret)) throw thrown;
-      return host.connector.open(() => openServer(target, again, this.config.connectMax));
-    }
-  }
-
-  #onConnected(server: ServerConnection): void {
-    this.#failures = 0;
-    this.#failure = null;
-    this.baseline = server.login;
-    for (const done of this.#learners.splice(0)) done(null);
+  #onOpened(server: ServerConnection): void {
     this.#cluster.onConnected();
     this.giveBack(server);
     this.#grow();
   }
 
   #onConnectFailed(failure: ServerLoginError): void {
-    this.counts.connectFailures++;
-    if (failure.isTimeout) this.counts.timeouts.connect++;
-    this.#failure = failure;
-    this.#failedAt = this.#clock.now();
     this.#cluster.onConnectFailed(failure);
     this.#onEvent('connect failed', { sqlstate: failure.sqlstate, reason: failure.message });
-    if (failure.isPermanent) {
-      for (const done of this.#learners.splice(0)) done(failure);
-      // Who is in use and to be closed will not serve anybody else.
-      if (this.connecting === 0 && ![...this.active, ...this.cleaning].some(({ isDoomed }) => !isDoomed)) {
-        for (const waiter of this.waiters) {
-          this.#unqueue(waiter);
-          waiter.onRefused(this.#refuseConnect(failure));
-        }
-      }
-    }
-    if (this.#cancelRetry !== null || this.#isClosed) return;
-    const delay = Math.min(RETRY_MAX_MS, RETRY_MIN_MS * 2 ** this.#failures++) * (0.5 + Math.random() / 2);
-    this.#cancelRetry = this.#clock.after(delay, () => {
-      this.#cancelRetry = null;
-      this.#grow();
-    });
+    if (!failure.isPermanent) return;
+    this.#opener.tell(failure);
+    // Who is in use and to be closed will not serve anybody else.
+    if (this.connecting === 0 && ![...this.active, ...this.cleaning].some(({ isDoomed }) => !isDoomed))
+      this.waiters.refuseAll(() => this.#refusals.unreachable(failure));
   }
 
   /** Somebody has waited for as long as anybody may. */
   #refuseLate(): Refusal {
-    const failure = this.#failure;
-    if (failure !== null && this.serverCount === 0) return this.#refuseConnect(failure);
-    const why = `no server became free within ${this.config.waitMax} ms (pool.waitMax, query_wait_timeout)`;
-    if (failure === null) return this.refuse('wait', why);
-    return this.refuse('wait', `${why}, and none can be opened: ${failure.message}`, { advice: failure.advice });
-  }
-
-  #refuseConnect(failure: ServerLoginError): Refusal {
-    return this.refuse('connect', `no server can be reached: ${failure.message}`, { advice: failure.advice });
+    const { failure } = this.#opener;
+    if (failure !== null && this.serverCount === 0) return this.#refusals.unreachable(failure);
+    return this.#refusals.late(this.config.waitMax, failure);
   }
 
   #onClosed(server: ServerConnection, room: Room, reason: string): void {
