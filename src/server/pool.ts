@@ -14,12 +14,11 @@
 import type { HostConfig, PoolConfig } from '../config/schema.ts';
 import { fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { Catalog } from '../sql/catalog.ts';
-import { Chain } from '../util/chain.ts';
+import type { Chain } from '../util/chain.ts';
 import type { Clock } from '../util/clock.ts';
 import { Histogram } from '../util/histogram.ts';
 import { type Cap, Room, type Tenant } from './cap.ts';
 import { Channels } from './channels.ts';
-import { Cleanup } from './cleanup.ts';
 import type { Cluster, ClusterTenant } from './cluster.ts';
 import type { ServerConnection } from './connection.ts';
 import { noCounts, type PoolCounts, type TimeLimit } from './counts.ts';
@@ -32,6 +31,7 @@ import { type RefusalReason, Refusals, type Refused } from './refusals.ts';
 import type { Replicas } from './replicas.ts';
 import { type Settings, SettingsBook } from './settings.ts';
 import { type Statement, StatementBook } from './statements.ts';
+import { type ServerState, Stock } from './stock.ts';
 import { type Waiter, Waiters } from './waiters.ts';
 
 /** Words of its callers. */
@@ -67,10 +67,6 @@ export interface PoolOptions {
   onEvent: (event: string, fields: Record<string, unknown>) => void;
 }
 
-/** How many idle servers are looked at for one with the right settings. */
-const LOOK_MAX = 8;
-/** A server that was idle for longer is asked for a sign of life before it is used (server_check_delay of PgBouncer). */
-const STALE_MS = 30_000;
 /** While fewer servers are at work a read gets one of its own, if one is idle: twice the cores of a small database. */
 const SPREAD = 4;
 /** Unless it would have to wait for less than this anyway: then it rides. */
@@ -85,9 +81,6 @@ export class ServerPool implements Tenant, ClusterTenant {
   readonly serial = nextSerial++;
   readonly book: SettingsBook;
   readonly statements = new StatementBook();
-  readonly idle = new Chain<ServerConnection>();
-  readonly active = new Chain<ServerConnection>();
-  readonly cleaning = new Chain<ServerConnection>();
   /** Nobody is to give up a server for them when there are none. */
   readonly waiters = new Waiters(() => this.#place.room.leaveQueue());
   /** Servers of `active` that several clients' reads are in flight on. */
@@ -118,15 +111,13 @@ export class ServerPool implements Tenant, ClusterTenant {
   #breaker: Breaker;
   /** What the breaker has been told of. */
   #told = { transactions: 0, failures: 0, received: 0 };
-  /** Idle servers that are being asked for a sign of life. */
-  #checking = 0;
   /** One more server would have been used. */
   #isWanted = false;
   readonly #clock: Clock;
+  readonly #stock: Stock;
   readonly #opener: Opener;
   readonly #refusals: Refusals;
   readonly #onEvent: PoolOptions['onEvent'];
-  readonly #cleanups = new Set<Cleanup>();
   #isClosed = false;
   #onDrained: (() => void)[] = [];
 
@@ -144,6 +135,11 @@ export class ServerPool implements Tenant, ClusterTenant {
     this.usedAt = options.clock.now();
     this.#onEvent = options.onEvent;
     this.#refusals = new Refusals(options.database, options.user, this.counts.refused);
+    this.#stock = new Stock({
+      clock: options.clock,
+      onFree: (server) => this.giveBack(server),
+      onMissing: () => this.#grow(),
+    });
     this.#opener = new Opener({
       config: () => this.config,
       clock: options.clock,
@@ -191,8 +187,20 @@ export class ServerPool implements Tenant, ClusterTenant {
     return this.#opener.connecting;
   }
 
+  get idle(): Chain<ServerConnection> {
+    return this.#stock.idle;
+  }
+
+  get active(): Chain<ServerConnection> {
+    return this.#stock.active;
+  }
+
+  get cleaning(): Chain<ServerConnection> {
+    return this.#stock.cleaning;
+  }
+
   get serverCount(): number {
-    return this.idle.size + this.active.size + this.cleaning.size + this.connecting;
+    return this.#stock.size + this.connecting;
   }
 
   get idleCount(): number {
@@ -200,7 +208,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   }
 
   get openCount(): number {
-    return this.serverCount - this.connecting;
+    return this.#stock.size;
   }
 
   get atWork(): number {
@@ -258,7 +266,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   lease(waiter: Waiter): ServerConnection | Refusal | null {
     waiter.waitingSince = this.#clock.now();
     if (!this.#breaker.passes()) return this.#refuseUnhealthy();
-    const server = this.#mayServe && this.waiters.size === 0 ? this.#takeFresh(waiter.settings) : null;
+    const server = this.#mayServe && this.waiters.size === 0 ? this.#stock.take(waiter.settings) : null;
     if (server !== null) {
       this.#countWait(0);
       this.#grant(server);
@@ -280,11 +288,11 @@ export class ServerPool implements Tenant, ClusterTenant {
     if (!this.#mayServe || this.waiters.size > 0 || this.#place.room.owes || !this.#breaker.isClosed) return null;
     const server = this.idle.last;
     const isFit =
-      server !== null && server.settings === settings && has(server, wish.statement) && !this.#isStale(server);
+      server !== null && server.settings === settings && has(server, wish.statement) && !this.#stock.isStale(server);
     let best: Line | null = null;
     for (const line of this.lines) {
       if (best !== null && line.backlogMs >= best.backlogMs) continue;
-      if (line.suits(settings, wish) && !this.#isOld(line.server)) best = line;
+      if (line.suits(settings, wish) && !this.#stock.isOld(line.server)) best = line;
     }
     const isBetterAlone = this.active.size < SPREAD && (best === null || best.backlogMs > NEAR_MS);
     if (isFit && mayOpen && (best === null || isBetterAlone)) return this.#openLine(server);
@@ -294,7 +302,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** An idle server at once, for a read that need not wait here; null: there is none, and one more is opened if there may be. */
   takeIdle(settings: Settings): ServerConnection | null {
     const mayServe = this.#mayServe && this.waiters.size === 0 && this.#breaker.isClosed;
-    const server = mayServe ? this.#takeFresh(settings) : null;
+    const server = mayServe ? this.#stock.take(settings) : null;
     if (server !== null) {
       this.#countWait(0);
       this.#grant(server);
@@ -307,7 +315,7 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   /** Makes a line of a free server. */
   #openLine(server: ServerConnection): Line {
-    if (server.chain !== null) (server.chain as Chain<ServerConnection>).remove(server);
+    this.#stock.remove(server);
     this.#countWait(0);
     this.#grant(server);
     const line = new Line(server, this.#clock, {
@@ -325,7 +333,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   #boardWaiters(line: Line): void {
     for (let waiter = this.waiters.first; waiter !== null; waiter = this.waiters.first) {
       const { wish } = waiter;
-      const mayBoard = wish !== null && this.#mayServe && !this.#isOld(line.server) && !this.#place.room.owes;
+      const mayBoard = wish !== null && this.#mayServe && !this.#stock.isOld(line.server) && !this.#place.room.owes;
       if (!mayBoard || !line.suits(waiter.settings, wish)) return;
       this.waiters.remove(waiter);
       this.#countServed(waiter);
@@ -346,10 +354,6 @@ export class ServerPool implements Tenant, ClusterTenant {
     this.#countServed(waiter);
     this.#grant(server);
     waiter.onLease(server);
-  }
-
-  #isOld(server: ServerConnection): boolean {
-    return server.lifetimeMs > 0 && this.#clock.now() - server.openedAt > server.lifetimeMs;
   }
 
   /** Nothing keeps servers that are free from those who wait. */
@@ -384,7 +388,7 @@ export class ServerPool implements Tenant, ClusterTenant {
     server.holder = null;
     server.changedAt = this.#clock.now();
     server.resume(); // Its last holder may have stopped it.
-    if (server.chain !== null) (server.chain as Chain<ServerConnection>).remove(server);
+    this.#stock.remove(server);
     if (this.#isSpent(server)) {
       server.close('closed by the pool');
       this.#checkDrained();
@@ -400,7 +404,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   #isSpent(server: ServerConnection): boolean {
     if (server.isDoomed || this.#isClosed || this.isPaused) return true;
     if (this.serverCount >= this.config.size + this.config.sizeReserve) return true;
-    return this.#isOld(server) || this.#place.room.owes;
+    return this.#stock.isOld(server) || this.#place.room.owes;
   }
 
   /**
@@ -408,42 +412,7 @@ export class ServerPool implements Tenant, ClusterTenant {
    * it runs may come to its end, for a while.
    */
   recover(server: ServerConnection, isDiscardWanted: boolean, isPatient = false): void {
-    if (server.isClosed) return;
-    if (server.chain !== null) (server.chain as Chain<ServerConnection>).remove(server);
-    this.#clean(server, { isDiscardWanted, isPatient, isCheckWanted: false }, (isClean) => {
-      if (isClean) this.giveBack(server);
-      else server.close('could not be cleaned');
-    });
-  }
-
-  /** A server that nobody has used for long: does it still answer? */
-  #check(server: ServerConnection): void {
-    this.#checking++;
-    this.#clean(server, { isDiscardWanted: false, isPatient: false, isCheckWanted: true }, (isAlive) => {
-      this.#checking--;
-      if (isAlive) return this.giveBack(server);
-      server.close('it did not answer after being idle');
-      this.#grow();
-    });
-  }
-
-  #clean(
-    server: ServerConnection,
-    wanted: { isDiscardWanted: boolean; isPatient: boolean; isCheckWanted: boolean },
-    done: (isClean: boolean) => void,
-  ): void {
-    const former = server.holder;
-    this.cleaning.push(server);
-    const cleanup = new Cleanup(server, {
-      ...wanted,
-      now: this.#clock.now(),
-      done: (_, isClean) => {
-        this.#cleanups.delete(cleanup);
-        done(isClean);
-      },
-    });
-    this.#cleanups.add(cleanup);
-    cleanup.start(former);
+    if (!server.isClosed) this.#stock.recover(server, isDiscardWanted, isPatient);
   }
 
   /** Makes the ERROR 53000 that refused work gets, and counts it. */
@@ -481,14 +450,7 @@ export class ServerPool implements Tenant, ClusterTenant {
     const now = this.#clock.now();
     this.#tellBreaker();
     this.#expire(now);
-    for (const server of this.idle) {
-      const isIdle = this.config.idleMax > 0 && now - server.changedAt > this.config.idleMax;
-      if (server.isDoomed || this.#isOld(server) || (isIdle && this.serverCount > this.config.sizeMin)) {
-        this.idle.remove(server);
-        server.close('idle for too long, or too old');
-      }
-    }
-    for (const cleanup of this.#cleanups) cleanup.tick(now);
+    this.#stock.tick(now, this.config.idleMax, () => this.serverCount > this.config.sizeMin);
     for (const line of this.lines) {
       const limit = line.tick(now, this.config.queryMax);
       if (limit !== null) this.countTimeout(limit);
@@ -566,8 +528,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** The primary is another host: nothing may reach the one that was it. */
   onPrimary(host: HostConfig): void {
     this.retarget({ ...this.target, host }, this.#hostOf(host), this.#cluster);
-    for (const chain of [this.active, this.cleaning])
-      for (const server of chain) server.close('its host is the primary no longer');
+    this.#stock.closeUsed('its host is the primary no longer');
   }
 
   /** No more leases until `resume`, and no servers: they are closed, as they become free. `done` is called when none is left. */
@@ -589,17 +550,13 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** Ends all servers at once. */
   closeServers(reason: string): void {
     this.channels.reconnect(reason);
-    for (const chain of [this.idle, this.active, this.cleaning]) for (const server of chain) server.close(reason);
+    this.#stock.close(reason);
   }
 
   /** Every server is closed when it becomes free; idle ones now. */
   reconnect(): void {
     this.channels.reconnect('closed to connect anew');
-    for (const chain of [this.active, this.cleaning]) for (const server of chain) server.isDoomed = true;
-    for (const server of this.idle) {
-      this.idle.remove(server);
-      server.close('closed to connect anew');
-    }
+    this.#stock.doom('closed to connect anew');
     this.#dispatch();
   }
 
@@ -651,33 +608,11 @@ export class ServerPool implements Tenant, ClusterTenant {
     this.waits.observe(ms / 1000);
   }
 
-  #takeIdle(settings: Settings): ServerConnection | null {
-    let looked = 0;
-    for (let server = this.idle.last; server !== null && looked < LOOK_MAX; server = server.before, looked++) {
-      if (server.settings !== settings) continue;
-      this.idle.remove(server);
-      return server;
-    }
-    return this.idle.pop();
-  }
-
-  /** An idle server that is known to be there; null: there is none, or one is being asked. */
-  #takeFresh(settings: Settings): ServerConnection | null {
-    const server = this.#takeIdle(settings);
-    if (server === null || !this.#isStale(server)) return server;
-    this.#check(server);
-    return null;
-  }
-
-  #isStale(server: ServerConnection): boolean {
-    return this.#clock.now() - server.changedAt > STALE_MS;
-  }
-
   /** Gives idle servers to waiters. */
   #dispatch(): void {
-    while (this.waiters.size > this.#checking && this.idle.size > 0 && this.#mayServe) {
+    while (this.waiters.size > this.#stock.checking && this.idle.size > 0 && this.#mayServe) {
       const waiter = this.waiters.first!;
-      const server = this.#takeFresh(waiter.settings);
+      const server = this.#stock.take(waiter.settings);
       if (server !== null) this.#serve(server, waiter);
     }
     this.#grow();
@@ -699,7 +634,7 @@ export class ServerPool implements Tenant, ClusterTenant {
       if (hold.isClosed && isProbed) return;
       const isWanted =
         isLookout ||
-        (this.waiters.size > this.connecting + this.#checking && !this.isPaused) ||
+        (this.waiters.size > this.connecting + this.#stock.checking && !this.isPaused) ||
         (this.#opener.hasLearners && this.serverCount === 0) ||
         (this.#isWanted && this.connecting === 0);
       const isForLater = this.serverCount < this.config.sizeMin && this.baseline !== null && !this.isPaused;
@@ -743,7 +678,7 @@ export class ServerPool implements Tenant, ClusterTenant {
     if (!failure.isPermanent) return;
     this.#opener.tell(failure);
     // Who is in use and to be closed will not serve anybody else.
-    if (this.connecting === 0 && ![...this.active, ...this.cleaning].some(({ isDoomed }) => !isDoomed))
+    if (this.connecting === 0 && !this.#stock.hasReturning)
       this.waiters.refuseAll(() => this.#refusals.unreachable(failure));
   }
 
@@ -756,7 +691,7 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   #onClosed(server: ServerConnection, room: Room, reason: string): void {
     const wasIdle = server.chain === this.idle;
-    if (server.chain !== null) (server.chain as Chain<ServerConnection>).remove(server);
+    this.#stock.remove(server);
     room.release();
     this.#onEvent('server closed', { server: server.id, pid: server.pid, reason, wasIdle });
     this.#checkDrained();
@@ -764,10 +699,8 @@ export class ServerPool implements Tenant, ClusterTenant {
   }
 
   /** Servers by state, for ops. */
-  servers(): { server: ServerConnection; state: 'idle' | 'active' | 'cleaning' }[] {
-    const list = (chain: Chain<ServerConnection>, state: 'idle' | 'active' | 'cleaning') =>
-      [...chain].map((server) => ({ server, state }));
-    return [...list(this.active, 'active'), ...list(this.cleaning, 'cleaning'), ...list(this.idle, 'idle')];
+  servers(): { server: ServerConnection; state: ServerState }[] {
+    return this.#stock.list();
   }
 }
 
