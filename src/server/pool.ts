@@ -1,15 +1,16 @@
 /**
- * The servers of one database and one user: who waits, who is idle, who is in use. Called by client/session (`lease`,
- * `giveBack`, `recover`), by app (`tick`) and by ops (snapshots).
+ * The servers of one database and one user: who is given which, and whether one more is wanted. Called by client/session
+ * (`lease`, `share`, `giveBack`, `recover`), by app (`tick`) and by ops (snapshots).
  *
  *     waiters (FIFO) ──lease──▶ active ──giveBack──▶ the oldest waiter, else idle (LIFO)
  *                                  └────recover────▶ cleaning ──▶ as giveBack, else closed
  *
- * The one idea: each state is a list, so counting states costs nothing. A free server goes straight to the oldest
- * waiter; idle servers are a stack, so that a pool that is larger than the load shrinks by itself.
+ * The one idea: a free server goes straight to the oldest waiter, and all that decides about it stands here. How it is done
+ * is in rooms of their own that decide nothing: server/waiters (who waits), stock (the servers, by what they do), lines
+ * (several reads on one of them), opener (from a wish to a server), vitals (is the host well?), refusals (what is said).
  *
- * Invariants: open + connecting ≤ size + sizeReserve (and, over several pools, ≤ their caps); at most two connects at a
- * time; only a free server (server/connection) changes its holder, unless through a Cleanup.
+ * Invariants: open + connecting ≤ size + sizeReserve (and, over several pools, ≤ their caps); only a free server
+ * (server/connection) changes its holder, unless through a Cleanup.
  */
 import type { HostConfig, PoolConfig } from '../config/schema.ts';
 import { fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
@@ -23,7 +24,8 @@ import type { Cluster, ClusterTenant } from './cluster.ts';
 import type { ServerConnection } from './connection.ts';
 import { noCounts, type PoolCounts, type TimeLimit } from './counts.ts';
 import type { Host } from './hosts.ts';
-import { Line, type Wish } from './line.ts';
+import type { Line, Wish } from './line.ts';
+import { Lines } from './lines.ts';
 import { type Secret, ServerLoginError, type ServerTarget } from './login.ts';
 import { type Learner, Opener, type Place } from './opener.ts';
 import { ReadBook } from './reads.ts';
@@ -32,19 +34,12 @@ import type { Replicas } from './replicas.ts';
 import { type Settings, SettingsBook } from './settings.ts';
 import { type Statement, StatementBook } from './statements.ts';
 import { type ServerState, Stock } from './stock.ts';
+import { type Breaker, Vitals } from './vitals.ts';
 import { type Waiter, Waiters } from './waiters.ts';
 
 /** Words of its callers. */
 export type { PoolCounts } from './counts.ts';
 export type { Waiter } from './waiters.ts';
-
-/** Keeps a host that cannot answer from being asked (guard/health). */
-export interface Breaker {
-  readonly isClosed: boolean;
-  readonly why: string;
-  passes(): boolean;
-  count(requests: number, failures: number, now: number): void;
-}
 
 export interface PoolOptions {
   database: string;
@@ -67,11 +62,6 @@ export interface PoolOptions {
   onEvent: (event: string, fields: Record<string, unknown>) => void;
 }
 
-/** While fewer servers are at work a read gets one of its own, if one is idle: twice the cores of a small database. */
-const SPREAD = 4;
-/** Unless it would have to wait for less than this anyway: then it rides. */
-const NEAR_MS = 1;
-
 let nextSerial = 1;
 
 export class ServerPool implements Tenant, ClusterTenant {
@@ -84,7 +74,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** Nobody is to give up a server for them when there are none. */
   readonly waiters = new Waiters(() => this.#place.room.leaveQueue());
   /** Servers of `active` that several clients' reads are in flight on. */
-  readonly lines = new Set<Line>();
+  readonly lines: Lines;
   readonly reads = new ReadBook();
   readonly waits = new Histogram();
   /** Where reads may go instead; null: nowhere. */
@@ -107,10 +97,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   readonly #caps: readonly Cap[];
   #cluster: Cluster;
   readonly #hostOf: (host: HostConfig) => Host;
-  readonly #breakerOf: PoolOptions['breakerOf'];
-  #breaker: Breaker;
-  /** What the breaker has been told of. */
-  #told = { transactions: 0, failures: 0, received: 0 };
+  readonly #vitals: Vitals;
   /** One more server would have been used. */
   #isWanted = false;
   readonly #clock: Clock;
@@ -129,12 +116,24 @@ export class ServerPool implements Tenant, ClusterTenant {
     this.catalog = options.catalog;
     this.#hostOf = options.hostOf;
     this.#cluster = options.cluster;
-    this.#breakerOf = options.breakerOf;
-    this.#breaker = options.breakerOf(options.host.address);
     this.#clock = options.clock;
     this.usedAt = options.clock.now();
     this.#onEvent = options.onEvent;
     this.#refusals = new Refusals(options.database, options.user, this.counts.refused);
+    this.#vitals = new Vitals({
+      host: options.host,
+      counts: this.counts,
+      breakerOf: options.breakerOf,
+      look: () => this.#opener.look(this.#place),
+    });
+    this.lines = new Lines({
+      clock: options.clock,
+      isOld: (server) => this.#stock.isOld(server),
+      onRoom: (line) => this.#boardWaiters(line),
+      onEnd: (server) => {
+        if (!server.isClosed) this.giveBack(server);
+      },
+    });
     this.#stock = new Stock({
       clock: options.clock,
       onFree: (server) => this.giveBack(server),
@@ -265,7 +264,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** Gives a free server, or a refusal, at once; null: `waiter` will be called. */
   lease(waiter: Waiter): ServerConnection | Refusal | null {
     waiter.waitingSince = this.#clock.now();
-    if (!this.#breaker.passes()) return this.#refuseUnhealthy();
+    if (!this.#vitals.breaker.passes()) return this.#refuseUnhealthy();
     const server = this.#mayServe && this.waiters.size === 0 ? this.#stock.take(waiter.settings) : null;
     if (server !== null) {
       this.#countWait(0);
@@ -285,23 +284,19 @@ export class ServerPool implements Tenant, ClusterTenant {
    * put to work.
    */
   share({ settings }: Waiter, wish: Wish, mayOpen: boolean): Line | null {
-    if (!this.#mayServe || this.waiters.size > 0 || this.#place.room.owes || !this.#breaker.isClosed) return null;
+    if (!this.#mayServe || this.waiters.size > 0 || this.#place.room.owes || !this.#vitals.breaker.isClosed)
+      return null;
     const server = this.idle.last;
+    const best = this.lines.best(settings, wish);
     const isFit =
       server !== null && server.settings === settings && has(server, wish.statement) && !this.#stock.isStale(server);
-    let best: Line | null = null;
-    for (const line of this.lines) {
-      if (best !== null && line.backlogMs >= best.backlogMs) continue;
-      if (line.suits(settings, wish) && !this.#stock.isOld(line.server)) best = line;
-    }
-    const isBetterAlone = this.active.size < SPREAD && (best === null || best.backlogMs > NEAR_MS);
-    if (isFit && mayOpen && (best === null || isBetterAlone)) return this.#openLine(server);
+    if (isFit && mayOpen && this.lines.isBetterAlone(best, this.active.size)) return this.#openLine(server);
     return best;
   }
 
   /** An idle server at once, for a read that need not wait here; null: there is none, and one more is opened if there may be. */
   takeIdle(settings: Settings): ServerConnection | null {
-    const mayServe = this.#mayServe && this.waiters.size === 0 && this.#breaker.isClosed;
+    const mayServe = this.#mayServe && this.waiters.size === 0 && this.#vitals.breaker.isClosed;
     const server = mayServe ? this.#stock.take(settings) : null;
     if (server !== null) {
       this.#countWait(0);
@@ -318,15 +313,7 @@ export class ServerPool implements Tenant, ClusterTenant {
     this.#stock.remove(server);
     this.#countWait(0);
     this.#grant(server);
-    const line = new Line(server, this.#clock, {
-      onRoom: (open) => this.#boardWaiters(open),
-      onEnd: (ended) => {
-        this.lines.delete(ended);
-        if (!ended.server.isClosed) this.giveBack(ended.server);
-      },
-    });
-    this.lines.add(line);
-    return line;
+    return this.lines.open(server);
   }
 
   /** The oldest waiters board, as far as their reads may ride. */
@@ -347,7 +334,7 @@ export class ServerPool implements Tenant, ClusterTenant {
       const line = this.#openLine(server);
       this.#boardWaiters(line);
       if (line.size > 0) return;
-      this.lines.delete(line); // It does not suit after all.
+      this.lines.drop(line); // It does not suit after all.
       this.active.remove(server);
     }
     this.waiters.remove(waiter);
@@ -448,21 +435,18 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** Everything that time brings: refusals, idle and old servers, reads and cleanups that take too long, minimum size. */
   tick(): void {
     const now = this.#clock.now();
-    this.#tellBreaker();
+    this.#vitals.tell(now);
     this.#expire(now);
     this.#stock.tick(now, this.config.idleMax, () => this.serverCount > this.config.sizeMin);
-    for (const line of this.lines) {
-      const limit = line.tick(now, this.config.queryMax);
-      if (limit !== null) this.countTimeout(limit);
-    }
+    this.lines.tick(now, this.config.queryMax, (limit) => this.countTimeout(limit));
     this.channels.tick(now);
     for (const chain of [this.active, this.cleaning]) {
       for (const server of chain) {
         server.tick(now);
-        this.#place.host.silence.watch(server, now, this.#look);
+        this.#vitals.watch(server, now);
       }
     }
-    if (this.channels.server !== null) this.#place.host.silence.watch(this.channels.server, now, this.#look);
+    if (this.channels.server !== null) this.#vitals.watch(this.channels.server, now);
     this.#grow();
   }
 
@@ -481,22 +465,11 @@ export class ServerPool implements Tenant, ClusterTenant {
     );
   }
 
-  /** What its host has answered since the last time. */
-  #tellBreaker(): void {
-    const { transactions, failures, received } = this.counts;
-    const now = this.#clock.now();
-    this.#breaker.count(transactions - this.#told.transactions, failures - this.#told.failures, now);
-    if (received !== this.#told.received) this.#place.host.silence.heard(now);
-    this.#told = { transactions, failures, received };
-  }
-
   /** Somebody has exceeded a limit, and is being ended. */
   countTimeout(limit: TimeLimit): void {
     this.counts.timeouts[limit]++;
     if (limit === 'query' || limit === 'deadline') this.counts.failures++;
   }
-
-  readonly #look = () => this.#opener.look(this.#place);
 
   /** The breaker has opened: nobody waits in vain. */
   onBreaker(): void {
@@ -504,7 +477,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   }
 
   #refuseUnhealthy(): Refusal {
-    return this.refuse('breaker', `${this.hostAddress} is not well: ${this.#breaker.why}`);
+    return this.refuse('breaker', `${this.hostAddress} is not well: ${this.#vitals.breaker.why}`);
   }
 
   #refuseHeld(why: string): Refusal {
@@ -570,8 +543,7 @@ export class ServerPool implements Tenant, ClusterTenant {
     }
     if (host !== this.#place.host) {
       room.part();
-      this.#tellBreaker();
-      this.#breaker = this.#breakerOf(host.address);
+      this.#vitals.move(host, this.#clock.now());
       room = this.#enter(host);
     }
     this.#place = { target, host, room };
