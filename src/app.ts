@@ -19,8 +19,18 @@ import { type ClientTls, readClientTls } from './client/tls.ts';
 import { Usage } from './client/usage.ts';
 import { Users } from './client/users.ts';
 import { adviceFor } from './config/advice.ts';
+import {
+  authQueryOf,
+  controlDatabaseOf,
+  databaseOf,
+  type Entry,
+  entryOf,
+  isNamed,
+  poolConfigOf,
+  userOf,
+} from './config/entries.ts';
 import type { Loaded } from './config/load.ts';
-import type { AuthQueryConfig, Config, DatabaseConfig, HostConfig, PoolConfig, UserConfig } from './config/schema.ts';
+import type { Config, DatabaseConfig, HostConfig } from './config/schema.ts';
 import { CreditBook, type Residents } from './credits/book.ts';
 import { descriptorOf, type ListeningSockets } from './fleet/handover.ts';
 import { Admission } from './guard/admission.ts';
@@ -79,19 +89,6 @@ export interface AppOptions {
   /** Starts the process that takes over, with these sockets (UPGRADE); gives its id. */
   startSuccessor?: (sockets: Required<ListeningSockets>, cancel: (key: Buffer) => void) => Promise<number>;
 }
-
-/** What a user of servers, and what a client may have otherwise than its database says (as in PgBouncer). */
-const SERVER_KEYS = [
-  'mode',
-  'size',
-  'sizeReserve',
-  'reserveAfter',
-  'queryMax',
-  'transactionMax',
-  'idleInTransactionMax',
-] as const satisfies (keyof UserConfig['pool'])[];
-const CLIENT_KEYS = ['waitMax', 'clientIdleMax'] as const satisfies (keyof UserConfig['pool'])[];
-type Entry = [user: string, client: string];
 
 const TICK_MS = 200;
 /** More pools than these are not kept once they are unused. */
@@ -197,7 +194,7 @@ export class App {
       {
         clock: this.#clock,
         query: (database, sql) => {
-          const config = this.#databaseOf(database)!;
+          const config = databaseOf(this.config, database)!;
           return this.#query(config, config.dbname ?? database, sql);
         },
         demandOf: (address) => {
@@ -223,7 +220,7 @@ export class App {
       drain: () => this.#listener.drain(),
       endReplications: (isMeant) => this.#listener.endReplications(isMeant),
       clients: () => this.#listener.clients,
-      isNamed: (database) => this.#isNamed(database),
+      isNamed: (database) => isNamed(this.config, database),
       shutDown: () => (options.onShutdown ?? (() => void this.stop()))(),
     });
     this.#switches = switches;
@@ -346,14 +343,17 @@ export class App {
   /** A pool that has met its servers is kept, or for a while: logins then need no live server. */
   #keepsPool(pool: ServerPool, now: number): boolean {
     if (pool.baseline === null || this.#pools.size > POOLS_KEPT) return false;
-    const ofDatabase = this.#isNamed(pool.database) ? 0 : (this.#databaseOf(pool.database)?.unusedMax ?? 0);
+    const ofDatabase = isNamed(this.config, pool.database)
+      ? 0
+      : (databaseOf(this.config, pool.database)?.unusedMax ?? 0);
     return [pool.config.unusedMax, ofDatabase].every((max) => max === 0 || now - pool.usedAt < max);
   }
 
   /** What is known of databases that "*" stood for, and that have no pool any more, is forgotten. */
   #sweepDatabases(forgotten: Iterable<string> = []): void {
     const kept = new Set(this.#allPools.map(({ database }) => database));
-    for (const name of this.#catalogs.keys()) if (!kept.has(name) && !this.#isNamed(name)) this.#catalogs.delete(name);
+    for (const name of this.#catalogs.keys())
+      if (!kept.has(name) && !isNamed(this.config, name)) this.#catalogs.delete(name);
     this.#databaseCaps.sweep();
     this.#userCaps.sweep();
     // Every session hears of it, so only where there is something to hear.
@@ -371,7 +371,7 @@ export class App {
       listen: this.config.listen,
       auth: this.config.auth,
       users: this.#users,
-      authQueryOf: (database) => (this.#authQueryOf(database) === null ? null : this.#authQuery),
+      authQueryOf: (database) => (authQueryOf(this.config, database) === null ? null : this.#authQuery),
       hba: this.#hba,
       isMember: this.#groups.isMember,
       tls: this.#tls,
@@ -382,54 +382,21 @@ export class App {
       journal: this.#journal,
       poolOf: (database, user) => this.#poolOf(database, user),
       clientsMaxOf: (database, user) => ({
-        database: this.#databaseOf(database)?.clientsMax ?? this.config.listen.databaseClientsMax,
-        user: this.#userOf(user)?.clientsMax ?? 0,
+        database: databaseOf(this.config, database)?.clientsMax ?? this.config.listen.databaseClientsMax,
+        user: userOf(this.config, user)?.clientsMax ?? 0,
       }),
       cacheOf: (pool) => this.#caches.of(pool.database),
       isDisabled: (database) => this.#controls.isDisabled(database),
       onSession: (session) => this.#controls.onSession(session),
       replicationOf: async (pool, mode) => ({
         target: { ...pool.target, connectQuery: undefined, parameters: [['replication', mode]] },
-        secret: await this.#secretOf(this.#databaseOf(pool.database)!, pool.database, pool.target.user),
+        secret: await this.#secretOf(databaseOf(this.config, pool.database)!, pool.database, pool.target.user),
         connectMs: pool.config.connectMax,
       }),
       openConsole: (client) => this.#console.open(client, this.config.auth),
       onEvent: (event, fields) => this.log.info(fields, event),
       onBug: (where, thrown) => this.log.error({ where, err: thrown }, 'bug: a session was ended'),
     };
-  }
-
-  #databaseOf(name: string): DatabaseConfig | null {
-    return own(this.config.databases, name) ?? this.config.databases['*'] ?? null;
-  }
-
-  #isNamed(database: string): boolean {
-    return Object.hasOwn(this.config.databases, database);
-  }
-
-  #userOf(name: string): UserConfig | null {
-    return own(this.config.users, name) ?? this.config.users['*'] ?? null;
-  }
-
-  /**
-   * Which of `users` have settings for a pool: that of the user that servers log in as, and that of the client where it says how
-   * long clients wait or idle; '' for none.
-   */
-  #entryOf(user: string, client: string): Entry {
-    const find = (name: string, keys: readonly string[]) => {
-      const found = Object.hasOwn(this.config.users, name) ? name : '*';
-      const pool: object = own(this.config.users, found)?.pool ?? {};
-      return keys.some((key) => key in pool) ? found : '';
-    };
-    return [find(user, SERVER_KEYS), find(client, CLIENT_KEYS)];
-  }
-
-  /** Settings of the pools of a database, for users of an `entry`. */
-  #poolConfigOf({ pool }: DatabaseConfig, [user, client]: Entry): PoolConfig {
-    const { waitMax: _, clientIdleMax: __, ...servers } = own(this.config.users, user)?.pool ?? {};
-    const { waitMax, clientIdleMax } = { ...pool, ...own(this.config.users, client)?.pool };
-    const merged: PoolConfig = Object.assign({ ...pool }, servers, { waitMax, clientIdleMax });
-    return { ...merged, sizeMin: Math.min(merged.sizeMin, merged.size) };
   }
 
   /** Databases with a user of their own have their least number of servers before anybody asks. */
@@ -439,10 +406,10 @@ export class App {
   }
 
   #poolOf(database: string, client: string): ServerPool | null {
-    const config = this.#databaseOf(database);
+    const config = databaseOf(this.config, database);
     if (config === null) return null;
     const user = config.user ?? client;
-    const entry = this.#entryOf(user, client);
+    const entry = entryOf(this.config, user, client);
     const key = JSON.stringify([database, user, entry]);
     let pool = this.#pools.get(key);
     if (pool === undefined) {
@@ -461,7 +428,7 @@ export class App {
     const pool = new ServerPool({
       ...this.#poolOptions(database, user, config),
       target: this.#targetOf(database, user, config, cluster.primary),
-      config: this.#poolConfigOf(config, entry),
+      config: poolConfigOf(this.config, config, entry),
       host,
       cluster,
     });
@@ -474,12 +441,12 @@ export class App {
     return {
       database,
       user,
-      hostOf: (each: HostConfig) => this.#hosts.get(each, (this.#databaseOf(database) ?? config).serversMax),
+      hostOf: (each: HostConfig) => this.#hosts.get(each, (databaseOf(this.config, database) ?? config).serversMax),
       caps: [this.#databaseCaps.of(database), this.#userCaps.of(user)],
       breakerOf: (address: string) => this.#breakerAt(address),
       clock: this.#clock,
       catalog: this.#catalogOf(database, config),
-      secret: () => this.#secretOf(this.#databaseOf(database) ?? config, database, user),
+      secret: () => this.#secretOf(databaseOf(this.config, database) ?? config, database, user),
       onEvent: (event: string, fields: Record<string, unknown>) =>
         this.log.info({ pool: database, user, ...fields }, event),
     };
@@ -501,7 +468,7 @@ export class App {
     const key = JSON.stringify([serial, addressOf(at)]);
     let standby = this.#standbyPools.get(key);
     if (standby === undefined) {
-      const of = this.#databaseOf(database)!;
+      const of = databaseOf(this.config, database)!;
       standby = new ServerPool({
         ...this.#poolOptions(database, user, of),
         target: this.#targetOf(database, user, of, at),
@@ -554,7 +521,7 @@ export class App {
         clock: this.#clock,
         probeMs: config.reads === 'primary' ? PROBE_MS : Math.min(PROBE_MS, config.lagMax / PROBES_IN_LAG),
         openControl: isControlled
-          ? (host) => this.#openControl(config, config.dbname ?? (database === '*' ? 'postgres' : database), host)
+          ? (host) => this.#openControl(config, controlDatabaseOf(database, config), host)
           : null,
         lineage: this.#memory.lineageOf(config.hosts.map(addressOf)),
         onLineage: (lineage) => {
@@ -615,16 +582,12 @@ export class App {
     return new AuthQuery((database, user) => this.#askSecret(database, user), this.#clock);
   }
 
-  #authQueryOf(database: string): AuthQueryConfig | null {
-    return this.#databaseOf(database)?.authQuery ?? this.config.auth.query;
-  }
-
   /** By `auth.query`, on a connection that is kept for each database while it is asked. */
   async #askSecret(asked: string, user: string): Promise<string | null> {
-    const query = this.#authQueryOf(asked);
+    const query = authQueryOf(this.config, asked);
     if (query === null) return null;
     const database = query.database ?? asked;
-    const config = this.#databaseOf(database) ?? Object.values(this.config.databases)[0]!;
+    const config = databaseOf(this.config, database) ?? Object.values(this.config.databases)[0]!;
     const at = this.#clusterOf(config, database).primary;
     const asker = this.#askers.at(JSON.stringify([database, query.user, addressOf(at)]), async () => {
       const listed = this.#users.get(query.user);
@@ -651,7 +614,7 @@ export class App {
     const found = Object.entries(this.config.databases).find(([, { control }]) => control !== undefined);
     if (found === undefined) throw new Error('no database has a control user');
     const [name, config] = found;
-    return this.#query(config, config.dbname ?? (name === '*' ? 'postgres' : name), sql, values);
+    return this.#query(config, controlDatabaseOf(name, config), sql, values);
   }
 
   async #readSecret(file: string): Promise<string> {
@@ -706,7 +669,7 @@ export class App {
     for (const [name, config] of Object.entries(this.config.databases)) {
       if (config.control === undefined) continue;
       const host = addressOf(this.#clusterOf(config, name).primary);
-      const database = config.dbname ?? (name === '*' ? 'postgres' : name);
+      const database = controlDatabaseOf(name, config);
       watched.set(host, { host, pids, query: (sql) => this.#query(config, database, sql) });
     }
     return [...watched.values()];
@@ -737,8 +700,8 @@ export class App {
     });
     this.#setCaches();
     for (const breaker of this.#breakers.values()) breaker.config = this.config.breaker;
-    this.#databaseCaps.configure((name) => this.#databaseOf(name)?.pool.sizeTotal ?? 0);
-    this.#userCaps.configure((name) => this.#userOf(name)?.serversMax ?? 0);
+    this.#databaseCaps.configure((name) => databaseOf(this.config, name)?.pool.sizeTotal ?? 0);
+    this.#userCaps.configure((name) => userOf(this.config, name)?.serversMax ?? 0);
     this.#hosts.setCaps(
       databases.flatMap((database) => database.hosts.map((host) => [host, database.serversMax] as const)),
       this.config.instances,
@@ -750,7 +713,7 @@ export class App {
     const names = new Set(Object.keys(this.config.databases));
     for (const { database } of this.#pools.values()) names.add(database);
     names.delete('*');
-    const cached = [...names].flatMap((name) => this.#cachedDatabase(name, this.#databaseOf(name)) ?? []);
+    const cached = [...names].flatMap((name) => this.#cachedDatabase(name, databaseOf(this.config, name)) ?? []);
     this.#caches.configure(this.config.cache, cached, this.#backendConfig());
     for (const session of this.#listener.sessions) session.onCacheChanged();
   }
@@ -858,11 +821,11 @@ export class App {
 
   /** A pool keeps its servers unless where or how they log in has changed. */
   #reloadPool(key: string, pool: ServerPool, before: Config): void {
-    const old = own(before.databases, pool.database) ?? before.databases['*'];
-    const now = this.#databaseOf(pool.database);
+    const old = databaseOf(before, pool.database);
+    const now = databaseOf(this.config, pool.database);
     const [, , entry] = JSON.parse(key) as [string, string, Entry];
     // Where a database has a user of its own, clients with several entries may share that.
-    const [ofServers, ofClients] = this.#entryOf(pool.user, pool.user);
+    const [ofServers, ofClients] = entryOf(this.config, pool.user, pool.user);
     const isClients =
       now?.user === undefined ? entry[1] === ofClients : entry[1] === '' || Object.hasOwn(this.config.users, entry[1]);
     const isKnown = entry[0] === ofServers && isClients;
@@ -874,9 +837,9 @@ export class App {
     }
     const identity = ({ pool: _, serversMax: __, hold: ___, clientsMax: ____, ...rest }: DatabaseConfig) =>
       JSON.stringify(rest);
-    pool.config = this.#poolConfigOf(now, entry);
+    pool.config = poolConfigOf(this.config, now, entry);
     pool.catalog = this.#catalogOf(pool.database, now);
-    if (old === undefined || identity(old) !== identity(now)) {
+    if (old === null || identity(old) !== identity(now)) {
       const cluster = this.#clusterOf(now, pool.database);
       const host = this.#hosts.get(cluster.primary, now.serversMax);
       pool.retarget(this.#targetOf(pool.database, pool.user, now, cluster.primary), host, cluster);
@@ -885,7 +848,7 @@ export class App {
     for (const [key, standby] of this.#standbyPools) {
       if (standby.book !== pool.book) continue;
       standby.config = { ...pool.config, sizeMin: 0 };
-      if (old !== undefined && identity(old) === identity(now)) continue;
+      if (old !== null && identity(old) === identity(now)) continue;
       // It is made anew when it is wanted; who reads there at the moment may come to his end.
       this.#standbyPools.delete(key);
       this.#retired.add(standby);
@@ -1052,11 +1015,6 @@ export class App {
 /** All that secrets are asked by. */
 function queriesOf({ auth, databases }: Config) {
   return [auth.query, Object.entries(databases).map(([name, { authQuery }]) => [name, authQuery])];
-}
-
-/** What `record` itself has by a name that clients may choose. */
-function own<T>(record: Readonly<Record<string, T>>, name: string): T | null {
-  return Object.hasOwn(record, name) ? record[name]! : null;
 }
 
 /** The ledgers of each host, over all databases on it. */
