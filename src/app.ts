@@ -23,8 +23,8 @@ import type { Config, DatabaseConfig } from './config/schema.ts';
 import { CreditBook, type Residents } from './credits/book.ts';
 import { descriptorOf, type ListeningSockets } from './fleet/handover.ts';
 import { Admission } from './guard/admission.ts';
+import { Breakers } from './guard/breakers.ts';
 import { Door } from './guard/door.ts';
-import { Health } from './guard/health.ts';
 import { Bypass, type Watched } from './ops/bypass.ts';
 import { Console } from './ops/console.ts';
 import { Controls } from './ops/controls.ts';
@@ -92,8 +92,7 @@ export class App {
   readonly #clusters: Clusters;
   readonly #pools: Pools;
   readonly #secrets: Secrets;
-  /** By the address of their host. */
-  readonly #breakers = new Map<string, Health>();
+  readonly #breakers: Breakers;
   readonly #parser: Parser;
   readonly #judge: Judge;
   readonly #admission: Admission;
@@ -131,6 +130,7 @@ export class App {
     this.#startedAt = this.#clock.wall();
     this.#reloadedAt = this.#startedAt;
     const config = () => this.config;
+    this.#breakers = new Breakers(options.config.breaker);
     const targets = new Targets((file) => this.#path(file));
     this.#clusters = new Clusters({
       clock: this.#clock,
@@ -157,7 +157,7 @@ export class App {
       targets,
       clusters: this.#clusters,
       secretOf: (of, database, user) => this.#secrets.of(of, database, user),
-      breakerOf: (address) => this.#breakerAt(address),
+      breakerOf: (address) => this.#breakers.at(address),
       isShort: (address) => ['RED', 'BLACK'].includes(this.#admission.gateOf(address).zone),
       onPool: (pool, of) => {
         this.#admission.gateOf(pool.hostAddress); // From here on it is to be seen.
@@ -353,26 +353,15 @@ export class App {
     };
   }
 
-  #breakerAt(address: string): Health {
-    let breaker = this.#breakers.get(address);
-    if (breaker === undefined) {
-      breaker = new Health(this.config.breaker);
-      this.#breakers.set(address, breaker);
-    }
-    return breaker;
-  }
-
   /** Without a primary, and when somebody wants plain pooling, nothing is to be learned from answers. */
   #tickBreakers(now: number): void {
-    const down = this.#clusters.missing;
-    for (const [address, breaker] of this.#breakers) {
-      if (this.#admission.isPassthrough || down.has(address)) breaker.reset();
-      else if (breaker.tick(now)) {
-        this.log.warn({ host: address, state: breaker.state, why: breaker.why }, 'breaker');
-        if (breaker.state !== 'open') continue;
-        for (const pool of this.#pools.all) if (pool.hostAddress === address) pool.onBreaker();
-      }
-    }
+    const { missing } = this.#clusters;
+    const isExcused = (address: string) => this.#admission.isPassthrough || missing.has(address);
+    this.#breakers.tick(now, isExcused, (address, { state, why }) => {
+      this.log.warn({ host: address, state, why }, 'breaker');
+      if (state !== 'open') return;
+      for (const pool of this.#pools.all) if (pool.hostAddress === address) pool.onBreaker();
+    });
   }
 
   /** Groups are asked for of the first database that has somebody to ask. */
@@ -423,7 +412,7 @@ export class App {
       places: databases.some(({ reads }) => reads !== 'primary'),
     });
     this.#setCaches();
-    for (const breaker of this.#breakers.values()) breaker.config = this.config.breaker;
+    this.#breakers.configure(this.config.breaker);
     this.#pools.setCaps();
   }
 
@@ -568,7 +557,7 @@ export class App {
       standbyPools: this.#pools.ofStandbys,
       hosts: [...this.#pools.hosts],
       clusters: [...this.#clusters],
-      breakers: this.#breakers,
+      breakers: this.#breakers.all,
       parser: this.#parser.counts,
       gates: this.#admission.gates,
       tarpit: this.#admission.tarpit,
