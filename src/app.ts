@@ -29,6 +29,7 @@ import { Bypass, type Watched } from './ops/bypass.ts';
 import { Console } from './ops/console.ts';
 import { Controls } from './ops/controls.ts';
 import { couplingAt } from './ops/coupling.ts';
+import { Departure } from './ops/departure.ts';
 import { changedKeys, Events, hashOf } from './ops/events.ts';
 import { History, SAMPLE_MS } from './ops/history.ts';
 import { OpsServer } from './ops/http.ts';
@@ -78,9 +79,6 @@ const SHARES_MS = 10_000;
 const MEMORY_MS = 60_000;
 const EVENTS_MS = 1_000;
 const BYPASS_MS = 15_000;
-const DRAIN_CHECK_MS = 50;
-/** Time for the answer to who has asked for an upgrade over HTTP. */
-const ANSWER_MS = 500;
 const GROUPS_MS = 60_000;
 
 export class App {
@@ -102,6 +100,7 @@ export class App {
   readonly #shares: Shares;
   readonly #memory: Memory;
   readonly #controls: Controls;
+  readonly #departure: Departure;
   readonly #console: Console;
   readonly #metrics: Metrics;
   readonly #history = new History();
@@ -117,8 +116,6 @@ export class App {
   #tls: ClientTls | null;
   #stopTicking: (() => void) | null = null;
   #isListening = false;
-  #isDraining = false;
-  #isUpgrading = false;
   #reloadedAt: number;
   #isReloadOk = true;
 
@@ -229,10 +226,33 @@ export class App {
       shutDown: () => (options.onShutdown ?? (() => void this.stop()))(),
     });
     this.#switches = switches;
+    const { startSuccessor } = options;
+    this.#departure = new Departure({
+      config: () => this.config.drain,
+      clock: this.#clock,
+      log: this.log,
+      isShuttingDown: () => this.#controls.isShuttingDown,
+      drain: () => this.#listener.drain(),
+      clients: () => this.#listener.clients + this.#listener.loggingIn,
+      startSuccessor:
+        startSuccessor === undefined
+          ? null
+          : async () => {
+              const sockets = { clients: descriptorOf(this.#listener.server), ops: descriptorOf(this.#ops.server) };
+              return startSuccessor(sockets, (key) => this.#listener.keys.request(key));
+            },
+      handOver: () => {
+        this.#memory.handOver();
+        this.#listener.handOver();
+      },
+      closeOps: () => this.#ops.close(),
+      stop: () => this.stop(),
+      onGone: options.onShutdown ?? (() => {}),
+    });
     this.#console = new Console(() => this.snapshot(), {
       controls: this.#controls,
       reload: () => this.reload(),
-      upgrade: () => this.#upgrade(),
+      upgrade: () => this.#departure.upgrade(),
       switches,
       events: this.#events,
       clock: this.#clock,
@@ -251,7 +271,7 @@ export class App {
       events: this.#events,
       clock: this.#clock,
       switches,
-      upgrade: () => this.#upgrade(),
+      upgrade: () => this.#departure.upgrade(),
       isReady: () => this.#isReady,
       checks: () => this.#checks(),
       metrics: () => this.#metrics.render(),
@@ -514,16 +534,11 @@ export class App {
   // --- Seeing it ------------------------------------------------------------------------------------------------
 
   #checks(): Record<string, boolean> {
-    return { config: this.#isReloadOk, listener: this.#isListening, draining: !this.#isEnding };
-  }
-
-  /** No new clients are wanted: TERM, or SHUTDOWN that waits. */
-  get #isEnding(): boolean {
-    return this.#isDraining || this.#controls.isShuttingDown;
+    return { config: this.#isReloadOk, listener: this.#isListening, draining: !this.#departure.isEnding };
   }
 
   get #isReady(): boolean {
-    return this.#isListening && !this.#isEnding;
+    return this.#isListening && !this.#departure.isEnding;
   }
 
   #status(): Status {
@@ -592,57 +607,13 @@ export class App {
   // --- The end --------------------------------------------------------------------------------------------------
 
   /** TERM: not ready, no new clients, idle clients told to go, transactions finished within the limit. */
-  async drain(): Promise<void> {
-    if (this.#isDraining) return;
-    this.#isDraining = true;
-    const { delay, timeout } = this.config.drain;
-    this.log.info({ delay, timeout }, 'draining');
-    await this.#sleep(delay);
-    const until = this.#clock.now() + timeout;
-    while (!this.#listener.drain() && this.#clock.now() < until) await this.#sleep(DRAIN_CHECK_MS);
-    await this.stop();
-  }
-
-  /** Another process takes over. Gives its id; rejects with why there is none, and then nothing has changed. */
-  async #upgrade(): Promise<number> {
-    const { startSuccessor } = this.#options;
-    if (startSuccessor === undefined) throw new Error('only pgweir serve --config can be upgraded');
-    if (this.#isUpgrading || this.#isEnding) throw new Error('it is ending already');
-    this.#isUpgrading = true;
-    try {
-      const sockets = { clients: descriptorOf(this.#listener.server), ops: descriptorOf(this.#ops.server) };
-      const pid = await startSuccessor(sockets, (key) => this.#listener.keys.request(key));
-      this.log.info({ pid }, 'another process takes over');
-      void this.#leave();
-      return pid;
-    } catch (thrown) {
-      this.#isUpgrading = false;
-      this.log.error({ problem: messageOf(thrown) }, 'no other process takes over');
-      throw thrown;
-    }
-  }
-
-  /** Serves who is there until they leave, or have had their time. */
-  async #leave(): Promise<void> {
-    this.#memory.handOver();
-    this.#listener.handOver();
-    await this.#sleep(ANSWER_MS);
-    await this.#ops.close();
-    const until = this.#clock.now() + this.config.drain.clients;
-    const isAlone = () => this.#listener.clients + this.#listener.loggingIn === 0;
-    while (!isAlone() && !this.#isDraining && this.#clock.now() < until) await this.#sleep(DRAIN_CHECK_MS);
-    if (this.#isDraining) return; // TERM has come.
-    await this.drain();
-    (this.#options.onShutdown ?? (() => {}))();
-  }
-
-  #sleep(ms: number): Promise<void> {
-    return new Promise((done) => setTimeout(done, ms));
+  drain(): Promise<void> {
+    return this.#departure.drain();
   }
 
   /** Ends everything at once; servers are closed with Terminate. */
   async stop(): Promise<void> {
-    this.#isDraining = true;
+    this.#departure.cut();
     this.#stopTicking?.();
     this.#listener.close();
     this.#console.close();
@@ -656,7 +627,7 @@ export class App {
     await this.#save();
     this.#credits.close();
     // One turn of the loop, so that what was written last is sent.
-    await this.#sleep(10);
+    await new Promise((done) => setTimeout(done, 10));
     this.log.info('stopped');
   }
 }
