@@ -1,9 +1,12 @@
 /**
  * READ FIRST. The composition root: from a configuration to a running proxy, and everything that changes it as a
- * whole: start, reload, drain, stop. The only file that sees everything; nothing but cli (and the tests) calls it.
+ * whole: start, reload, stop. The only file that sees everything; nothing but cli (and the tests) calls it.
  *
- *     Config → hosts → pools ← sessions ← listener        ops (HTTP, console, metrics) reads them all
- *                        └─ tick: the one timer of all pools
+ *     Config → clusters → pools ← sessions ← listener        ops (HTTP, console, metrics) reads them all
+ *                           └─ tick: the one timer of all pools
+ *
+ * The one idea: rooms know nothing of each other where one is not below the other, so each is handed functions here. What grows
+ * while the proxy runs is kept where it is understood: server/pools and server/clusters, client/secrets, ops/departure for the end.
  */
 
 import { readFileSync } from 'node:fs';

@@ -1,6 +1,6 @@
 /**
  * The servers of one database and one user: who is given which, and whether one more is wanted. Called by client/session
- * (`lease`, `share`, `giveBack`, `recover`), by app (`tick`) and by ops (snapshots).
+ * (`lease`, `share`, `giveBack`, `recover`), by server/pools (`tick`) and by ops (snapshots).
  *
  *     waiters (FIFO) ──lease──▶ active ──giveBack──▶ the oldest waiter, else idle (LIFO)
  *                                  └────recover────▶ cleaning ──▶ as giveBack, else closed
