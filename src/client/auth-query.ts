@@ -1,5 +1,5 @@
 /**
- * Secrets of users that no file has: asked of the database itself (PgBouncer's auth_query). Made by app, asked by client/login and by app for
+ * Secrets of users that no file has: asked of the database itself (PgBouncer's auth_query). Made by client/secrets, asked by it and by client/login for
  * what to log in to a server with.
  *
  *     asked ──▶ known for KNOWN_MS (or: there is none, for UNKNOWN_MS) ──▶ asked again

@@ -1,5 +1,5 @@
 /**
- * Who may log in: the userlist, in the format of PgBouncer's auth_file. Called by client/login, and by app to find what
+ * Who may log in: the userlist, in the format of PgBouncer's auth_file. Called by client/login, and by client/secrets to find what
  * to log in to a server with.
  *
  *     "name" "password | md5… | SCRAM-SHA-256$…"      quotes inside are doubled; what follows on a line is ignored

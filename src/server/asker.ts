@@ -1,6 +1,6 @@
 /**
  * Questions to one database by a user of the proxy's own, a few of them now and then: one connection, opened when somebody asks, used by one
- * question after the other, and closed when nobody has asked for a while. Made by app for `auth.query`.
+ * question after the other, and closed when nobody has asked for a while. Made by server/askers for `auth.query`.
  */
 import type { Clock } from '../util/clock.ts';
 import type { ControlConnection } from './control.ts';

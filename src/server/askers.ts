@@ -1,6 +1,6 @@
 /**
  * One connection for each database that secrets are asked of (`auth.query`), at most ASKERS_MAX: names of databases are the
- * clients' to choose, before they have proved anything. Made by app.
+ * clients' to choose, before they have proved anything. Made by client/secrets.
  */
 import type { Clock } from '../util/clock.ts';
 import { Asker } from './asker.ts';

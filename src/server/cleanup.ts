@@ -1,6 +1,6 @@
 /**
  * What makes a server safe for the next client: whatever its last client left running is cancelled and drained,
- * an open transaction is rolled back, and after a pin the session is discarded. Started by server/pool when a client
+ * an open transaction is rolled back, and after a pin the session is discarded. Started by server/stock when a client
  * goes away or a pin ends; the server's holder meanwhile.
  *
  *     running → (cancel, CopyFail, Sync) → quiet → ROLLBACK → idle → DISCARD ALL → free

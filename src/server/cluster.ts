@@ -1,6 +1,6 @@
 /**
  * The hosts of a database as one thing: which of them is the primary, and what happens while none is. One for each set of
- * hosts; made by app, asked and told by server/pool.
+ * hosts; made by server/clusters, asked and told by server/pool.
  *
  *     probes ──▶ lineage ──▶ primary moved ──▶ pools go there
  *                   └──▶ none, or one again ──▶ hold

@@ -1,6 +1,6 @@
 /**
  * One logged-in server connection: sends what its holder gives it and hands every byte that arrives to whom it belongs.
- * Made by server/pool; held by one Owner at a time (a session, or a cleanup), or by nobody while idle.
+ * Made by server/opener; held by one Owner at a time (a session, or a cleanup), or by nobody while idle.
  *
  *     socket → FrameReader → Outstanding says whose → runs of bytes → owner.deliver → … → owner.onProgress
  *

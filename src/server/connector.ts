@@ -1,6 +1,6 @@
 /**
  * Connecting to one host, for all pools: at most two at a time, and seldom while it cannot be reached. Owned by server/hosts,
- * called by server/pool.
+ * called by server/opener.
  *
  * The one idea: a database that comes back must not be trampled on. A circuit breaker (opossum) stands around connecting; while
  * it is open everybody gets the last failure at once, and one attempt a second finds out whether that still holds. What is wrong

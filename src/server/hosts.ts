@@ -1,6 +1,6 @@
 /**
  * The hosts, by address: how many connections each has (server/cap), how it is connected to, and what it means that it
- * says nothing. Made by app; called by server/pool.
+ * says nothing. Made by server/pools; called by server/pool and its rooms.
  */
 import type { HostConfig } from '../config/schema.ts';
 import { unacknowledgedPorts } from '../util/unacknowledged.ts';

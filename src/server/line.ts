@@ -1,5 +1,5 @@
 /**
- * Several clients' short reads in flight on one server, in order. Made by server/pool, boarded by client/session.
+ * Several clients' short reads in flight on one server, in order. Made by server/lines, boarded by client/session.
  *
  *     sent      [a: Query] [b: Bind Execute Sync] [c: Query]      one system call for what arrives in one turn
  *     answered  a's rows, Z · b's rows, Z · c's rows, Z           each reply judged by the head of the queue

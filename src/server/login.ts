@@ -1,5 +1,5 @@
 /**
- * Opens one server connection: socket, TLS, login, up to the first ReadyForQuery. Called by server/pool for pooled
+ * Opens one server connection: socket, TLS, login, up to the first ReadyForQuery. Called by server/opener for pooled
  * connections and by client/session for replication connections; and sends CancelRequests. Rare, so promises are fine.
  *
  * A failure is thrown as ServerLoginError, which says whether trying again can help.
