@@ -9,9 +9,11 @@
  * Invariant: a database is only asked for a user that is not listed, and nobody gets the secret of another's name.
  */
 import { isDeepStrictEqual } from 'node:util';
+import { LRUCache } from 'lru-cache';
 import { authQueryOf, databaseOf } from '../config/entries.ts';
 import type { Config, DatabaseConfig } from '../config/schema.ts';
 import { SqlState } from '../protocol/sqlstate.ts';
+import type { Asker } from '../server/asker.ts';
 import { Askers } from '../server/askers.ts';
 import type { Clusters } from '../server/clusters.ts';
 import { openControl } from '../server/control.ts';
@@ -34,9 +36,15 @@ export interface SecretsOptions {
   onProblem: (database: string, problem: string) => void;
 }
 
+const MISSING_MAX = 1_000;
+const MISSING_MS = 10_000;
+
 export class Secrets {
   readonly #options: SecretsOptions;
   readonly #askers: Askers;
+  /** Databases that there are not, with monotonic ms of when that was said; and who was asked last, to take as long there. */
+  readonly #missing = new LRUCache<string, number>({ max: MISSING_MAX });
+  #lastAsked: Asker | null = null;
   #users: Users;
   /** What is known of users by `auth.query`; made anew when that changes. */
   #authQuery: AuthQuery;
@@ -81,11 +89,16 @@ export class Secrets {
 
   /** By `auth.query`, on a connection that is kept for each database while it is asked. */
   async #ask(asked: string, user: string): Promise<string | null> {
-    const { targets, clusters, onProblem } = this.#options;
+    const { clock, targets, clusters, onProblem } = this.#options;
     const all = this.#options.config();
     const query = authQueryOf(all, asked);
     if (query === null) return null;
     const database = query.database ?? asked;
+    // Whether there is such a database is told, by words or by time, to those who have proved who they are.
+    if (clock.now() - (this.#missing.get(database) ?? Number.NEGATIVE_INFINITY) < MISSING_MS) {
+      await this.#lastAsked?.ask(query.sql, [user]).catch(() => {});
+      return null;
+    }
     const config = databaseOf(all, database) ?? Object.values(all.databases)[0]!;
     const at = clusters.of(config, database).primary;
     const asker = this.#askers.at(JSON.stringify([database, query.user, addressOf(at)]), async () => {
@@ -99,11 +112,14 @@ export class Secrets {
     try {
       [row] = await asker.ask(query.sql, [user]);
     } catch (thrown) {
-      // Whether there is such a database is said to those who have proved who they are.
-      if ((thrown as { code?: string }).code === SqlState.InvalidCatalogName) return null;
+      if ((thrown as { code?: string }).code === SqlState.InvalidCatalogName) {
+        this.#missing.set(database, clock.now());
+        return null;
+      }
       onProblem(database, messageOf(thrown));
       throw thrown;
     }
+    this.#lastAsked = asker;
     // A name that is another's would let one in with the password of somebody else.
     return row === undefined || row[0] !== user ? null : (row[1] ?? '');
   }
@@ -113,6 +129,8 @@ export class Secrets {
     users.inherit(this.#users);
     this.#users = users;
     this.#askers.retire();
+    this.#lastAsked = null;
+    this.#missing.clear();
     if (!isDeepStrictEqual(queriesOf(before), queriesOf(this.#options.config())))
       this.#authQuery = this.#makeAuthQuery();
   }

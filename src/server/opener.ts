@@ -107,21 +107,22 @@ export class Opener {
     const { counts, isAt, onClosed, onMayOpen } = this.#options;
     this.connecting++;
     counts.connects++;
+    let loggedIn: LoggedIn;
     try {
-      const loggedIn = await this.#logIn(place);
-      this.connecting--;
-      if (!isAt(place)) {
-        discard(loggedIn);
-        place.room.release();
-        return onMayOpen();
-      }
-      this.#onOpened(this.#make(loggedIn, place, (closed, reason) => onClosed(closed, place, reason)));
+      loggedIn = await this.#logIn(place);
     } catch (thrown) {
       this.connecting--;
       place.room.release();
       if (!isAt(place)) return onMayOpen(); // It says nothing of where servers are by now.
-      this.#onFailed(thrown instanceof ServerLoginError ? thrown : new ServerLoginError(messageOf(thrown)));
+      return this.#onFailed(thrown instanceof ServerLoginError ? thrown : new ServerLoginError(messageOf(thrown)));
     }
+    this.connecting--;
+    if (!isAt(place)) {
+      discard(loggedIn);
+      place.room.release();
+      return onMayOpen();
+    }
+    this.#onOpened(this.#make(loggedIn, place, (closed, reason) => onClosed(closed, place, reason)));
   }
 
   /** Opens one that is not for leases, at `place`, where room for it has been taken; null: it cannot be opened. */
@@ -212,9 +213,10 @@ export class Opener {
     this.#cancelRest = null;
   }
 
-  /** What has failed was elsewhere, or otherwise configured. */
+  /** What has failed was elsewhere, or otherwise configured: the next attempt need not wait. */
   forgetFailure(): void {
     this.failure = null;
+    this.wake();
   }
 
   /** Calls `learner` when it is known what servers report, or that it never will be. */

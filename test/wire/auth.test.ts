@@ -2,6 +2,7 @@
 import t from 'tap';
 import { AuthQuery } from '../../src/client/auth-query.ts';
 import { FakeClock } from '../fixtures/clock.ts';
+import { startRelay } from '../fixtures/relay.ts';
 import { connect, startProxy, temporaryFile, until, withPostgres } from '../fixtures/stack.ts';
 
 t.test(
@@ -136,6 +137,28 @@ t.test('users of the server log in by their own passwords, and as themselves', a
   t.equal(await logIn('app', 'second'), 'app', 'who is known is let in');
   await t.rejects(logIn('never seen', 'x'), { code: '57P03', message: /nobody can be asked/, detail: undefined });
   t.match(proxy.log.join(), /auth\.query cannot be asked/);
+  t.equal(proxy.bugs(), 0);
+});
+
+t.test('a database that there is not is looked for once: the next who ask wait for as long as elsewhere', async (t) => {
+  const postgres = await withPostgres();
+  t.teardown(() => postgres.stop());
+  let looks = 0;
+  const port = await startRelay(t, postgres.port, (chunk) => {
+    if (chunk.includes('no such database')) looks++;
+    return false;
+  });
+  const users = temporaryFile('users', '');
+  t.teardown(users.remove);
+  const proxy = await startProxy(port, {
+    top: { auth: { method: 'scram-sha-256', users: users.path, query: { user: 'postgres' }, failures: { max: 1000 } } },
+  });
+  t.teardown(() => proxy.stop());
+  const refused = { code: '28P01', severity: 'FATAL' };
+  for (const database of ['postgres', 'no such database'])
+    for (const user of ['one', 'two', 'three', 'four'])
+      await t.rejects(connect(proxy.port, { user, password: 'x', database }), refused);
+  t.equal(looks, 1);
   t.equal(proxy.bugs(), 0);
 });
 
