@@ -292,6 +292,7 @@ export class Pools {
     for (const [key, standby] of this.#standbys) {
       if (standby.book !== pool.book) continue;
       standby.config = { ...pool.config, sizeMin: 0 };
+      standby.catalog = pool.catalog;
       if (isSame) continue;
       // It is made anew when it is wanted; who reads there at the moment may come to his end.
       this.#standbys.delete(key);
