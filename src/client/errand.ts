@@ -8,7 +8,8 @@ import type net from 'node:net';
 import { Duplex } from 'node:stream';
 import type { Fill } from '../cache/flight.ts';
 import { ServerMessage } from '../protocol/messages.ts';
-import { Session, type SessionHouse, type SessionOptions } from './session.ts';
+import type { SessionHouse } from './house.ts';
+import { Session, type SessionOptions } from './session.ts';
 
 const HEADER = 5;
 

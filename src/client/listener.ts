@@ -27,10 +27,11 @@ import { type CancelKey, CancelKeys } from './cancel.ts';
 import { runErrand } from './errand.ts';
 import { FailedLogins } from './failures.ts';
 import { Headcount } from './headcount.ts';
+import type { SessionHouse, SessionJournal } from './house.ts';
 import { linger } from './linger.ts';
 import { type ClientIdentity, logInClient, tooManyClients } from './login.ts';
 import { Replication } from './replication.ts';
-import { Session, type SessionHouse, type SessionJournal, sessionReads } from './session.ts';
+import { Session, sessionReads } from './session.ts';
 import type { ClientTls } from './tls.ts';
 import type { Usage } from './usage.ts';
 

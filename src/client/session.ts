@@ -16,11 +16,8 @@
  * session is bounded, because the side that is ahead is not read; a bug ends this session and nothing else.
  */
 import type net from 'node:net';
-import type { Cache } from '../cache/cache.ts';
 import type { Entry } from '../cache/entry.ts';
 import type { Fill } from '../cache/flight.ts';
-import type { Identities } from '../cache/key.ts';
-import type { Admission } from '../guard/admission.ts';
 import type { Shed } from '../guard/queue.ts';
 import * as encode from '../protocol/encode.ts';
 import { emptyFrame, type Frame, FrameReader } from '../protocol/frame.ts';
@@ -33,9 +30,8 @@ import type { Settings } from '../server/settings.ts';
 import type { Statement } from '../server/statements.ts';
 import type { Listening } from '../sql/channel.ts';
 import type { PinReason } from '../sql/effects.ts';
-import { type Judge, opaque, type Verdict } from '../sql/verdict.ts';
+import { opaque, type Verdict } from '../sql/verdict.ts';
 import type { Chain } from '../util/chain.ts';
-import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
 import { sharedReads } from '../util/intake.ts';
 import { Outbox } from '../util/outbox.ts';
@@ -43,6 +39,7 @@ import { type Block, blockFailed, FAIL, moveOf, statusOf } from './block.ts';
 import { type CachedClient, CachedReads } from './cached.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
 import { findGroup, groupFound, piecesOf } from './group.ts';
+import type { SessionHouse } from './house.ts';
 import { Lease, type Lessee } from './lease.ts';
 import { linger } from './linger.ts';
 import { overdue } from './overdue.ts';
@@ -52,7 +49,7 @@ import type { Prepared } from './settle.ts';
 import { signalAnswer, signalDenied, signalFound } from './signal.ts';
 import { Subscriber, type SubscriberClient } from './subscriber.ts';
 import { type Inputs, isBegin, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
-import { Account, type Usage } from './usage.ts';
+import { Account } from './usage.ts';
 import { Written } from './written.ts';
 
 export type SessionState =
@@ -77,35 +74,6 @@ export type SessionState =
   /** The client has its answer; the server is asked what is left of the transaction. */
   | 'settling'
   | 'closed';
-
-/** What all sessions have in common. */
-export interface SessionHouse {
-  judge: Judge;
-  clock: Clock;
-  admission: Admission;
-  identities: Identities;
-  /** The read cache of the database of a pool; null: it has none. */
-  cacheOf: (pool: ServerPool) => Cache | null;
-  /** Asks once more what a session has asked, for the cache alone (client/errand). */
-  runErrand: (session: Session, request: Buffer, fill: Fill | null, done: (answer: Buffer | null) => void) => void;
-  /** The client that was told this process id; null: it is nobody's. */
-  holderOf: (pid: number) => Cancelable | null;
-  /** Who asks for what. */
-  usage: Usage;
-  journal: SessionJournal;
-  onEnd: (session: Session) => void;
-  onBug: (where: string, thrown: unknown) => void;
-}
-
-/** Who writes down what people may want to know of single requests (ops/journal). */
-export interface SessionJournal {
-  /** Statements that take so long are slow. */
-  readonly slowMs: number;
-  /** One of the shape with this number (0: not known) has taken `ms`; `verdict`: what is known of it. */
-  onSlow(session: Session, shape: number, ms: number, verdict: Verdict | null): void;
-  /** It was refused after it had waited since `since` (monotonic ms; 0: it has not waited). */
-  onRefused(session: Session, refusal: Refusal, verdict: Verdict | null, since: number): void;
-}
 
 export interface SessionOptions {
   id: number;
