@@ -24,6 +24,7 @@ import { messageOf } from '../util/errors.ts';
 import { moveConnection } from '../util/intake.ts';
 import type { Authentication } from './authenticate.ts';
 import { type CancelKey, CancelKeys } from './cancel.ts';
+import { clientReads } from './connection.ts';
 import { runErrand } from './errand.ts';
 import { FailedLogins } from './failures.ts';
 import { Headcount } from './headcount.ts';
@@ -31,7 +32,7 @@ import type { SessionHouse, SessionJournal } from './house.ts';
 import { linger } from './linger.ts';
 import { type ClientIdentity, logInClient, tooManyClients } from './login.ts';
 import { Replication } from './replication.ts';
-import { Session, sessionReads } from './session.ts';
+import { Session } from './session.ts';
 import type { ClientTls } from './tls.ts';
 import type { Usage } from './usage.ts';
 
@@ -344,7 +345,7 @@ export class Listener {
   #serve(client: ClientIdentity, pool: ServerPool, context: ListenerContext): void {
     const refusal = this.#refuseMore(client, context);
     if (refusal !== null) return this.#decline(client, refusal, context);
-    const socket = moveConnection(client.socket, sessionReads, HIGH_WATER_MARK);
+    const socket = moveConnection(client.socket, clientReads, HIGH_WATER_MARK);
     if (socket !== client.socket) {
       client.socket.off('close', this.#onSocketClosed);
       socket.on('close', this.#onSocketClosed);

@@ -21,9 +21,10 @@ import type { PoolCounts } from '../server/pool.ts';
 import type { ReadBook } from '../server/reads.ts';
 import { isOurs, type Statement, type StatementBook } from '../server/statements.ts';
 import { pinning, probing } from '../sql/effects.ts';
-import { harmless, isHarmless, type Judge, opaque, TEXT_BYTES_MAX, type Verdict } from '../sql/verdict.ts';
+import { harmless, isHarmless, type Judge, opaque, type Verdict } from '../sql/verdict.ts';
 import { assert } from '../util/errors.ts';
 import { Alone } from './alone.ts';
+import { FUNCTION_OID_END } from './connection.ts';
 import { NAMES_MAX, Names } from './names.ts';
 import {
   closeOn,
@@ -89,35 +90,12 @@ interface Portal {
 const HEADER = 5;
 /** 'S' in Describe and Close: a prepared statement is meant, not a portal. */
 const STATEMENT = 0x53;
-/** Postgres' own bound for messages that carry only a name or two (PQ_SMALL_MESSAGE_LIMIT). */
-const SMALL_MAX = 10_000;
-/** The names at the start of a Bind must end within this many bytes. */
-const BIND_NAMES_MAX = 4096;
 /** As `unnamedId` of a server: what it has is not known, or is not what a client wrote, because names in it were translated. */
 const UNKNOWN = -1;
-const FUNCTION_OID_END = HEADER + 4;
 /** Server-side functions of large objects, which drivers call by FunctionCall: no effect beyond the transaction. */
 const largeObjectFunctions = new Set([
   715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172, 3457, 3458, 3459, 3460,
 ]);
-
-/** How much of a client's message must be seen at once (protocol/frame). */
-export function clientWants(type: number, size: number): number {
-  switch (type) {
-    case ClientMessage.Query:
-    case ClientMessage.Parse:
-      return size <= TEXT_BYTES_MAX ? size : HEADER;
-    case ClientMessage.Bind:
-      return Math.min(size, BIND_NAMES_MAX);
-    case ClientMessage.FunctionCall:
-      return Math.min(size, FUNCTION_OID_END);
-    case ClientMessage.CopyData:
-    case ClientMessage.CopyFail:
-      return HEADER;
-    default:
-      return Math.min(size, SMALL_MAX);
-  }
-}
 
 export class Requests {
   readonly #host: RequestHost;

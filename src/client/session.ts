@@ -20,7 +20,7 @@ import type { Entry } from '../cache/entry.ts';
 import type { Fill } from '../cache/flight.ts';
 import type { Shed } from '../guard/queue.ts';
 import * as encode from '../protocol/encode.ts';
-import { emptyFrame, type Frame, FrameReader } from '../protocol/frame.ts';
+import { emptyFrame, type Frame, type FrameReader } from '../protocol/frame.ts';
 import { ClientMessage, Status } from '../protocol/messages.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import { CANCEL_MS, type ServerConnection } from '../server/connection.ts';
@@ -33,18 +33,16 @@ import type { PinReason } from '../sql/effects.ts';
 import { opaque, type Verdict } from '../sql/verdict.ts';
 import type { Chain } from '../util/chain.ts';
 import { messageOf } from '../util/errors.ts';
-import { sharedReads } from '../util/intake.ts';
-import { Outbox } from '../util/outbox.ts';
 import { type Block, blockFailed, FAIL, moveOf, statusOf } from './block.ts';
 import { type CachedClient, CachedReads } from './cached.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
+import { ClientConnection, INPUT_MAX, type SocketOwner } from './connection.ts';
 import { findGroup, groupFound, piecesOf } from './group.ts';
 import type { SessionHouse } from './house.ts';
 import { Lease, type Lessee } from './lease.ts';
-import { linger } from './linger.ts';
 import { overdue } from './overdue.ts';
 import type { Read } from './read.ts';
-import { clientWants, type RequestHost, Requests } from './request.ts';
+import { type RequestHost, Requests } from './request.ts';
 import type { Prepared } from './settle.ts';
 import { signalAnswer, signalDenied, signalFound } from './signal.ts';
 import { Subscriber, type SubscriberClient } from './subscriber.ts';
@@ -89,14 +87,8 @@ export interface SessionOptions {
   house: SessionHouse;
 }
 
-/** Bytes kept from a client that is ahead of its server, beyond which it is not read. */
-const INPUT_MAX = 128 * 1024;
-/** Bytes kept for a client that does not read; see also the listener's high-water mark. */
-const OUTPUT_MAX = 256 * 1024;
 /** Entries that a server may owe before the client is not read. */
 const OUTSTANDING_MAX = 4096;
-/** Bytes kept for a client that does not read while others wait behind it on the same server: more, and it is ended. */
-const RIDER_OUTPUT_MAX = 1024 * 1024;
 /** Nobody waits longer for what somebody else has asked for. */
 const FETCH_MS = 5_000;
 /** A server that has not kept a statement_timeout, and says nothing, is not waited for as long as one that works. */
@@ -109,7 +101,7 @@ const limitTexts = {
 const frame = emptyFrame();
 
 export class Session
-  implements Waiter, RequestHost, Lessee, Rider, TurnClient, Cancelable, SubscriberClient, CachedClient
+  implements Waiter, RequestHost, Lessee, Rider, TurnClient, Cancelable, SubscriberClient, CachedClient, SocketOwner
 {
   chain: Chain<Waiter> | null = null;
   before: Waiter | null = null;
@@ -127,8 +119,6 @@ export class Session
   state: SessionState = 'idle';
   /** What its request rides on, in state 'sharing'. */
   #line: Line | null = null;
-  /** Bytes that the client has been given. */
-  delivered = 0;
   /** The read that the present lease is for, or is waited for: its cost is learned. */
   #read: Read | null = null;
   #deliveredBefore = 0;
@@ -143,8 +133,8 @@ export class Session
   readonly #house: SessionHouse;
   readonly #requests: Requests;
   readonly #lease: Lease;
+  readonly #connection: ClientConnection;
   readonly #reader: FrameReader;
-  readonly #outbox: Outbox;
   /** The message that must wait for something before it is handled (again). */
   #held: Frame | null = null;
   /** Waiting for an injected request that the held message needs. */
@@ -158,9 +148,6 @@ export class Session
   #lastWord: Refusal | null = null;
   /** A batch was refused: everything up to Sync is skipped. */
   #isSkipping = false;
-  #isPaused = false;
-  /** An administrator wants nothing new to be read (SUSPEND). */
-  #isSuspended = false;
   /** Monotonic ms since when the server owes something, or 0. */
   #workingSince = 0;
   #leasedAt = 0;
@@ -203,8 +190,8 @@ export class Session
     this.changedAt = options.house.clock.now();
     this.#requests = new Requests(this, options.house.judge);
     this.#lease = new Lease(this);
-    this.#reader = new FrameReader(clientWants, options.messageMax);
-    this.#outbox = new Outbox(options.socket);
+    this.#connection = new ClientConnection(options.socket, options.messageMax);
+    this.#reader = this.#connection.reader;
     this.#wantedClass = options.wantedClass;
     this.onCacheChanged();
   }
@@ -231,12 +218,10 @@ export class Session
 
   /** Begins to serve: with `welcome`, then `rest`, which is what the client has sent since its login. */
   start(welcome: Buffer, rest: Buffer): void {
-    const socket = this.socket as ClientSocket;
-    socket.session = this;
-    socket.on('data', onData).on('drain', onDrain).on('error', onError).on('end', onEnd).on('close', onEnd);
+    this.#connection.listen(this);
     const { tarpit } = this.#house.admission;
     const delayMs = tarpit.hasLeavers ? tarpit.delayOfNewcomer(partyOf(this), this.#house.clock.now()) : 0;
-    if (delayMs === 0) socket.write(welcome);
+    if (delayMs === 0) this.socket.write(welcome);
     else {
       this.become('delayed');
       this.#leaveTarpit = tarpit.hold(delayMs, 'reconnects', () =>
@@ -244,7 +229,7 @@ export class Session
       );
     }
     if (rest.length > 0) this.receive(rest);
-    if (!this.#isPaused) this.socket.resume();
+    this.#connection.startReading();
   }
 
   #welcome(bytes: Buffer): void {
@@ -254,12 +239,10 @@ export class Session
     this.#pump();
   }
 
-  /** The client has sent something. */
   receive(chunk: Buffer): void {
     this.#guard('data', () => this.#onData(chunk));
   }
 
-  /** The client reads again. */
   onDrain(): void {
     this.#guard('drain', () => {
       this.server?.resume();
@@ -267,7 +250,6 @@ export class Session
     });
   }
 
-  /** The client has gone. */
   onGone(): void {
     this.#guard('end', () => this.#leave());
   }
@@ -315,6 +297,11 @@ export class Session
     return this.server ?? this.#line?.server ?? null;
   }
 
+  /** Bytes that the client has been given. */
+  get delivered(): number {
+    return this.#connection.sent;
+  }
+
   get isWaiting(): boolean {
     return this.state === 'waiting' || this.state === 'queued';
   }
@@ -341,27 +328,20 @@ export class Session
         this.#handle(held);
         continue;
       }
-      const found = this.#reader.next(frame);
+      const found = this.#connection.next(frame);
       if (found === 'starved') break;
-      if (found !== 'frame') {
-        this.#end(
-          found === 'badLength'
-            ? fatal(SqlState.ProtocolViolation, 'invalid message length')
-            : fatal(SqlState.ProgramLimit, 'the message is too large', { hint: 'the limit is listen.messageMax' }),
-        );
-        return;
-      }
+      if (found !== 'frame') return this.#end(found);
       this.#handle(frame);
     }
     if (this.#subscriber?.hasNews) this.#tellNews();
     // Clients work on while we read the rest of this turn; servers get what all of it has for them.
-    this.#outbox.flush();
-    this.#readOrPause();
+    this.#connection.flush();
+    this.#readOn();
   }
 
   /** May the next message be handled? */
   #isReady(): boolean {
-    if (this.#isBlocked || this.#isHolding || this.#isTerminating || this.#outbox.pending > OUTPUT_MAX) return false;
+    if (this.#isBlocked || this.#isHolding || this.#isTerminating || this.#connection.isBehind) return false;
     switch (this.state) {
       case 'idle':
         return true;
@@ -379,17 +359,12 @@ export class Session
     return outstanding.size > 0 && !outstanding.isBatchOpen;
   }
 
-  /** Reads on, unless the client is too far ahead. While it is read, its leaving is noticed. */
-  #readOrPause(): void {
+  /** Reads on, unless the client is too far ahead. */
+  #readOn(): void {
     if (this.state === 'closed') return;
     const isAhead =
       !this.#isReady() && this.#reader.pending + (this.#held?.end ?? 0) - (this.#held?.start ?? 0) > INPUT_MAX;
-    const isStuck = this.state === 'active' && !this.server!.isWritable;
-    const mustPause = isAhead || isStuck || this.#isSuspended || this.socket.writableLength > OUTPUT_MAX;
-    if (mustPause === this.#isPaused) return;
-    this.#isPaused = mustPause;
-    if (mustPause) this.socket.pause();
-    else this.socket.resume();
+    this.#connection.readOn(isAhead || (this.state === 'active' && !this.server!.isWritable));
   }
 
   #handle(message: Frame): void {
@@ -731,8 +706,8 @@ export class Session
   onNotified(): void {
     this.#guard('notified', () => {
       this.#tellNews();
-      this.#outbox.flush();
-      if (this.socket.writableLength > RIDER_OUTPUT_MAX) this.onTooMuch();
+      this.#connection.flush();
+      if (this.#connection.isStuck) this.onTooMuch();
     });
   }
 
@@ -953,36 +928,19 @@ export class Session
     // Before its client hears of it, everybody else does.
     if (this.#written?.isPending) this.#written.bump();
     if (this.#cached?.isFilling && this.workingServer !== null) {
-      const pieces = this.#cached.pass(bytes, this.#house.clock.now());
-      if (pieces.length !== 1 || pieces[0] !== bytes) {
-        for (const piece of pieces) this.#send(piece);
-        return this.#isTaken;
-      }
-    }
-    return this.#send(bytes);
-  }
-
-  #send(bytes: Buffer): boolean {
-    this.delivered += bytes.length;
-    this.#outbox.add(bytes);
-    if (this.#outbox.pending > OUTPUT_MAX) this.#outbox.flush();
-    return this.#isTaken;
-  }
-
-  /** There is room for more. */
-  get #isTaken(): boolean {
-    // Only what the system has not taken counts: for that there will be a 'drain'.
-    if (this.#line === null) return this.socket.writableLength <= OUTPUT_MAX;
-    // Others are behind it: it is not waited for. What it is being sent may be half a message, so there is no last word.
-    if (this.socket.writableLength > RIDER_OUTPUT_MAX) {
-      this.socket.destroy();
+      for (const piece of this.#cached.pass(bytes, this.#house.clock.now())) this.#connection.send(piece);
+    } else this.#connection.send(bytes);
+    if (this.#line === null) return this.#connection.hasRoom;
+    // Others are behind it: it is not waited for.
+    if (this.#connection.isStuck) {
+      this.#connection.destroy();
       this.onGone();
     }
     return true;
   }
 
   get isDelivered(): boolean {
-    return this.#outbox.pending === 0;
+    return this.#connection.isFlushed;
   }
 
   onProgress(): void {
@@ -1134,7 +1092,7 @@ export class Session
     const old = cached?.staleFor(SqlState.AdminShutdown, this.#house.clock.now()) ?? null;
     const kept = cached?.takeKept() ?? [];
     if (old === null || cached!.hasPassed) {
-      for (const bytes of kept) this.#send(bytes);
+      for (const bytes of kept) this.#connection.send(bytes);
       this.#endFill();
       return false;
     }
@@ -1348,18 +1306,18 @@ export class Session
 
   /** Nothing more is read from the client, until `unsuspend`. */
   suspend(): void {
-    this.#isSuspended = true;
-    this.#guard('suspend', () => this.#readOrPause());
+    this.#connection.isSuspended = true;
+    this.#guard('suspend', () => this.#readOn());
   }
 
   unsuspend(): void {
-    this.#isSuspended = false;
+    this.#connection.isSuspended = false;
     this.#guard('unsuspend', () => this.#pump());
   }
 
   /** Nothing is on its way to the client. */
   get isFlushed(): boolean {
-    return this.state === 'closed' || (this.isDelivered && this.socket.writableLength === 0);
+    return this.state === 'closed' || this.isDelivered;
   }
 
   /** Drain: a client without a transaction is told to go (57P01); one with a transaction may finish it. */
@@ -1383,8 +1341,7 @@ export class Session
   #endWith(bytes: Buffer): void {
     if (this.state === 'closed') return;
     this.deliver(bytes);
-    this.#outbox.flush();
-    this.socket.end();
+    this.#connection.end();
     this.#leave();
   }
 
@@ -1421,9 +1378,7 @@ export class Session
       else lender.recover(server, isDiscardWanted, isTerminated);
     }
     this.#turn?.leave(now);
-    this.#outbox.flush();
-    if (!this.socket.writableEnded) this.socket.end();
-    linger(this.socket, this.#house.clock);
+    this.#connection.leave(this.#house.clock);
     this.#house.onEnd(this);
   }
 
@@ -1445,31 +1400,11 @@ export class Session
         this.#end(fatal(SqlState.InternalError, `internal error in the proxy: ${messageOf(thrown)}`));
       } catch {
         this.state = 'closed';
-        this.socket.destroy();
+        this.#connection.destroy();
       }
     }
   }
 }
-
-/** Listeners are functions that all sessions share: closures of its own would cost each idle client a quarter KiB. */
-type ClientSocket = net.Socket & { session: Session };
-
-function onData(this: net.Socket, chunk: Buffer): void {
-  (this as ClientSocket).session.receive(chunk);
-}
-
-/** For sockets that do not emit 'data'. */
-export const sessionReads = sharedReads(onData);
-
-function onDrain(this: net.Socket): void {
-  (this as ClientSocket).session.onDrain();
-}
-
-function onEnd(this: net.Socket): void {
-  (this as ClientSocket).session.onGone();
-}
-
-function onError(): void {}
 
 function canceled(): Refusal {
   return error(SqlState.QueryCanceled, 'canceling statement due to user request');
