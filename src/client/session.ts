@@ -23,14 +23,14 @@ import * as encode from '../protocol/encode.ts';
 import { emptyFrame, type Frame, type FrameReader } from '../protocol/frame.ts';
 import { ClientMessage, Status } from '../protocol/messages.ts';
 import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
-import { CANCEL_MS, type ServerConnection } from '../server/connection.ts';
+import type { ServerConnection } from '../server/connection.ts';
 import type { Line, Rider } from '../server/line.ts';
 import type { ServerPool, Waiter } from '../server/pool.ts';
 import type { Settings } from '../server/settings.ts';
 import type { Statement } from '../server/statements.ts';
 import type { Listening } from '../sql/channel.ts';
 import type { PinReason } from '../sql/effects.ts';
-import { opaque, type Verdict } from '../sql/verdict.ts';
+import type { Verdict } from '../sql/verdict.ts';
 import type { Chain } from '../util/chain.ts';
 import { messageOf } from '../util/errors.ts';
 import { type Block, blockFailed, FAIL, moveOf, statusOf } from './block.ts';
@@ -40,14 +40,13 @@ import { ClientConnection, INPUT_MAX, type SocketOwner } from './connection.ts';
 import { findGroup, groupFound, piecesOf } from './group.ts';
 import type { SessionHouse } from './house.ts';
 import { Lease, type Lessee } from './lease.ts';
-import { overdue } from './overdue.ts';
 import type { Read } from './read.ts';
 import { type RequestHost, Requests } from './request.ts';
 import type { Prepared } from './settle.ts';
 import { signalAnswer, signalDenied, signalFound } from './signal.ts';
 import { Subscriber, type SubscriberClient } from './subscriber.ts';
 import { type Inputs, isBegin, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
-import { Account } from './usage.ts';
+import { Work, type WorkClient } from './work.ts';
 import { Written } from './written.ts';
 
 export type SessionState =
@@ -91,17 +90,20 @@ export interface SessionOptions {
 const OUTSTANDING_MAX = 4096;
 /** Nobody waits longer for what somebody else has asked for. */
 const FETCH_MS = 5_000;
-/** A server that has not kept a statement_timeout, and says nothing, is not waited for as long as one that works. */
-const SILENT_CANCEL_MS = 1_000;
-const limitNames = { query: 'pool.queryMax', deadline: 'its statement_timeout' };
-const limitTexts = {
-  query: 'canceling statement due to query timeout (pool.queryMax, query_timeout)',
-  deadline: 'canceling statement due to statement timeout',
-};
 const frame = emptyFrame();
 
 export class Session
-  implements Waiter, RequestHost, Lessee, Rider, TurnClient, Cancelable, SubscriberClient, CachedClient, SocketOwner
+  implements
+    Waiter,
+    RequestHost,
+    Lessee,
+    Rider,
+    TurnClient,
+    Cancelable,
+    SubscriberClient,
+    CachedClient,
+    SocketOwner,
+    WorkClient
 {
   chain: Chain<Waiter> | null = null;
   before: Waiter | null = null;
@@ -133,6 +135,7 @@ export class Session
   readonly #house: SessionHouse;
   readonly #requests: Requests;
   readonly #lease: Lease;
+  readonly #work: Work;
   readonly #connection: ClientConnection;
   readonly #reader: FrameReader;
   /** The message that must wait for something before it is handled (again). */
@@ -148,12 +151,6 @@ export class Session
   #lastWord: Refusal | null = null;
   /** A batch was refused: everything up to Sync is skipped. */
   #isSkipping = false;
-  /** Monotonic ms since when the server owes something, or 0. */
-  #workingSince = 0;
-  #leasedAt = 0;
-  /** Monotonic ms when the transaction that is open, or was last, began. */
-  #beganAt = 0;
-  #canceledAt = 0;
   /** A transaction that is open for the client only: no server knows of it (client/block). */
   #block: Block = 'none';
   /** What is known of the first statement behind BEGIN. */
@@ -173,8 +170,6 @@ export class Session
   #cached: CachedReads | null = null;
   /** What it has written, or may have, since it was last known to have ended; null: its database has no cache. */
   #written: Written | null = null;
-  /** What it asks for; null: nothing so far. */
-  #account: Account | null = null;
   /** Cancelled before its request reached a server. */
   #isCancelWanted = false;
 
@@ -190,6 +185,7 @@ export class Session
     this.changedAt = options.house.clock.now();
     this.#requests = new Requests(this, options.house.judge);
     this.#lease = new Lease(this);
+    this.#work = new Work(this, options.house);
     this.#connection = new ClientConnection(options.socket, options.messageMax);
     this.#reader = this.#connection.reader;
     this.#wantedClass = options.wantedClass;
@@ -381,10 +377,11 @@ export class Session
     if (wasFree && message.isStart && this.#lease.isPinned && this.#answerSignal(message)) return;
     if (message.isStart && this.#cached?.isFilling) this.#cached.noteSent();
     const handled = this.#requests.handle(message, server);
-    if (this.#workingSince === 0 && server.outstanding.size > 0) {
-      this.#workingSince = this.#house.clock.now();
-      this.#turn?.work(this.#workingSince);
-      if (wasFree) this.#beganAt = this.#workingSince;
+    if (!this.#work.isOn && server.outstanding.size > 0) {
+      const now = this.#house.clock.now();
+      this.#work.start(now);
+      this.#turn?.work(now);
+      if (wasFree) this.#work.begin(now);
     }
     if (handled === 'again') this.#held = { ...message };
     else if (handled === 'refused') this.#refusePin(message);
@@ -545,7 +542,7 @@ export class Session
     if (answered === 'no') return false;
     if (answered === 'done') this.#block = move.block;
     this.changedAt = this.#house.clock.now();
-    this.#beganAt = this.changedAt;
+    this.#work.begin(this.changedAt);
     return true;
   }
 
@@ -810,8 +807,7 @@ export class Session
   onRideEnd(shape: number, ms: number, costMs: number): void {
     this.#guard('ride', () => {
       if (this.state === 'closed') return;
-      this.#accountOf().ride(shape, ms, costMs, this.settings, this.#turn?.className ?? '');
-      if (ms >= this.#house.journal.slowMs) this.#noteSlow(shape, ms, null);
+      this.#work.ride(shape, ms, costMs, this.#turn?.className ?? '');
       this.#endFill();
       this.#line = null;
       this.become('idle');
@@ -878,7 +874,7 @@ export class Session
 
   /** True: the server suits this client as it is. */
   #take(server: ServerConnection): boolean {
-    this.#leasedAt = this.#house.clock.now();
+    this.#work.take(this.#house.clock.now());
     this.#mustListenItself = false;
     this.#deliveredBefore = this.delivered;
     this.#requests.start();
@@ -918,7 +914,7 @@ export class Session
       if (this.#first?.effects?.pins.includes('sequence')) server.ask('DISCARD SEQUENCES', this, null);
       this.#requests.begin(block.sql, block.hasPortal, server);
     }
-    this.#workingSince = this.#house.clock.now();
+    this.#work.start(this.#house.clock.now());
   }
 
   // --- From the server ------------------------------------------------------------------------------------------
@@ -969,17 +965,10 @@ export class Session
     const now = this.#house.clock.now();
     // What was held waited for just this; in an open batch only the client can go on.
     if (this.#held !== null || outstanding.isBatchOpen || outstanding.isDiscarding) this.#endHold();
-    if (this.#workingSince > 0) {
-      const elapsed = now - this.#workingSince;
-      this.counts.queryMs += elapsed;
-      this.#workingSince = 0;
-      this.#canceledAt = 0;
-      this.changedAt = now;
-      const shape = this.#requests.takeNumber();
-      const costMs = this.#turn?.sample(shape, elapsed) ?? elapsed;
-      this.#account?.end(elapsed, costMs, this.#turn?.className ?? '');
-      if (elapsed >= this.#house.journal.slowMs) this.#noteSlow(shape, elapsed, this.#requests.last);
+    if (this.#work.isOn) {
+      this.#work.end(this.#requests.takeNumber(), this.#requests.last, this.#turn, now);
       this.#turn?.rest(now);
+      this.changedAt = now;
     }
     if (this.#listened.length > 0) this.#followListening(outstanding.status);
     if (this.#written?.isPending && outstanding.isFree) {
@@ -1015,8 +1004,7 @@ export class Session
 
   #giveBack(): void {
     const server = this.server!;
-    const elapsed = this.#house.clock.now() - this.#leasedAt;
-    this.counts.transactionMs += elapsed;
+    const elapsed = this.#work.giveBack(this.#house.clock.now());
     this.#read?.cost.add(elapsed, this.delivered - this.#deliveredBefore);
     if (this.#read === null) this.#wroteAt = this.#house.clock.now(); // As far as anybody knows.
     this.#read = null;
@@ -1058,7 +1046,7 @@ export class Session
   onLost(reason: string, isTold: boolean): void {
     const { server } = this;
     this.#guard('lost', () => {
-      this.#account?.forget();
+      this.#work.lose();
       this.#lease.end();
       this.#lender = null;
       this.#turn?.end(this.#house.clock.now());
@@ -1130,15 +1118,13 @@ export class Session
   // --- Effects and pins -----------------------------------------------------------------------------------------
 
   onRunning(verdict: Verdict): void {
-    // Reads that ride are counted when their ride is over (`onRideEnd`); where strings end is not known while backslashes escape.
-    if (this.#line === null) this.#accountOf().begin(this.settings.isOpaque ? opaque : verdict, this.settings);
+    // Reads that ride are counted when their ride is over (`onRideEnd`).
+    if (this.#line === null) this.#work.ask(verdict);
     if (this.#written !== null && verdict.read === 0) this.#written.add(verdict, this.#cached!.identity);
   }
 
-  /** Of what cannot be told apart from its values nothing is said. */
-  #noteSlow(shape: number, ms: number, verdict: Verdict | null): void {
-    const isKnown = shape !== 0 && !this.settings.isOpaque;
-    this.#house.journal.onSlow(this, isKnown ? shape : 0, ms, isKnown ? verdict : null);
+  onSlow(shape: number, ms: number, verdict: Verdict | null): void {
+    this.#house.journal.onSlow(this, shape, ms, verdict);
   }
 
   /** The held message is refused, or will be in a moment. Gives the refusal without its number: it has been noted. */
@@ -1150,11 +1136,6 @@ export class Session
     const verdict = this.settings.isOpaque ? null : this.#requests.alone.verdictOf(held);
     this.#house.journal.onRefused(this, refusal, verdict, since);
     return noted;
-  }
-
-  #accountOf(): Account {
-    this.#account ??= new Account(this.#house.usage, this.pool, this.user);
-    return this.#account;
   }
 
   block(): void {
@@ -1243,23 +1224,8 @@ export class Session
     if (this.state === 'subscribing') return this.#waitForChannel(now);
     if (this.state === 'fetching') return this.#guard('fetching', () => this.#waitForAnswer(now));
     if (server === null && this.state !== 'idle') return; // A rider is its line's affair, a waiter the pool's.
-    const found = overdue(
-      this.pool.config,
-      {
-        isIdle: server === null,
-        isInTransaction: this.isInTransaction,
-        workingSince: this.#workingSince,
-        changedAt: this.changedAt,
-        beganAt: this.#beganAt,
-        timeoutMs: server === null ? 0 : statementTimeoutOf(this.settings),
-        silentMs: server?.silentFor(now) ?? 0,
-      },
-      now,
-    );
-    if (found === null) return;
-    if (found.follows === 'cancel') return this.#stopQuery(server!, found.limit, now);
-    this.pool.countTimeout(found.limit);
-    this.#end(found.refusal);
+    const refusal = this.#work.check(server, this.isInTransaction, this.changedAt, now);
+    if (refusal !== null) this.#end(refusal);
   }
 
   /** Somebody else's question may take longer than its own client wants to wait. */
@@ -1291,17 +1257,6 @@ export class Session
       ),
     );
     this.#pump();
-  }
-
-  #stopQuery(server: ServerConnection, limit: 'query' | 'deadline', now: number): void {
-    if (this.#canceledAt === 0) {
-      this.#canceledAt = now;
-      this.pool.countTimeout(limit);
-      server.cancel(this, limitTexts[limit]);
-    } else if (now - this.#canceledAt > (limit === 'query' ? CANCEL_MS : SILENT_CANCEL_MS)) {
-      this.pool.countTimeout('cancel');
-      server.close(`a statement beyond ${limitNames[limit]} did not react to its cancel request`);
-    }
   }
 
   /** Nothing more is read from the client, until `unsuspend`. */
