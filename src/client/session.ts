@@ -44,7 +44,7 @@ import type { Read } from './read.ts';
 import { type RequestHost, Requests } from './request.ts';
 import type { Prepared } from './settle.ts';
 import { signalAnswer, signalDenied, signalFound } from './signal.ts';
-import { Subscriber, type SubscriberClient } from './subscriber.ts';
+import { hearsAs, Subscriber, type SubscriberClient } from './subscriber.ts';
 import { type Inputs, isBegin, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
 import { Work, type WorkClient } from './work.ts';
 import { Written } from './written.ts';
@@ -162,10 +162,6 @@ export class Session
   #leaveTarpit: (() => void) | null = null;
   /** What it listens to by the connection that listens for all; null: it never has. */
   #subscriber: Subscriber | null = null;
-  /** LISTEN and UNLISTEN that have run on its own server in the transaction that is open. */
-  #listened: Listening[] = [];
-  /** The LISTEN that is held is for a server of its own: the other connection could not. */
-  #mustListenItself = false;
   /** Its way past the database; null: there is none. */
   #cached: CachedReads | null = null;
   /** What it has written, or may have, since it was last known to have ended; null: its database has no cache. */
@@ -470,9 +466,7 @@ export class Session
         );
         return true;
       case 'waiting':
-        this.#held = { ...message };
-        this.waitingSince = this.#house.clock.now();
-        this.become('queued');
+        this.#wait(message, 'queued');
         return false;
       default:
         this.#held = { ...message };
@@ -587,9 +581,7 @@ export class Session
         this.changedAt = this.#house.clock.now();
         return true;
       case 'wait':
-        this.#held = { ...message };
-        this.waitingSince = this.#house.clock.now();
-        this.become('fetching');
+        this.#wait(message, 'fetching');
         return true;
       case 'refuse':
         this.#held = { ...message };
@@ -668,19 +660,16 @@ export class Session
   /** LISTEN and UNLISTEN need no server of the client's own: one connection listens for all clients of the pool. */
   #answerListening(message: Frame, listening: Listening): boolean {
     const { alone } = this.#requests;
-    const { channels } = this.pool;
-    if (this.#block !== 'none' || this.#mustListenItself || !alone.mayAnswer(message, this.#reader)) return false;
-    // What it hears is in the encoding of the connection that listens.
-    const encoding = channels.encoding ?? this.pool.baseline?.reported.get('client_encoding');
-    if (this.settings.reported.get('client_encoding') !== encoding) return false;
+    if (this.#block !== 'none' || this.#subscriber?.mustAskServer || !alone.mayAnswer(message, this.#reader))
+      return false;
+    if (!hearsAs(this.settings, this.pool)) return false;
     if (listening.kind === 'unlisten') this.#subscriber?.unlisten(listening.channel);
     else if (!alone.isNaming(message, this.#reader)) {
-      this.#subscriber ??= new Subscriber(channels, this);
-      if (!this.#subscriber.mayListen(listening.channel)) return false;
-      if (!this.#subscriber.listen(listening.channel)) {
-        this.#held = { ...message };
-        this.waitingSince = this.#house.clock.now();
-        this.become('subscribing');
+      this.#subscriber ??= new Subscriber(this.pool, this);
+      const heard = this.#subscriber.listen(listening.channel);
+      if (heard === 'own') return false;
+      if (heard === 'waits') {
+        this.#wait(message, 'subscribing');
         return true;
       }
     }
@@ -695,7 +684,7 @@ export class Session
     this.#guard('subscribed', () => {
       if (this.state !== 'subscribing') return;
       this.become('idle');
-      this.#mustListenItself = !isListening;
+      this.#subscriber!.mustAskServer = !isListening;
       this.#pump();
     });
   }
@@ -815,6 +804,13 @@ export class Session
     });
   }
 
+  /** Whatever `message` must wait for, it is handled anew then. */
+  #wait(message: Frame, state: 'queued' | 'subscribing' | 'fetching'): void {
+    this.#held = { ...message };
+    this.waitingSince = this.#house.clock.now();
+    this.become(state);
+  }
+
   #skip(message: Frame): void {
     if (message.type === ClientMessage.Terminate) return this.#leave();
     if (message.type !== ClientMessage.Sync) return;
@@ -848,7 +844,7 @@ export class Session
     this.#held = null;
     this.#leaveTarpit = null;
     this.#isCancelWanted = false;
-    this.#mustListenItself = false;
+    if (this.#subscriber !== null) this.#subscriber.mustAskServer = false;
     if (isLast) return this.#end(refusal);
     this.become('idle');
     this.#turn?.end(now);
@@ -875,7 +871,7 @@ export class Session
   /** True: the server suits this client as it is. */
   #take(server: ServerConnection): boolean {
     this.#work.take(this.#house.clock.now());
-    this.#mustListenItself = false;
+    if (this.#subscriber !== null) this.#subscriber.mustAskServer = false;
     this.#deliveredBefore = this.delivered;
     this.#requests.start();
     return this.#lease.take(server);
@@ -970,7 +966,7 @@ export class Session
       this.#turn?.rest(now);
       this.changedAt = now;
     }
-    if (this.#listened.length > 0) this.#followListening(outstanding.status);
+    this.#subscriber?.follow(outstanding.status, this.#requests.hasCommitted);
     if (this.#written?.isPending && outstanding.isFree) {
       this.#written.end();
       if (this.#cached !== null) this.#cached.wroteAt = now;
@@ -1172,19 +1168,8 @@ export class Session
   }
 
   onRan(verdict: Verdict, isOk: boolean): void {
-    if (isOk && verdict.listening !== null && this.#subscriber !== null) this.#listened.push(...verdict.listening.all);
+    if (isOk && verdict.listening !== null) this.#subscriber?.ran(verdict.listening.all);
     this.#lease.ran(verdict, isOk);
-  }
-
-  /**
-   * What it asks its own server for about channels counts when its transaction has committed: that is where it hears from then on, or
-   * does not.
-   */
-  #followListening(status: number): void {
-    if (status === Status.Transaction) return;
-    const listened = this.#listened.splice(0);
-    if (status === Status.Failed || !this.#requests.hasCommitted) return;
-    for (const { channel } of listened) this.#subscriber!.unlisten(channel);
   }
 
   // --- Cancel, time, end ----------------------------------------------------------------------------------------
@@ -1242,20 +1227,10 @@ export class Session
   }
 
   #waitForChannel(now: number): void {
-    const { config, isUnreachable } = this.pool;
-    const waited = now - this.waitingSince;
-    const deadline = statementTimeoutOf(this.settings);
-    const isLate = deadline > 0 && waited > deadline;
-    if (!isUnreachable && !isLate && (waited < config.waitMax || this.pool.isHeld)) return;
-    this.#subscriber!.giveUp();
-    // No room for one more connection, say: a server of its own will do.
-    if (!isUnreachable && !isLate) return this.onSubscribed(false);
-    this.#refuse(
-      this.pool.refuse(
-        isUnreachable ? 'hold' : 'deadline',
-        `the connection that listens is not there${this.pool.lastFailure === '' ? '' : `: ${this.pool.lastFailure}`}`,
-      ),
-    );
+    const outcome = this.#subscriber!.tire(now - this.waitingSince, statementTimeoutOf(this.settings));
+    if (outcome === 'waits') return;
+    if (outcome === 'own') return this.onSubscribed(false);
+    this.#refuse(outcome);
     this.#pump();
   }
 
