@@ -13,6 +13,7 @@ import type { Frame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage, stringEnd } from '../protocol/messages.ts';
 import type { Statement } from '../server/statements.ts';
 import { isHarmless, type Judge, type Verdict } from '../sql/verdict.ts';
+import type { Asker } from './group.ts';
 import { NAMES_MAX, type Names } from './names.ts';
 import { controlGroup, isBare, nameIn, type Read, restOfGroup } from './read.ts';
 import type { RequestHost } from './request.ts';
@@ -22,7 +23,7 @@ const HEADER = 5;
 /** 'S' in Describe and Close: a prepared statement is meant, not a portal. */
 const STATEMENT = 0x53;
 
-export class Alone {
+export class Alone implements Asker {
   readonly #host: RequestHost;
   readonly #judge: Judge;
   readonly #names: Names;
@@ -66,6 +67,18 @@ export class Alone {
   /** A name that is in use, or one too many: a server must say so. */
   isTaken(name: string): boolean {
     return this.#names.get(name) !== undefined || this.#names.size >= NAMES_MAX;
+  }
+
+  mayName(name: string): boolean {
+    return !this.isTaken(name);
+  }
+
+  statementNamed(name: string): Statement | undefined {
+    return this.#names.get(name);
+  }
+
+  get planSettings(): string {
+    return this.#host.planSettings;
   }
 
   /** The batch that begins with `message` prepares or describes one statement and runs nothing. */

@@ -14,6 +14,7 @@
  */
 import { ClientMessage, Status } from '../protocol/messages.ts';
 import { error, type Refusal, SqlState } from '../protocol/sqlstate.ts';
+import type { Settings } from '../server/settings.ts';
 import type { Control } from '../sql/control.ts';
 
 export type Block =
@@ -30,6 +31,13 @@ export type Move = { tag: string; block: Block } | 'refused';
 export function statusOf(block: Block): number {
   if (block === 'none') return Status.Idle;
   return block === 'failed' ? Status.Failed : Status.Transaction;
+}
+
+/** It has begun at READ COMMITTED, and no server knows: each statement in it would see what has been committed by then. */
+export function seesCommitted(block: Block, { custom }: Settings): boolean {
+  if (typeof block === 'string') return false;
+  const isolation = custom.get('default_transaction_isolation') ?? 'read committed';
+  return !/serializable|repeatable|uncommitted/i.test(block.sql) && isolation.toLowerCase() === 'read committed';
 }
 
 /** What a request that begins with a message of `type` means in `block`; null: a server must have it. */

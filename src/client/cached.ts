@@ -1,6 +1,7 @@
 /**
  * A session's way past the database: recognises the read that has arrived, asks the cache for it, and keeps a copy of what the server answers
- * when the cache has not got it. Made by client/session when its database has a cache.
+ * when the cache has not got it. Made by client/session when its database has a cache; the cache hears by it what the session writes
+ * (client/written).
  *
  * The one idea: what is answered is a group of messages (client/group), and only while the client holds no server: then nothing of it has
  * been sent anywhere.
@@ -16,27 +17,36 @@ import {
   plainText,
   simpleKey,
 } from '../cache/key.ts';
-import * as encode from '../protocol/encode.ts';
 import type { Frame, FrameReader } from '../protocol/frame.ts';
-import { ClientMessage, ServerMessage, Status } from '../protocol/messages.ts';
+import { ClientMessage, Status } from '../protocol/messages.ts';
+import { error, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { ServerPool } from '../server/pool.ts';
 import type { Settings } from '../server/settings.ts';
 import { shapeText } from '../sql/shape.ts';
 import type { Verdict } from '../sql/verdict.ts';
-import { type Asker, findGroup, found, groupFound, NOTHING, PARSED, piecesOf, type StatementGroup } from './group.ts';
+import type { Alone } from './alone.ts';
+import { type Block, seesCommitted } from './block.ts';
+import { findGroup, found, groupFound, NOTHING, piecesOf, requestFound, type StatementGroup } from './group.ts';
+import { type AskingAgain, verify } from './verify.ts';
+import { Written } from './written.ts';
 
-export interface CachedClient extends Asker {
+export interface CachedClient extends AskingAgain {
   readonly pool: ServerPool;
+  readonly settings: Settings;
   /** 0 is critical. */
   readonly rank: number;
-  /** What is known of the request that begins with `message`. */
-  verdictOf(message: Frame): Verdict | null;
+  /** The cache has not got what `message` asks for: from here on its class matters. */
+  classify(message: Frame): void;
   /** What it waited for has come, or will not: the held message is to be handled again. */
-  onAnswered(): void;
-  /** The database is asked often enough by others: the held message is refused. */
-  onMissRefused(): void;
-  /** Asks the database what the client has asked for once more, for the cache alone: to keep it as `fill`, or to see what it says. */
-  askAgain(request: Buffer, fill: Fill | null, done: (answer: Buffer | null) => void): void;
+  onWaited(): void;
+  /** The held message is refused. */
+  onRefused(refusal: Refusal): void;
+}
+
+/** What a client is to have yet of an answer that was cut off; `isAnswered`: with that it is whole. */
+export interface Rest {
+  pieces: readonly Buffer[];
+  isAnswered: boolean;
 }
 
 /** 'answer': by `entry`; 'wait': the message is to be held; 'go': to a server; 'refuse': it is too much for the database. */
@@ -44,17 +54,19 @@ export type Asked =
   | { kind: 'answer'; entry: Entry; group: StatementGroup }
   | { kind: 'wait' }
   | { kind: 'go' }
-  | { kind: 'refuse' };
+  | { kind: 'refuse'; refusal: Refusal };
 
 const HEADER = 5;
 const GO: Asked = { kind: 'go' };
 const WAIT: Asked = { kind: 'wait' };
-const REFUSE: Asked = { kind: 'refuse' };
+/** Nobody waits longer for what somebody else has asked for. */
+const FETCH_MS = 5_000;
 
 export class CachedReads implements Leader {
   readonly #client: CachedClient;
   readonly #cache: Cache;
   readonly #identities: Identities;
+  readonly #alone: Alone;
   readonly #reader: FrameReader;
   /** The settings that `#identity` is made from. */
   #settings: Settings | null = null;
@@ -75,13 +87,17 @@ export class CachedReads implements Leader {
   /** The request that is handled next is for the database, whatever the cache may have. */
   #isAlone = false;
   /** Monotonic ms of the last write. */
-  wroteAt = Number.NEGATIVE_INFINITY;
+  #wroteAt = Number.NEGATIVE_INFINITY;
+  /** What it has written, or may have, since it was last known to have ended. */
+  readonly written: Written;
 
-  constructor(client: CachedClient, cache: Cache, identities: Identities, reader: FrameReader) {
+  constructor(client: CachedClient, cache: Cache, identities: Identities, alone: Alone, reader: FrameReader) {
     this.#client = client;
     this.#cache = cache;
     this.#identities = identities;
+    this.#alone = alone;
     this.#reader = reader;
+    this.written = new Written(cache);
   }
 
   get cache(): Cache {
@@ -103,7 +119,7 @@ export class CachedReads implements Leader {
   }
 
   /** Its client has been told a part of the server's answer. */
-  get hasPassed(): boolean {
+  get #hasPassed(): boolean {
     return (
       this.#hasMore ||
       this.#fill?.stale === null ||
@@ -116,7 +132,7 @@ export class CachedReads implements Leader {
     return this.#fill !== null;
   }
 
-  get identity(): Identity {
+  get #ownIdentity(): Identity {
     const { settings, pool } = this.#client;
     if (this.#settings !== settings) {
       this.#settings = settings;
@@ -125,28 +141,32 @@ export class CachedReads implements Leader {
     return this.#identity!;
   }
 
-  /** What becomes of the request that begins with `message`? `isInBlock`: in a transaction that has only begun. */
-  ask(message: Frame, isInBlock: boolean, now: number): Asked {
+  /** What becomes of the request that begins with `message`? `block`: the transaction that no server knows of. */
+  ask(message: Frame, block: Block, now: number): Asked {
+    const { settings } = this.#client;
+    const isInBlock = block !== 'none';
+    if (settings.isOpaque) return GO;
+    if (isInBlock && (this.#cache.config.inTransactions !== 'on' || !seesCommitted(block, settings))) return GO;
     if (this.#isAlone) {
       this.#isAlone = false;
       return GO;
     }
     if (this.#fill !== null) return this.#fill.stage === 'database' ? GO : WAIT;
-    if (!mayRead(message) || !findGroup(message, this.#reader, this.#client)) return GO;
+    if (!mayRead(message) || !findGroup(message, this.#reader, this.#alone)) return GO;
     const { hasDescription, isExtended, text, types, source, valuesStart, valuesEnd } = found;
     const plain = plainText(text);
     const key = isExtended
-      ? extendedKey(this.identity, plain, types, source.toString('latin1', valuesStart, valuesEnd))
-      : simpleKey(this.identity, plain);
+      ? extendedKey(this.#ownIdentity, plain, types, source.toString('latin1', valuesStart, valuesEnd))
+      : simpleKey(this.#ownIdentity, plain);
     const given = this.#given;
     this.#given = null;
     const cache = this.#cache;
     const isOurs = given !== null && given.key === key && (!hasDescription || given.descriptionEnd > 0);
-    const entry = isOurs ? given : cache.find(key, hasDescription, this.wroteAt, now);
+    const entry = isOurs ? given : cache.find(key, hasDescription, this.#wroteAt, now);
     if (entry !== null) {
       const group = groupFound();
       if (!isOurs && cache.isDue(entry, now)) this.#refresh(entry, message, now);
-      else if (cache.isToVerify()) this.#verify(entry, group, message);
+      else if (cache.isToVerify()) verify(cache, entry, group, requestFound(message), this.#client);
       return { kind: 'answer', entry, group };
     }
     if (isInBlock) return GO;
@@ -155,7 +175,8 @@ export class CachedReads implements Leader {
 
   #miss(key: string, message: Frame, now: number): Asked {
     const { text, isExtended, source, valuesStart, valuesEnd } = found;
-    const verdict = this.#client.verdictOf(message);
+    this.#client.classify(message);
+    const verdict = this.#alone.verdictOf(message);
     if (verdict === null || verdict.read === 0) return GO;
     this.#group = groupFound();
     this.#sent = 0;
@@ -163,13 +184,13 @@ export class CachedReads implements Leader {
     const missed: Missed = this.#cache.miss(
       {
         key,
-        identity: this.identity,
+        identity: this.#ownIdentity,
         text,
         number: verdict.number,
         shape: () => shapeText(text),
         reading: verdict.nature?.reading ?? null,
         isVolatile: () => isExtended && hasVolatileParameter(source.subarray(valuesStart, valuesEnd)),
-        wroteAt: this.wroteAt,
+        wroteAt: this.#wroteAt,
       },
       this,
       now,
@@ -185,7 +206,7 @@ export class CachedReads implements Leader {
         else this.#followed = missed.fill;
         return WAIT;
       case 'refused':
-        if (missed.stale === null) return REFUSE;
+        if (missed.stale === null) return { kind: 'refuse', refusal: this.#refuseMiss() };
         this.#cache.countStaleOnError(missed.stale, now);
         return { kind: 'answer', entry: missed.stale, group: this.#group };
       default:
@@ -193,43 +214,16 @@ export class CachedReads implements Leader {
     }
   }
 
+  #refuseMiss(): Refusal {
+    const why = 'the cache has not got it, and the database is asked as often as it can bear (cache.missesMax)';
+    return this.#client.pool.refuse('misses', why);
+  }
+
   /** The request in hand is asked again, for the cache alone: its client has an old answer already. */
   #refresh(entry: Entry, message: Frame, now: number): void {
     const fill = this.#cache.refresh(entry, now);
     if (fill === null) return;
-    this.#client.askAgain(this.#requestFrom(message), fill, () => {});
-  }
-
-  /** Is it what the database says? If not, it is asked once more: it may say something else each time. */
-  #verify(entry: Entry, group: StatementGroup, message: Frame): void {
-    const request = this.#requestFrom(message);
-    const prefix = group.prefix.length > 0 ? PARSED : NOTHING;
-    const given = Buffer.concat(piecesOf(entry, { ...group, prefix }, Status.Idle));
-    const cache = this.#cache;
-    const client = this.#client;
-    cache.isVerifying = true;
-    client.askAgain(request, null, (answer) => {
-      cache.isVerifying = false;
-      if (answer === null || !isAnswer(answer)) return;
-      if (answer.equals(given)) return cache.onVerified(entry, 'same');
-      cache.isVerifying = true;
-      client.askAgain(request, null, (again) => {
-        cache.isVerifying = false;
-        if (again !== null && isAnswer(again)) cache.onVerified(entry, again.equals(answer) ? 'other' : 'volatile');
-      });
-    });
-  }
-
-  /** The request that was found, as somebody asks it who has prepared nothing. */
-  #requestFrom({ source, start, end }: Frame): Buffer {
-    if (!found.isExtended) return Buffer.from(source.subarray(start, end));
-    return Buffer.concat([
-      encode.parse('', Buffer.from(`${found.text}\0${found.types}`, 'latin1')),
-      encode.message(ClientMessage.Bind, '\0\0', found.source.subarray(found.valuesStart, found.valuesEnd)),
-      ...(found.hasDescription ? [encode.message(ClientMessage.Describe, 'P\0')] : []),
-      encode.message(ClientMessage.Execute, '\0', encode.int32(0)),
-      encode.sync,
-    ]);
+    this.#client.askAgain(requestFound(message), fill, () => {});
   }
 
   // --- While it waits -------------------------------------------------------------------------------------------
@@ -238,21 +232,25 @@ export class CachedReads implements Leader {
     this.#fill = null;
     this.#followed = null;
     this.#given = entry;
-    this.#client.onAnswered();
+    this.#client.onWaited();
   }
 
   onTurn(): void {
-    this.#client.onAnswered();
+    this.#client.onWaited();
   }
 
   onRefused(): void {
-    this.#client.onMissRefused();
+    this.#client.onRefused(this.#refuseMiss());
   }
 
-  /** It has waited long enough for somebody else's answer, and asks for itself. */
-  goAlone(now: number): void {
+  /** Somebody else's question may take longer than its own client wants to wait (0: not known). 'own': it asks for itself. */
+  tire(waitedMs: number, deadlineMs: number, now: number): 'waits' | 'own' | Refusal {
+    if (deadlineMs > 0 && waitedMs > deadlineMs)
+      return error(SqlState.QueryCanceled, 'canceling statement due to statement timeout');
+    if (waitedMs <= FETCH_MS) return 'waits';
     this.end(now);
     this.#isAlone = true;
+    return 'own';
   }
 
   /** Another session asks for it: that of a refresh. */
@@ -270,7 +268,7 @@ export class CachedReads implements Leader {
     const { collector, stale } = this.#fill!;
     const wasDecided = collector.isDecided && !collector.isError;
     collector.add(bytes);
-    if (stale === null || wasDecided || this.#hasMore) return [...this.takeKept(), bytes];
+    if (stale === null || wasDecided || this.#hasMore) return [...this.#kept.splice(0), bytes];
     this.#kept.push(bytes);
     if (!collector.isDecided || (collector.isError && !collector.isOver)) return [];
     const old = collector.isError ? this.staleFor(collector.sqlstate, now) : null;
@@ -281,11 +279,6 @@ export class CachedReads implements Leader {
   /** A message is sent to the server: behind its own ones nothing can be answered in the server's place any more. */
   noteSent(): void {
     if (++this.#sent > this.#group.rest + 1) this.#hasMore = true;
-  }
-
-  /** What was kept back, when nothing more will come. */
-  takeKept(): readonly Buffer[] {
-    return this.#kept.splice(0);
   }
 
   /**
@@ -299,6 +292,18 @@ export class CachedReads implements Leader {
     return stale;
   }
 
+  /**
+   * The server was lost. If it had told nothing of a read that was all it did, what was kept of that will do.
+   */
+  lose(now: number): Rest {
+    this.written.end();
+    const old = this.staleFor(SqlState.AdminShutdown, now);
+    const isAnswered = old !== null && !this.#hasPassed;
+    const pieces = isAnswered ? piecesOf(old, this.#group, Status.Idle) : this.#kept.splice(0);
+    this.end(now);
+    return { pieces, isAnswered };
+  }
+
   /** Nothing more comes for what was asked: it is kept, or given up. */
   end(now: number): void {
     this.#followed?.leave(this);
@@ -309,6 +314,20 @@ export class CachedReads implements Leader {
     if (fill === null) return;
     this.#fill = null;
     this.#cache.end(fill, now);
+  }
+
+  // --- What it writes -------------------------------------------------------------------------------------------
+
+  /** A text with this verdict is sent. */
+  noteRunning(verdict: Verdict): void {
+    if (verdict.read === 0) this.written.add(verdict, this.#ownIdentity);
+  }
+
+  /** Its transaction has ended. */
+  endWrite(now: number): void {
+    if (!this.written.isPending) return;
+    this.written.end();
+    this.#wroteAt = now;
   }
 }
 
@@ -326,11 +345,3 @@ function mayRead({ type, source, start, isStart, isEnd }: Frame): boolean {
 function isOutage(sqlstate: string): boolean {
   return /^(08|53|57P0[123]|58)/.test(sqlstate);
 }
-
-/** Neither an error nor a refusal. */
-function isAnswer(answer: Buffer): boolean {
-  return answer[0] !== ServerMessage.ErrorResponse && !answer.includes(FAILED);
-}
-
-/** ErrorResponse behind Parse and Bind, which are answered first. */
-const FAILED = Buffer.concat([encode.bindComplete, Buffer.from('E')]);

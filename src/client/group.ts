@@ -10,12 +10,12 @@ import type { Entry } from '../cache/entry.ts';
 import * as encode from '../protocol/encode.ts';
 import type { Frame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage, Status, stringEnd } from '../protocol/messages.ts';
-import type { Settings } from '../server/settings.ts';
 import type { Statement } from '../server/statements.ts';
 
 /** Who asks. */
 export interface Asker {
-  readonly settings: Settings;
+  /** The settings that decide which tables a statement's names mean. */
+  readonly planSettings: string;
   /** The statement that the client has prepared by this name. */
   statementNamed(name: string): Statement | undefined;
   /** A server would take a Parse of this name. */
@@ -89,7 +89,7 @@ function findBind(source: Buffer, start: number, end: number, parsed: string | n
   if (parsed !== null) return name === parsed;
   const statement = name === '' ? undefined : asker.statementNamed(name);
   // Its names were looked up when it was prepared.
-  if (statement === undefined || statement.planSettings !== asker.settings.planKey) return false;
+  if (statement === undefined || statement.planSettings !== asker.planSettings) return false;
   found.text = statement.text;
   found.types = statement.types;
   return true;
@@ -132,9 +132,12 @@ function findRest(parsed: string | null, { chunk, position }: FrameReader, asker
   return false;
 }
 
+/** RowDescription, the first `descriptionEnd` bytes of `body`, and what follows up to ReadyForQuery. */
+export type Answer = Pick<Entry, 'body' | 'descriptionEnd'>;
+
 /** What a client in this transaction status is sent. */
 export function piecesOf(
-  { body, descriptionEnd }: Pick<Entry, 'body' | 'descriptionEnd'>,
+  { body, descriptionEnd }: Answer,
   { hasDescription, prefix }: StatementGroup,
   status: number,
 ): readonly Buffer[] {
@@ -150,6 +153,18 @@ const READY_BYTES = 6;
 export function groupFound(): StatementGroup {
   const { rest, hasDescription, isExtended, hasParse } = found;
   return { rest, hasDescription, prefix: !isExtended ? NOTHING : hasParse ? PARSED : encode.bindComplete };
+}
+
+/** What `findGroup` has found, beginning with this message, as somebody asks it who has prepared nothing. */
+export function requestFound({ source, start, end }: Frame): Buffer {
+  if (!found.isExtended) return Buffer.from(source.subarray(start, end));
+  return Buffer.concat([
+    encode.parse('', Buffer.from(`${found.text}\0${found.types}`, 'latin1')),
+    encode.message(ClientMessage.Bind, '\0\0', found.source.subarray(found.valuesStart, found.valuesEnd)),
+    ...(found.hasDescription ? [encode.message(ClientMessage.Describe, 'P\0')] : []),
+    encode.message(ClientMessage.Execute, '\0', encode.int32(0)),
+    encode.sync,
+  ]);
 }
 
 export const NOTHING: Buffer = Buffer.alloc(0);

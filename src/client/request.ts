@@ -221,8 +221,8 @@ export class Requests {
     return answered;
   }
 
-  /** The read that begins with `message`, and goes on with `rest` messages in `reader`, is answered by the cache. */
-  answerCached(message: Frame, reader: FrameReader, rest: number): void {
+  /** The group that begins with `message`, and goes on with `rest` messages in `reader`, is answered without a server. */
+  answerGroup(message: Frame, reader: FrameReader, rest: number): void {
     this.alone.passOver(message, reader, rest);
     this.#portal = harmlessPortal;
     this.#host.counts.queries++;
@@ -239,10 +239,6 @@ export class Requests {
       this.#names.define(name, this.alone.find(body));
       this.#sqlNames?.delete(name);
     }
-  }
-
-  statementNamed(name: string): Statement | undefined {
-    return this.#names.get(name);
   }
 
   /** Begins a transaction on a server that owes this client nothing. `hasPortal`: its BEGIN has left its portal behind. */

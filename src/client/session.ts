@@ -16,7 +16,6 @@
  * session is bounded, because the side that is ahead is not read; a bug ends this session and nothing else.
  */
 import type net from 'node:net';
-import type { Entry } from '../cache/entry.ts';
 import type { Fill } from '../cache/flight.ts';
 import type { Shed } from '../guard/queue.ts';
 import * as encode from '../protocol/encode.ts';
@@ -27,17 +26,16 @@ import type { ServerConnection } from '../server/connection.ts';
 import type { Line, Rider } from '../server/line.ts';
 import type { ServerPool, Waiter } from '../server/pool.ts';
 import type { Settings } from '../server/settings.ts';
-import type { Statement } from '../server/statements.ts';
 import type { Listening } from '../sql/channel.ts';
 import type { PinReason } from '../sql/effects.ts';
 import type { Verdict } from '../sql/verdict.ts';
 import type { Chain } from '../util/chain.ts';
 import { messageOf } from '../util/errors.ts';
 import { type Block, blockFailed, FAIL, moveOf, statusOf } from './block.ts';
-import { type CachedClient, CachedReads } from './cached.ts';
+import { type CachedClient, CachedReads, type Rest } from './cached.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
 import { ClientConnection, INPUT_MAX, type SocketOwner } from './connection.ts';
-import { findGroup, groupFound, piecesOf } from './group.ts';
+import { type Answer, findGroup, groupFound, piecesOf, type StatementGroup } from './group.ts';
 import type { SessionHouse } from './house.ts';
 import { Lease, type Lessee } from './lease.ts';
 import type { Read } from './read.ts';
@@ -47,7 +45,6 @@ import { signalAnswer, signalDenied, signalFound } from './signal.ts';
 import { hearsAs, Subscriber, type SubscriberClient } from './subscriber.ts';
 import { type Inputs, isBegin, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
 import { Work, type WorkClient } from './work.ts';
-import { Written } from './written.ts';
 
 export type SessionState =
   /** No server; nothing asked. */
@@ -88,8 +85,6 @@ export interface SessionOptions {
 
 /** Entries that a server may owe before the client is not read. */
 const OUTSTANDING_MAX = 4096;
-/** Nobody waits longer for what somebody else has asked for. */
-const FETCH_MS = 5_000;
 const frame = emptyFrame();
 
 export class Session
@@ -164,8 +159,6 @@ export class Session
   #subscriber: Subscriber | null = null;
   /** Its way past the database; null: there is none. */
   #cached: CachedReads | null = null;
-  /** What it has written, or may have, since it was last known to have ended; null: its database has no cache. */
-  #written: Written | null = null;
   /** Cancelled before its request reached a server. */
   #isCancelWanted = false;
 
@@ -194,18 +187,16 @@ export class Session
     const cache = cacheOf(this.pool);
     if (cache === (this.#cached?.cache ?? null)) return;
     this.#endFill();
-    this.#cached = cache === null ? null : new CachedReads(this, cache, identities, this.#reader);
-    this.#written = cache === null ? null : new Written(cache);
+    this.#cached = cache === null ? null : new CachedReads(this, cache, identities, this.#requests.alone, this.#reader);
     // Of what its transaction has done so far nobody knows.
-    if (this.server !== null) this.#written?.addAll();
-    if (this.state === 'fetching') this.onAnswered();
+    if (this.server !== null) this.#cached?.written.addAll();
+    if (this.state === 'fetching') this.onWaited();
   }
 
   /** This is no client's session, but asks what is to be kept as `fill`. */
   beginErrand(fill: Fill | null): void {
     if (fill !== null) return this.#cached?.adopt(fill);
     this.#cached = null;
-    this.#written = null;
   }
 
   /** Begins to serve: with `welcome`, then `rest`, which is what the client has sent since its login. */
@@ -400,14 +391,15 @@ export class Session
     const isTransactional = this.pool.config.mode === 'transaction' || this.#block !== 'none';
     // Before anybody looks at the text: what the cache has was looked at when it was asked first.
     // Who has been admitted has asked it before: to wait for others now would keep a permit from them.
-    const mayAsk = this.pool.config.mode !== 'session' && this.#turn?.isAdmitted !== true;
+    const mayAsk =
+      this.pool.config.mode !== 'session' && !this.#house.admission.isPassthrough && this.#turn?.isAdmitted !== true;
     if (this.#cached !== null && mayAsk && this.#answerCached(message, this.#cached)) return;
     if (isTransactional && this.#answerBlock(message)) return;
     if (this.#answerSignal(message)) return;
     // What is kept must be as new as its table's version says.
     const mayLag = this.#block === 'none' && this.#cached?.isFilling !== true;
     if (this.pool.replicas !== null && mayLag && this.#readElsewhere(message)) return;
-    this.#classify(message);
+    this.classify(message);
     this.#first = this.#block === 'none' ? null : this.#requests.alone.verdictOf(message);
     if (this.#block !== 'none') this.#read = null;
     else if (this.pool.config.share === 'auto' && !this.#house.admission.isPassthrough && this.#ride(message)) return;
@@ -527,8 +519,7 @@ export class Session
     if (move === null)
       return verdict?.listening?.isAlone === true && this.#answerListening(message, verdict.listening.all[0]!);
     if (move === 'refused') {
-      this.#held = { ...message };
-      this.#refuse(blockFailed());
+      this.#refuseMessage(message, blockFailed());
       return true;
     }
     const statuses = { before: statusOf(this.#block), after: statusOf(move.block) };
@@ -543,16 +534,14 @@ export class Session
   /** pg_cancel_backend or pg_terminate_backend of one of our clients. */
   #answerSignal(message: Frame): boolean {
     if (this.#requests.alone.verdictOf(message)?.effects?.isSignal !== true) return false;
-    const signal = findGroup(message, this.#reader, this) ? signalFound() : null;
+    const signal = findGroup(message, this.#reader, this.#requests.alone) ? signalFound() : null;
     const target = signal === null ? null : this.#house.holderOf(signal.pid);
     if (signal === null || target === null) return false;
     if (target.user !== this.user && this.settings.reported.get('is_superuser') !== 'on') {
       this.#fail(message, signalDenied(signal));
       return true;
     }
-    const group = groupFound();
-    this.#requests.answerCached(message, this.#reader, group.rest);
-    for (const piece of piecesOf(signalAnswer(signal), group, statusOf(this.#block))) this.deliver(piece);
+    this.#answerGroup(message, signalAnswer(signal), groupFound());
     if (signal.command === 'cancel') target.cancel();
     else target.end('terminating connection due to administrator command');
     return true;
@@ -568,68 +557,33 @@ export class Session
 
   /** The cache has the answer, or will have it. */
   #answerCached(message: Frame, cached: CachedReads): boolean {
-    const isInBlock = this.#block !== 'none';
-    if (this.settings.isOpaque || this.#house.admission.isPassthrough || (isInBlock && !this.#mayReadInBlock))
-      return false;
-    const asked = cached.ask(message, isInBlock, this.#house.clock.now());
+    const asked = cached.ask(message, this.#block, this.#house.clock.now());
     switch (asked.kind) {
       case 'go':
         return false;
       case 'answer':
-        this.#requests.answerCached(message, this.#reader, asked.group.rest);
-        for (const piece of piecesOf(asked.entry, asked.group, statusOf(this.#block))) this.deliver(piece);
+        this.#answerGroup(message, asked.entry, asked.group);
         this.changedAt = this.#house.clock.now();
         return true;
       case 'wait':
         this.#wait(message, 'fetching');
         return true;
       case 'refuse':
-        this.#held = { ...message };
-        this.#refuseMiss();
+        this.#refuseMessage(message, asked.refusal);
         return true;
       default:
         return asked satisfies never;
     }
   }
 
-  /** It has begun at READ COMMITTED, and no server knows: each statement in it would see what has been committed by then. */
-  get #mayReadInBlock(): boolean {
-    const block = this.#block;
-    if (typeof block === 'string' || this.#cached?.cache.config.inTransactions !== 'on') return false;
-    const isolation = this.settings.custom.get('default_transaction_isolation') ?? 'read committed';
-    return !/serializable|repeatable|uncommitted/i.test(block.sql) && isolation.toLowerCase() === 'read committed';
-  }
-
-  onAnswered(): void {
-    this.#guard('answered', () => {
-      if (this.state !== 'fetching') return;
-      this.become('idle');
-      this.#pump();
-    });
-  }
-
-  onMissRefused(): void {
-    this.#guard('miss', () => {
-      this.#refuseMiss();
-      this.#pump();
-    });
-  }
-
-  #refuseMiss(): void {
-    const why = 'the cache has not got it, and the database is asked as often as it can bear (cache.missesMax)';
-    this.#refuse(this.pool.refuse('misses', why));
+  /** One statement, which `message` begins, is answered as a whole. */
+  #answerGroup(message: Frame, answer: Answer, group: StatementGroup): void {
+    this.#requests.answerGroup(message, this.#reader, group.rest);
+    for (const piece of piecesOf(answer, group, statusOf(this.#block))) this.deliver(piece);
   }
 
   askAgain(request: Buffer, fill: Fill | null, done: (answer: Buffer | null) => void): void {
     this.#house.runErrand(this, request, fill, done);
-  }
-
-  statementNamed(name: string): Statement | undefined {
-    return this.#requests.statementNamed(name);
-  }
-
-  mayName(name: string): boolean {
-    return !this.#requests.alone.isTaken(name);
   }
 
   mayNameAll(statements: readonly Prepared[]): boolean {
@@ -640,13 +594,7 @@ export class Session
     this.#requests.nameAll(statements);
   }
 
-  /** The cache has not got it: from here on its class matters. */
-  verdictOf(message: Frame): Verdict | null {
-    this.#classify(message);
-    return this.#requests.alone.verdictOf(message);
-  }
-
-  #classify(message: Frame): void {
+  classify(message: Frame): void {
     if (!this.#house.admission.isOn) return;
     this.#turn ??= new Turn(this, this.#wantedClass, this.#house.admission, this.#requests.alone, this.#reader);
     this.#turn.classify(message, this.#block !== 'none');
@@ -677,16 +625,6 @@ export class Session
     return (
       this.#requests.answerControl(message, this.#reader, tag, { before: Status.Idle, after: Status.Idle }) !== 'no'
     );
-  }
-
-  /** The held LISTEN has taken effect; or it has not, and a server is to say why. */
-  onSubscribed(isListening: boolean): void {
-    this.#guard('subscribed', () => {
-      if (this.state !== 'subscribing') return;
-      this.become('idle');
-      this.#subscriber!.mustAskServer = !isListening;
-      this.#pump();
-    });
   }
 
   onNotified(): void {
@@ -811,6 +749,14 @@ export class Session
     this.become(state);
   }
 
+  onWaited(): void {
+    this.#guard('waited', () => {
+      if (this.state !== 'fetching' && this.state !== 'subscribing') return;
+      this.become('idle');
+      this.#pump();
+    });
+  }
+
   #skip(message: Frame): void {
     if (message.type === ClientMessage.Terminate) return this.#leave();
     if (message.type !== ClientMessage.Sync) return;
@@ -834,6 +780,11 @@ export class Session
     });
   }
 
+  #refuseMessage(message: Frame, refusal: Refusal): void {
+    this.#held = { ...message };
+    this.#refuse(refusal);
+  }
+
   /** The held message is refused: one error, and for the extended protocol nothing more until Sync. */
   #refuse(refusal: Refusal): void {
     const now = this.#house.clock.now();
@@ -848,8 +799,10 @@ export class Session
     if (isLast) return this.#end(refusal);
     this.become('idle');
     this.#turn?.end(now);
-    if (old !== null) return this.#answerOld(held, old);
+    // The database cannot be asked, or cannot answer: the held read is given what was kept of it.
+    if (old !== null) this.#answerGroup(held, old, this.#cached!.group);
     this.#endFill();
+    if (old !== null) return;
     // Who has sent BEGIN believes to be in a transaction, and must not go on without it.
     const { alone } = this.#requests;
     const hasBegun = isBegin(alone.verdictOf(held)) && !alone.isNaming(held, this.#reader);
@@ -858,14 +811,6 @@ export class Session
     const isExtended = held.type !== ClientMessage.Query && held.type !== ClientMessage.FunctionCall;
     if (isExtended) this.#isSkipping = true;
     else this.deliver(encode.readyForQuery(statusOf(this.#block)));
-  }
-
-  /** The database cannot be asked, or cannot answer: the held read is given what was kept of it. */
-  #answerOld(held: Frame, old: Entry): void {
-    const group = this.#cached!.group;
-    this.#requests.answerCached(held, this.#reader, group.rest);
-    this.#endFill();
-    for (const piece of piecesOf(old, group, Status.Idle)) this.deliver(piece);
   }
 
   /** True: the server suits this client as it is. */
@@ -918,7 +863,7 @@ export class Session
   deliver(bytes: Buffer): boolean {
     if (this.state === 'closed') return true;
     // Before its client hears of it, everybody else does.
-    if (this.#written?.isPending) this.#written.bump();
+    this.#cached?.written.bump();
     if (this.#cached?.isFilling && this.workingServer !== null) {
       for (const piece of this.#cached.pass(bytes, this.#house.clock.now())) this.#connection.send(piece);
     } else this.#connection.send(bytes);
@@ -967,10 +912,7 @@ export class Session
       this.changedAt = now;
     }
     this.#subscriber?.follow(outstanding.status, this.#requests.hasCommitted);
-    if (this.#written?.isPending && outstanding.isFree) {
-      this.#written.end();
-      if (this.#cached !== null) this.#cached.wroteAt = now;
-    }
+    if (outstanding.isFree) this.#cached?.endWrite(now);
     if (this.state !== 'active') return;
     if (this.#isTerminating) {
       this.#endHold();
@@ -1047,9 +989,8 @@ export class Session
       this.#lender = null;
       this.#turn?.end(this.#house.clock.now());
       this.#line = null;
-      this.#written?.end();
-      if (this.state === 'closed') return;
-      if (this.#answerLost()) return;
+      const rest = this.#cached?.lose(this.#house.clock.now()) ?? null;
+      if (this.state === 'closed' || (rest !== null && this.#answerLost(rest))) return;
       if (isTold) return this.#leave();
       const isUnknown = server !== null && server.outstanding.size > 0 && this.#requests.isCommitting;
       this.#end(
@@ -1070,22 +1011,12 @@ export class Session
     });
   }
 
-  /** Its server was lost before it had answered a read, all that it did: what was kept of it will do. */
-  #answerLost(): boolean {
-    const cached = this.#cached;
-    const old = cached?.staleFor(SqlState.AdminShutdown, this.#house.clock.now()) ?? null;
-    const kept = cached?.takeKept() ?? [];
-    if (old === null || cached!.hasPassed) {
-      for (const bytes of kept) this.#connection.send(bytes);
-      this.#endFill();
-      return false;
-    }
-    const { group } = cached!;
-    this.#endFill();
-    this.become('idle');
-    for (const piece of piecesOf(old, group, Status.Idle)) this.deliver(piece);
-    this.#pump();
-    return true;
+  /** Its server was lost amid a read: what was kept of that may do. */
+  #answerLost({ pieces, isAnswered }: Rest): boolean {
+    if (isAnswered) this.become('idle');
+    for (const bytes of pieces) this.#connection.send(bytes);
+    if (isAnswered) this.#pump();
+    return isAnswered;
   }
 
   /** The message would pin this client, and pool.pinnedMax is reached: nothing of it has been sent. */
@@ -1116,7 +1047,7 @@ export class Session
   onRunning(verdict: Verdict): void {
     // Reads that ride are counted when their ride is over (`onRideEnd`).
     if (this.#line === null) this.#work.ask(verdict);
-    if (this.#written !== null && verdict.read === 0) this.#written.add(verdict, this.#cached!.identity);
+    this.#cached?.noteRunning(verdict);
   }
 
   onSlow(shape: number, ms: number, verdict: Verdict | null): void {
@@ -1206,32 +1137,18 @@ export class Session
   /** Ends what has taken too long. Called by client/listener every fraction of a second. */
   tick(now: number): void {
     const { server } = this;
-    if (this.state === 'subscribing') return this.#waitForChannel(now);
-    if (this.state === 'fetching') return this.#guard('fetching', () => this.#waitForAnswer(now));
+    if (this.state === 'subscribing') return this.#tire(this.#subscriber!, now);
+    if (this.state === 'fetching') return this.#tire(this.#cached!, now);
     if (server === null && this.state !== 'idle') return; // A rider is its line's affair, a waiter the pool's.
     const refusal = this.#work.check(server, this.isInTransaction, this.changedAt, now);
     if (refusal !== null) this.#end(refusal);
   }
 
-  /** Somebody else's question may take longer than its own client wants to wait. */
-  #waitForAnswer(now: number): void {
-    const waited = now - this.waitingSince;
-    const deadline = statementTimeoutOf(this.settings);
-    if (deadline > 0 && waited > deadline) {
-      this.#refuse(error(SqlState.QueryCanceled, 'canceling statement due to statement timeout'));
-    } else if (waited > FETCH_MS) {
-      this.#cached!.goAlone(now);
-      this.become('idle');
-    } else return;
-    this.#pump();
-  }
-
-  #waitForChannel(now: number): void {
-    const outcome = this.#subscriber!.tire(now - this.waitingSince, statementTimeoutOf(this.settings));
-    if (outcome === 'waits') return;
-    if (outcome === 'own') return this.onSubscribed(false);
-    this.#refuse(outcome);
-    this.#pump();
+  /** May the held message wait any longer? */
+  #tire(waiting: Pick<CachedReads | Subscriber, 'tire'>, now: number): void {
+    const outcome = waiting.tire(now - this.waitingSince, statementTimeoutOf(this.settings), now);
+    if (outcome === 'own') this.onWaited();
+    else if (outcome !== 'waits') this.onRefused(outcome);
   }
 
   /** Nothing more is read from the client, until `unsuspend`. */
@@ -1290,7 +1207,7 @@ export class Session
     if (this.state === 'waiting') this.pool.leave(this);
     this.#leaveTarpit?.();
     this.#endFill();
-    this.#written?.end();
+    this.#cached?.written.end();
     const now = this.#house.clock.now();
     this.#line?.abandon(this);
     this.#line = null;

@@ -7,7 +7,7 @@
  */
 import * as encode from '../protocol/encode.ts';
 import { error, type Refusal, SqlState } from '../protocol/sqlstate.ts';
-import { found } from './group.ts';
+import { type Answer, found } from './group.ts';
 
 export interface Signal {
   command: 'cancel' | 'terminate';
@@ -60,8 +60,8 @@ function readValues(): { pid: number; isBinary: boolean } {
   return { pid, isBinary: Array.from({ length: next16() }, next16)[0] === BINARY };
 }
 
-/** Its answer, as piecesOf (client/group) takes it: one row, true. */
-export function signalAnswer({ column, isBinary }: Signal): { body: Buffer; descriptionEnd: number } {
+/** Its answer: one row, true. */
+export function signalAnswer({ column, isBinary }: Signal): Answer {
   const description = encode.rowDescription([
     { name: column, oid: encode.Oid.bool, ...(isBinary && { format: BINARY }) },
   ]);

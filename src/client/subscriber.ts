@@ -2,7 +2,7 @@
  * What one session listens to by its pool's channels (server/channels), and what it has heard and not been told yet. Made by
  * client/session when its client first listens.
  *
- *     LISTEN ──▶ 'listens' │ 'waits' ──onSubscribed──▶ listens, or a server of its own is asked      UNLISTEN ──▶ 'listens' no more
+ *     LISTEN ──▶ 'listens' │ 'waits' ──onWaited──▶ listens, or a server of its own is asked      UNLISTEN ──▶ 'listens' no more
  *
  * The one idea: LISTEN needs no server of the client's own; one connection listens for all clients of the pool. A client is told
  * between transactions and never within a reply, as by Postgres itself ("Asynchronous Operations"); until then what it has heard
@@ -21,8 +21,8 @@ import type { Listening } from '../sql/channel.ts';
 export interface SubscriberClient {
   /** It may be told something. */
   onNotified(): void;
-  /** LISTEN has taken effect, or a server of its own must be asked. */
-  onSubscribed(isListening: boolean): void;
+  /** LISTEN has taken effect, or a server of its own must be asked: the held message is to be handled again. */
+  onWaited(): void;
   /** It has been told nothing for too long. */
   onTooMuch(): void;
 }
@@ -63,7 +63,7 @@ export class Subscriber implements ChannelListener {
     return this.#keptBytes > 0;
   }
 
-  /** 'waits': `onSubscribed` will be called. */
+  /** 'waits': `onWaited` will be called. */
   listen(channel: string): Heard {
     const isNew = !this.#subscribed.has(channel);
     if (isNew && this.#subscribed.size >= CHANNELS_MAX) return 'own';
@@ -94,7 +94,10 @@ export class Subscriber implements ChannelListener {
     if (!isUnreachable && !isLate && (waitedMs < config.waitMax || isHeld)) return 'waits';
     this.giveUp();
     // No room for one more connection, say.
-    if (!isUnreachable && !isLate) return 'own';
+    if (!isUnreachable && !isLate) {
+      this.mustAskServer = true;
+      return 'own';
+    }
     const why = `the connection that listens is not there${lastFailure === '' ? '' : `: ${lastFailure}`}`;
     return this.#pool.refuse(isUnreachable ? 'hold' : 'deadline', why);
   }
@@ -124,7 +127,8 @@ export class Subscriber implements ChannelListener {
     if (!isListening) this.#subscribed.delete(channel);
     if (this.#wanted?.channel !== channel) return;
     this.#wanted = null;
-    this.#client.onSubscribed(isListening);
+    this.mustAskServer = !isListening;
+    this.#client.onWaited();
   }
 
   notify(bytes: Buffer): void {

@@ -1,5 +1,5 @@
 /**
- * What one session has written and nobody else may have heard of yet. Owned by client/session when its database has a cache.
+ * What one session has written and nobody else may have heard of yet. Owned by client/cached.
  *
  * The one idea: the tables of a write are known before it is sent, and their versions are raised with every answer that reaches its client until
  * the transaction has ended: whenever the client learns that something has happened, the cache knows before it does
