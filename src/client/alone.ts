@@ -78,7 +78,7 @@ export class Alone implements Asker {
   }
 
   get planSettings(): string {
-    return this.#host.planSettings;
+    return this.#host.settings.planKey;
   }
 
   /** The batch that begins with `message` prepares or describes one statement and runs nothing. */
@@ -136,7 +136,7 @@ export class Alone implements Asker {
 
   /** The Statement for the body of a Parse message. */
   find(body: Buffer): Statement {
-    return this.#host.statements.find(body, this.#host.planSettings, (text) => this.judgeBody(text, 0, text.length));
+    return this.#host.pool.statements.find(body, this.planSettings, (text) => this.judgeBody(text, 0, text.length));
   }
 
   /**
@@ -164,7 +164,7 @@ export class Alone implements Asker {
   }
 
   #readOf(key: number, rest: number, statement: Statement | null): Read | null {
-    return key === 0 ? null : { cost: this.#host.reads.of(key), rest, statement };
+    return key === 0 ? null : { cost: this.#host.pool.reads.of(key), rest, statement };
   }
 
   /**
@@ -188,7 +188,7 @@ export class Alone implements Asker {
     if (!isParse || known !== undefined || this.#names.size >= NAMES_MAX) return false;
     const statement = this.find(source.subarray(nameEnd + 1, end));
     if (!statement.isVerified || !isHarmless(statement.verdict)) return false;
-    this.#host.counts.clientParses++;
+    this.#host.pool.counts.clientParses++;
     this.#names.define(name, statement);
     this.#host.deliver(encode.parseComplete);
     return true;
@@ -210,7 +210,7 @@ export class Alone implements Asker {
       this.#unnamed.forget();
       host.deliver(encode.commandComplete(tag));
       host.deliver(encode.readyForQuery(after));
-      host.counts.queries++;
+      host.pool.counts.queries++;
       return 'done';
     }
     const group = controlGroup(message, reader.chunk, reader.position);
@@ -223,7 +223,7 @@ export class Alone implements Asker {
       this.#answerMessage(message, tag, status);
     }
     if (!group.isExecuted) return 'named';
-    host.counts.queries++;
+    host.pool.counts.queries++;
     return 'done';
   }
 
@@ -233,7 +233,7 @@ export class Alone implements Asker {
     if (message.type === ClientMessage.Query) this.#unnamed.forget();
     for (let left = rest; ; left--) {
       if (message.type === ClientMessage.Parse) this.#remember(message);
-      else if (message.type === ClientMessage.Bind) host.counts.binds++;
+      else if (message.type === ClientMessage.Bind) host.pool.counts.binds++;
       if (left === 0) return;
       reader.next(message);
     }
@@ -244,7 +244,7 @@ export class Alone implements Asker {
     const body = Buffer.from(source.subarray(nameEnd + 1, end));
     if (nameEnd === start + HEADER) this.#unnamed.keep(body, this.judgeBody(body, 0, body.length));
     else this.#names.define(source.toString('latin1', start + HEADER, nameEnd), this.find(body));
-    this.#host.counts.clientParses++;
+    this.#host.pool.counts.clientParses++;
   }
 
   #answerMessage(message: Frame, tag: string, status: number): void {
@@ -256,7 +256,7 @@ export class Alone implements Asker {
         host.deliver(encode.parseComplete);
         break;
       case ClientMessage.Bind:
-        host.counts.binds++;
+        host.pool.counts.binds++;
         host.deliver(encode.bindComplete);
         break;
       case ClientMessage.Describe:

@@ -34,15 +34,19 @@ export interface Lessee extends Owner {
   settings: Settings;
   /** The server is asked something for the client ('syncing', 'settling'), or works for it again ('active'). */
   become(state: 'syncing' | 'settling' | 'active'): void;
-  /** Statements of the protocol level get these names. False: not all of them can. */
-  mayNameAll(statements: readonly Prepared[]): boolean;
-  nameAll(statements: readonly Prepared[]): void;
   /** The server has the client's settings. */
   onFit(server: ServerConnection): void;
   /** It would not give up somebody else's settings, and is gone: another one is wanted. */
   onUnfit(): void;
   /** It would not take the client's settings: as at a login, `answer` is the client's last. */
   onRejected(answer: Buffer): void;
+}
+
+/** The client's prepared statements (client/request). */
+interface Naming {
+  /** May statements of the protocol level get these names? Not if one is in use. */
+  mayNameAll(statements: readonly Prepared[]): boolean;
+  nameAll(statements: readonly Prepared[]): void;
 }
 
 /** The longest value of a setting that is tracked, in bytes; a longer one pins. */
@@ -53,13 +57,15 @@ const SETTLE_TRIES = 5;
 export class Lease {
   server: ServerConnection | null = null;
   readonly #client: Lessee;
+  readonly #naming: Naming;
   /** What the client's session was set to at its start, to which RESET leads back. */
   readonly #startup: Settings;
   /** What ties the client to its server; null until a statement first has an effect. */
   #ties: Ties | null = null;
 
-  constructor(client: Lessee) {
+  constructor(client: Lessee, naming: Naming) {
     this.#client = client;
+    this.#naming = naming;
     this.#startup = client.settings;
   }
 
@@ -277,10 +283,10 @@ export class Lease {
     };
     const note = preparedNote((statements) => {
       if (this.server === null) return;
-      if (statements === null || !client.mayNameAll(statements)) return end(false);
+      if (statements === null || !this.#naming.mayNameAll(statements)) return end(false);
       if (statements.length === 0) return end(true);
       const done = () => {
-        if (this.server !== null) client.nameAll(statements);
+        if (this.server !== null) this.#naming.nameAll(statements);
         end(true);
       };
       const dropped = () => {

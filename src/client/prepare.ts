@@ -38,7 +38,7 @@ export function prepare(host: RequestHost, statement: Statement, server: ServerC
   if (server.statements.isDummy(statement)) closeOn(host, server, statement);
   makeRoom(host, server);
   server.statements.add(statement);
-  host.counts.serverParses++;
+  host.pool.counts.serverParses++;
   inject(host, 'Parse', encode.parse(statement.name, statement.body), server, {
     errorIsForward: true,
     done: () => server.statements.become(statement, 'ready'),
@@ -119,7 +119,8 @@ export function planNote(
         server.statements.remove(statement);
         onGone();
       }
-      if (bytes.includes('C0A000\0') && bytes.includes('RRevalidateCachedQuery\0')) host.statements.forget(statement);
+      if (bytes.includes('C0A000\0') && bytes.includes('RRevalidateCachedQuery\0'))
+        host.pool.statements.forget(statement);
       return withName(bytes, statement.name, name);
     },
   };
@@ -131,6 +132,6 @@ function isAsDescribed(host: RequestHost, statement: Statement, bytes: Buffer | 
   const description = rowShape(bytes);
   statement.description ??= description;
   if (statement.description.equals(description)) return true;
-  host.statements.forget(statement);
+  host.pool.statements.forget(statement);
   return false;
 }

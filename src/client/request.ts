@@ -17,14 +17,15 @@ import { ClientMessage, ServerMessage, Status, stringEnd } from '../protocol/mes
 import { both, type Note, type RequestKind } from '../protocol/outstanding.ts';
 import { error, SqlState } from '../protocol/sqlstate.ts';
 import type { Owner, ServerConnection } from '../server/connection.ts';
-import type { PoolCounts } from '../server/pool.ts';
-import type { ReadBook } from '../server/reads.ts';
-import { isOurs, type Statement, type StatementBook } from '../server/statements.ts';
+import type { ServerPool } from '../server/pool.ts';
+import type { Settings } from '../server/settings.ts';
+import { isOurs, type Statement } from '../server/statements.ts';
 import { pinning, probing } from '../sql/effects.ts';
 import { harmless, isHarmless, type Judge, opaque, type Verdict } from '../sql/verdict.ts';
 import { assert } from '../util/errors.ts';
 import { Alone } from './alone.ts';
 import { FUNCTION_OID_END } from './connection.ts';
+import type { Lease } from './lease.ts';
 import { NAMES_MAX, Names } from './names.ts';
 import {
   closeOn,
@@ -43,30 +44,20 @@ import { UnnamedStatement } from './unnamed.ts';
 
 /** What requests need of the session that they belong to. */
 export interface RequestHost extends Owner {
-  readonly counts: PoolCounts;
-  readonly statements: StatementBook;
-  readonly reads: ReadBook;
+  readonly pool: Pick<ServerPool, 'counts' | 'statements' | 'reads'>;
+  /** What the client's session is set to. */
+  readonly settings: Settings;
+  /** Its hold on the server. */
+  readonly lease: Pick<Lease, 'isFresh' | 'isPinned' | 'mayRun'>;
   /** A statement with this verdict ran to its end, or failed. */
   onRan(verdict: Verdict, isOk: boolean): void;
-  /** Nothing has been sent to the server in this lease, and no pin keeps it. */
-  readonly isFresh: boolean;
-  /** The settings that decide which tables a statement's names mean. */
-  readonly planSettings: string;
-  /** May this statement run? Not when it would pin its client, too many are pinned, and nothing is under way yet. */
-  mayRun(verdict: Verdict): boolean;
   /** A text with this verdict is sent. */
   onRunning(verdict: Verdict): void;
   /** The server is asked for something first; the present frame is to be handled again after `unblock`. */
   block(): void;
   unblock(): void;
-  /** What the client has sent by now is dealt with before anything that it sends later. */
-  hold(): void;
-  /** The client is given ReadyForQuery with this status when the hold ends. */
-  keepReady(status: number): void;
   /** The batch that the client believes to be open has failed: what it sends is skipped up to its Sync. */
   skipBatch(): void;
-  /** A pin keeps the server. */
-  readonly isPinned: boolean;
 }
 
 /**
@@ -113,6 +104,10 @@ export class Requests {
   #statements = 0;
   /** Names that SQL-level PREPARE has given, or may have, while the client is pinned: the server knows them as they are. */
   #sqlNames: Set<string> | null = null;
+  /** What the client has sent by now is dealt with before anything that it sends later: RESET was sent, say. */
+  #isHolding = false;
+  /** The status of a ReadyForQuery that the client is given when that is so; 0: none. */
+  #keptStatus = 0;
   /** RESET has been sent: hold what comes behind the message that ends its request. */
   #isHoldWanted = false;
   /** The batch that is open does more than name and describe statements, or may. */
@@ -126,7 +121,7 @@ export class Requests {
   constructor(host: RequestHost, judge: Judge) {
     this.#host = host;
     this.#judge = judge;
-    this.#names = new Names(host.statements);
+    this.#names = new Names(host.pool.statements);
     this.alone = new Alone(host, judge, this.#names, this.#unnamed);
   }
 
@@ -179,7 +174,7 @@ export class Requests {
         return this.#onFunctionCall(frame, server);
       case ClientMessage.Sync:
         // As for PgBouncer, a batch that runs nothing counts as well.
-        if (!this.#hasRun && server.outstanding.isBatchOpen) this.#host.counts.queries++;
+        if (!this.#hasRun && server.outstanding.isBatchOpen) this.#host.pool.counts.queries++;
         // Amid a COPY it may end nothing.
         this.#hasRun = this.#copy !== 'none' || server.outstanding.isCopyIn;
         this.#names.endBatch();
@@ -225,7 +220,7 @@ export class Requests {
   answerGroup(message: Frame, reader: FrameReader, rest: number): void {
     this.alone.passOver(message, reader, rest);
     this.#portal = harmlessPortal;
-    this.#host.counts.queries++;
+    this.#host.pool.counts.queries++;
   }
 
   /** May statements of SQL-level PREPARE become statements of the protocol level? */
@@ -268,16 +263,32 @@ export class Requests {
     this.#names.close();
   }
 
+  get isHolding(): boolean {
+    return this.#isHolding;
+  }
+
+  /** What was sent is dealt with. Gives the status of the ReadyForQuery that the client is still to be given; 0: none. */
+  endHold(): number {
+    const status = this.#keptStatus;
+    this.#isHolding = false;
+    this.#keptStatus = 0;
+    return status;
+  }
+
   /** A note for what ends the request of a RESET: the client hears of its end when its own defaults are in force. */
   #keeping(): Note {
-    return { ready: (status) => this.#host.keepReady(status) };
+    return {
+      ready: (status) => {
+        this.#keptStatus = status;
+      },
+    };
   }
 
   /** After RESET the client's own defaults must be put in force before anything else runs. */
   #holdAfter(handled: Handled): Handled {
     if (this.#isHoldWanted && handled === 'done') {
       this.#isHoldWanted = false;
-      this.#host.hold();
+      this.#isHolding = true;
     }
     return handled;
   }
@@ -334,7 +345,7 @@ export class Requests {
 
   #awaitAnswers(server: ServerConnection): Handled {
     if (server.outstanding.isFlushWanted) server.send(encode.flush);
-    this.#host.hold();
+    this.#isHolding = true;
     return 'again';
   }
 
@@ -411,7 +422,7 @@ export class Requests {
   }
 
   #addSqlName(name: string): void {
-    if (this.#host.isFresh) this.#sqlNames = null; // Nothing is left of an earlier pin.
+    if (this.#host.lease.isFresh) this.#sqlNames = null; // Nothing is left of an earlier pin.
     this.#sqlNames ??= new Set();
     this.#sqlNames.add(name);
   }
@@ -498,13 +509,13 @@ export class Requests {
   #onQuery(frame: Frame, server: ServerConnection): Handled {
     const { source, start, end } = frame;
     const verdict = this.#judge.judge(source, start + HEADER, frame.isEnd ? end - 1 : start + frame.size);
-    if (!this.#host.mayRun(verdict)) return 'refused';
+    if (!this.#host.lease.mayRun(verdict)) return 'refused';
     for (const { name } of verdict.effects?.references ?? []) if (this.#mustAwait(name, server)) return 'again';
     const translation = translate(source.subarray(start + HEADER, end), verdict, this.#names);
     if (translation !== null && !this.#bringForQuery(translation, server)) return 'again';
     if (this.#bringing === 'failed') return this.#endFailedQuery(server);
     this.#hideSequences(verdict, server);
-    this.#host.counts.queries++;
+    this.#host.pool.counts.queries++;
     // In an open batch a Query may be skipped: then only Sync ends what came before.
     const endsBatch = !server.outstanding.isBatchOpen && !server.outstanding.isDiscarding;
     // Postgres 18 answers the first command after such a batch with XX000: nobody else shall meet that.
@@ -528,7 +539,7 @@ export class Requests {
 
   /** currval and lastval at the start of a lease would show what another client has left: let them answer 55000. */
   #hideSequences({ effects }: Verdict, server: ServerConnection): void {
-    if (!effects?.pins.includes('sequence') || !this.#host.isFresh) return;
+    if (!effects?.pins.includes('sequence') || !this.#host.lease.isFresh) return;
     server.ask('DISCARD SEQUENCES', this.#host, null);
   }
 
@@ -540,13 +551,13 @@ export class Requests {
     const nameEnd = stringEnd(source, start + HEADER, end);
     if (nameEnd === -1) return this.#pass('Parse', frame, server, null); // The server says what is wrong.
     const name = source.toString('latin1', start + HEADER, nameEnd);
-    this.#host.counts.clientParses++;
+    this.#host.pool.counts.clientParses++;
     if (name === '') return this.#onParseUnnamed(frame, nameEnd + 1, server);
     if (this.#mustAwait(name, server)) return 'again';
     const known = this.#names.get(name);
     if (known !== undefined) return this.#onParseAgain(name, known, source.subarray(nameEnd + 1, end), server);
     const statement = this.alone.find(source.subarray(nameEnd + 1, end));
-    if (!this.#host.mayRun(statement.verdict)) return 'refused';
+    if (!this.#host.lease.mayRun(statement.verdict)) return 'refused';
     if (this.#sqlNames?.has(name)) return this.#onParseSqlName(name, statement, server);
     if (this.#names.size >= NAMES_MAX) return this.#refuseName(server);
     const translation = translate(statement.body, statement.verdict, this.#names);
@@ -585,7 +596,7 @@ export class Requests {
     }
     makeRoom(this.#host, server);
     server.statements.add(present);
-    this.#host.counts.serverParses++;
+    this.#host.pool.counts.serverParses++;
     const note: Note = {
       done: () => {
         present.isVerified = true;
@@ -614,13 +625,13 @@ export class Requests {
   #onParseUnnamed(frame: Frame, bodyStart: number, server: ServerConnection): Handled {
     const body: Buffer = Buffer.from(frame.source.subarray(bodyStart, frame.end));
     const verdict = this.alone.judgeBody(frame.source, bodyStart, frame.end);
-    if (!this.#host.mayRun(verdict)) return 'refused';
+    if (!this.#host.lease.mayRun(verdict)) return 'refused';
     const translation = translate(body, verdict, this.#names);
     if (translation !== null && !this.#bring(translation, server)) return 'again';
     this.#hideSequences(verdict, server);
     this.#names.change('');
     const note = this.#unnamed.replace(body, verdict, server);
-    this.#host.counts.serverParses++;
+    this.#host.pool.counts.serverParses++;
     if (translation === null) return this.#pass('Parse', frame, server, note);
     server.unnamedId = UNKNOWN;
     return this.#passInstead('Parse', encode.parse('', translation.text), server, note);
@@ -685,13 +696,13 @@ export class Requests {
     if (name === '') return this.#onBindUnnamed(portal, frame, server);
     const statement = this.#names.get(name);
     if (statement === undefined) return this.#onBindUnknown(portal, name, frame, nameEnd, server);
-    if (!this.#host.mayRun(statement.verdict)) return 'refused';
+    if (!this.#host.lease.mayRun(statement.verdict)) return 'refused';
     const translation = translate(statement.body, statement.verdict, this.#names);
     if (translation !== null && !this.#bring(translation, server)) return 'again';
     const present = translation === null ? statement : this.alone.find(translation.text);
     this.#hideSequences(statement.verdict, server);
     if (!prepare(this.#host, present, server)) return 'again';
-    this.#host.counts.binds++;
+    this.#host.pool.counts.binds++;
     this.#setPortal(portal, statement.verdict, translation);
     const isChanged = server.statements.isChanged(present);
     // A name that no server has makes the server raise an error, so that its transaction fails as it should.
@@ -705,7 +716,7 @@ export class Requests {
   /** As planNote; and a statement that a pinned client has dropped where we do not look (DO, a function) is gone. */
   #planNote(statement: Statement, name: string, server: ServerConnection): Note {
     return planNote(this.#host, statement, name, server, () => {
-      if (this.#host.isPinned) this.#names.undefine(name, statement);
+      if (this.#host.lease.isPinned) this.#names.undefine(name, statement);
     });
   }
 
@@ -713,14 +724,14 @@ export class Requests {
     const { body, verdict } = this.#unnamed;
     const translation = body === null ? null : translate(body, verdict, this.#names);
     if (translation !== null && !this.#bring(translation, server)) return 'again';
-    this.#host.counts.binds++;
+    this.#host.pool.counts.binds++;
     this.#bringUnnamed(translation, server);
     this.#setPortal(portal, verdict, translation);
     return this.#pass('Bind', frame, server, null);
   }
 
   #onBindUnknown(portal: string, name: string, frame: Frame, nameEnd: number, server: ServerConnection): Handled {
-    this.#host.counts.binds++;
+    this.#host.pool.counts.binds++;
     // It may be one of SQL-level PREPARE: what these do to settings counts at each execution.
     this.#setPortal(portal, this.#sqlNames === null ? harmless : likeExecute, null);
     return this.#passUnknown('Bind', portal, name, frame, nameEnd, server);
@@ -836,7 +847,7 @@ export class Requests {
       !isOutside ||
       this.#hasRun ||
       outstanding.isCopyIn ||
-      this.#host.isPinned ||
+      this.#host.lease.isPinned ||
       frame.size !== encode.flush.length
     ) {
       server.forward(frame.source, frame.start, frame.end);
@@ -846,13 +857,13 @@ export class Requests {
     this.#names.endBatch();
     outstanding.push('Close', this.#host, 'synthesize', null, { dropped: () => this.#host.skipBatch() });
     inject(this.#host, 'Sync', encode.sync, server, null);
-    this.#host.hold();
+    this.#isHolding = true;
     return 'done';
   }
 
   #onExecute(frame: Frame, server: ServerConnection): Handled {
     const { source, start, end } = frame;
-    this.#host.counts.queries++;
+    this.#host.pool.counts.queries++;
     let portal = this.#portal;
     if (source[start + HEADER] !== 0) {
       const nameEnd = stringEnd(source, start + HEADER, end);
@@ -864,7 +875,7 @@ export class Requests {
   /** Function Call names its function by oid. */
   #onFunctionCall(frame: Frame, server: ServerConnection): Handled {
     this.#hasRun = true;
-    this.#host.counts.queries++;
+    this.#host.pool.counts.queries++;
     const oid = frame.end - frame.start >= FUNCTION_OID_END ? frame.source.readUInt32BE(frame.start + HEADER) : 0;
     if (largeObjectFunctions.has(oid)) return this.#pass('FunctionCall', frame, server, null);
     this.#host.onRunning(functionCall);

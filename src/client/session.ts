@@ -40,7 +40,6 @@ import type { SessionHouse } from './house.ts';
 import { Lease, type Lessee } from './lease.ts';
 import type { Read } from './read.ts';
 import { type RequestHost, Requests } from './request.ts';
-import type { Prepared } from './settle.ts';
 import { signalAnswer, signalDenied, signalFound } from './signal.ts';
 import { hearsAs, Subscriber, type SubscriberClient } from './subscriber.ts';
 import { type Inputs, isBegin, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
@@ -111,6 +110,8 @@ export class Session
   readonly key: CancelKey;
   readonly pool: ServerPool;
   readonly socket: net.Socket;
+  /** Its hold on a server. */
+  readonly lease: Lease;
   /** What this client's session is set to. */
   settings: Settings;
   state: SessionState = 'idle';
@@ -129,7 +130,6 @@ export class Session
 
   readonly #house: SessionHouse;
   readonly #requests: Requests;
-  readonly #lease: Lease;
   readonly #work: Work;
   readonly #connection: ClientConnection;
   readonly #reader: FrameReader;
@@ -137,10 +137,6 @@ export class Session
   #held: Frame | null = null;
   /** Waiting for an injected request that the held message needs. */
   #isBlocked = false;
-  /** RESET was sent: what follows waits until this client's own defaults are in force again. */
-  #isHolding = false;
-  /** The status of a ReadyForQuery that the client is given at the end of the hold; 0: none. */
-  #keptStatus = 0;
   /** Terminate (or a violation) has come; what was sent before it is being answered. */
   #isTerminating = false;
   #lastWord: Refusal | null = null;
@@ -173,7 +169,7 @@ export class Session
     this.connectedAt = options.house.clock.wall();
     this.changedAt = options.house.clock.now();
     this.#requests = new Requests(this, options.house.judge);
-    this.#lease = new Lease(this);
+    this.lease = new Lease(this, this.#requests);
     this.#work = new Work(this, options.house);
     this.#connection = new ClientConnection(options.socket, options.messageMax);
     this.#reader = this.#connection.reader;
@@ -246,25 +242,13 @@ export class Session
     return this.#turn === null || this.#turn.className === '' ? null : this.#turn.inputs;
   }
 
-  get counts() {
-    return this.pool.counts;
-  }
-
-  get statements() {
-    return this.pool.statements;
-  }
-
-  get reads() {
-    return this.pool.reads;
-  }
-
   /** The server that works for it alone. */
   get server(): ServerConnection | null {
-    return this.#lease.server;
+    return this.lease.server;
   }
 
   get pins(): readonly PinReason[] {
-    return this.#lease.pins;
+    return this.lease.pins;
   }
 
   get preparedCount(): number {
@@ -324,7 +308,7 @@ export class Session
 
   /** May the next message be handled? */
   #isReady(): boolean {
-    if (this.#isBlocked || this.#isHolding || this.#isTerminating || this.#connection.isBehind) return false;
+    if (this.#isBlocked || this.#requests.isHolding || this.#isTerminating || this.#connection.isBehind) return false;
     switch (this.state) {
       case 'idle':
         return true;
@@ -361,7 +345,7 @@ export class Session
       return;
     }
     const wasFree = server.outstanding.isFree;
-    if (wasFree && message.isStart && this.#lease.isPinned && this.#answerSignal(message)) return;
+    if (wasFree && message.isStart && this.lease.isPinned && this.#answerSignal(message)) return;
     if (message.isStart && this.#cached?.isFilling) this.#cached.noteSent();
     const handled = this.#requests.handle(message, server);
     if (!this.#work.isOn && server.outstanding.size > 0) {
@@ -586,14 +570,6 @@ export class Session
     this.#house.runErrand(this, request, fill, done);
   }
 
-  mayNameAll(statements: readonly Prepared[]): boolean {
-    return this.#requests.mayNameAll(statements);
-  }
-
-  nameAll(statements: readonly Prepared[]): void {
-    this.#requests.nameAll(statements);
-  }
-
   classify(message: Frame): void {
     if (!this.#house.admission.isOn) return;
     this.#turn ??= new Turn(this, this.#wantedClass, this.#house.admission, this.#requests.alone, this.#reader);
@@ -710,7 +686,7 @@ export class Session
   #board(line: Line, message: Frame, turn: Turn | null): void {
     const { cost, rest } = this.#read!;
     this.#read = null;
-    this.counts.shared++;
+    this.pool.counts.shared++;
     this.become('sharing');
     this.#line = line;
     turn?.board(line, this.#house.clock.now());
@@ -819,7 +795,7 @@ export class Session
     if (this.#subscriber !== null) this.#subscriber.mustAskServer = false;
     this.#deliveredBefore = this.delivered;
     this.#requests.start();
-    return this.#lease.take(server);
+    return this.lease.take(server);
   }
 
   onFit(server: ServerConnection): void {
@@ -893,7 +869,7 @@ export class Session
   /** A reply came that fits nothing: what would follow could be anybody's. */
   #onDesync(server: ServerConnection): void {
     server.isDoomed = true;
-    this.#lease.pin('desync');
+    this.lease.pin('desync');
     this.#end(
       fatal(SqlState.InternalError, 'the server sent a reply that does not fit any request', { hint: 'connect again' }),
     );
@@ -902,7 +878,7 @@ export class Session
   /** The server owes nothing at the moment. */
   #onQuiet(server: ServerConnection): void {
     const { outstanding } = server;
-    const lease = this.#lease;
+    const lease = this.lease;
     const now = this.#house.clock.now();
     // What was held waited for just this; in an open batch only the client can go on.
     if (this.#held !== null || outstanding.isBatchOpen || outstanding.isDiscarding) this.#endHold();
@@ -947,7 +923,7 @@ export class Session
     if (this.#read === null) this.#wroteAt = this.#house.clock.now(); // As far as anybody knows.
     this.#read = null;
     this.#endFill();
-    const wasPinned = this.#lease.end();
+    const wasPinned = this.lease.end();
     const lender = this.#takeLender();
     this.become('idle');
     if (wasPinned) lender.recover(server, true);
@@ -967,7 +943,7 @@ export class Session
   }
 
   onParameter(name: string, value: string): void {
-    this.#lease.onParameter(name, value);
+    this.lease.onParameter(name, value);
   }
 
   onTag(tag: string): void {
@@ -977,7 +953,7 @@ export class Session
     this.#requests.forgetNames();
     if (tag === 'DEALLOCATE ALL') return;
     this.#subscriber?.unlisten(null);
-    this.#lease.discardAll();
+    this.lease.discardAll();
   }
 
   /** The server is gone, and with it whatever it was doing or keeping for this client. */
@@ -985,7 +961,7 @@ export class Session
     const { server } = this;
     this.#guard('lost', () => {
       this.#work.lose();
-      this.#lease.end();
+      this.lease.end();
       this.#lender = null;
       this.#turn?.end(this.#house.clock.now());
       this.#line = null;
@@ -1030,18 +1006,6 @@ export class Session
     );
   }
 
-  get isFresh(): boolean {
-    return this.#lease.isFresh;
-  }
-
-  mayRun(verdict: Verdict): boolean {
-    return this.#lease.mayRun(verdict);
-  }
-
-  get planSettings(): string {
-    return this.settings.planKey;
-  }
-
   // --- Effects and pins -----------------------------------------------------------------------------------------
 
   onRunning(verdict: Verdict): void {
@@ -1073,34 +1037,21 @@ export class Session
     this.#isBlocked = false;
   }
 
-  hold(): void {
-    this.#isHolding = true;
-  }
-
   skipBatch(): void {
     this.#isSkipping = true;
   }
 
-  keepReady(status: number): void {
-    this.#keptStatus = status;
-  }
-
   #endHold(): void {
-    this.#isHolding = false;
-    if (this.#keptStatus === 0) return;
-    this.#lease.adopt();
-    this.#lease.checkEncoding();
-    this.deliver(encode.readyForQuery(this.#keptStatus));
-    this.#keptStatus = 0;
-  }
-
-  get isPinned(): boolean {
-    return this.#lease.isPinned;
+    const status = this.#requests.endHold();
+    if (status === 0) return;
+    this.lease.adopt();
+    this.lease.checkEncoding();
+    this.deliver(encode.readyForQuery(status));
   }
 
   onRan(verdict: Verdict, isOk: boolean): void {
     if (isOk && verdict.listening !== null) this.#subscriber?.ran(verdict.listening.all);
-    this.#lease.ran(verdict, isOk);
+    this.lease.ran(verdict, isOk);
   }
 
   // --- Cancel, time, end ----------------------------------------------------------------------------------------
@@ -1202,8 +1153,8 @@ export class Session
     const { server } = this;
     const isMidMessage = this.#reader.isInside && !this.#isSkipping;
     // What has not been answered may yet have an effect.
-    const isDiscardWanted = this.#lease.isTouched || (server?.outstanding.size ?? 0) > 0;
-    const isSpent = isMidMessage || this.state === 'syncing' || this.#lease.isSpent;
+    const isDiscardWanted = this.lease.isTouched || (server?.outstanding.size ?? 0) > 0;
+    const isSpent = isMidMessage || this.state === 'syncing' || this.lease.isSpent;
     if (this.state === 'waiting') this.pool.leave(this);
     this.#leaveTarpit?.();
     this.#endFill();
@@ -1212,7 +1163,7 @@ export class Session
     this.#line?.abandon(this);
     this.#line = null;
     this.become('closed');
-    this.#lease.end();
+    this.lease.end();
     this.#held = null;
     this.#requests.close();
     this.#subscriber?.close();

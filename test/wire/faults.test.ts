@@ -216,7 +216,7 @@ t.test('a client that does not read holds up nobody once its answer is complete'
   for (let i = 1; session.socket.writableLength <= 256 * 1024 && i < 2000; i++) {
     const size = session.socket.writableLength < 150_000 ? 30_000 : 2_000;
     a.write(send.query(`SELECT repeat('x', ${size})`));
-    await until(() => session.counts.leases >= i && session.state === 'idle', 'the answer');
+    await until(() => session.pool.counts.leases >= i && session.state === 'idle', 'the answer');
   }
   t.ok(session.socket.writableLength > 256 * 1024);
   t.same(await b.rows('SELECT 1'), [['1']]);
