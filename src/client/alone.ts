@@ -3,6 +3,7 @@
  * without a server. Owned by client/request, asked by client/session.
  *
  *     Parse of a known text, Close                 a name is given, or given up
+ *     Sync, Flush, what is left of a COPY          nothing is under way that they could end
  *     Query, or Parse Bind … Execute Sync, of      the client's transaction begins or ends (client/block)
  *     BEGIN, COMMIT or ROLLBACK
  *
@@ -13,11 +14,12 @@ import type { Frame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage, stringEnd } from '../protocol/messages.ts';
 import type { Statement } from '../server/statements.ts';
 import { isHarmless, type Judge, type Verdict } from '../sql/verdict.ts';
+import { type Block, isBegin, moveOf, statusOf } from './block.ts';
 import type { Asker } from './group.ts';
 import { NAMES_MAX, type Names } from './names.ts';
 import { controlGroup, isBare, nameIn, type Read, restOfGroup } from './read.ts';
 import type { RequestHost } from './request.ts';
-import type { UnnamedStatement } from './unnamed.ts';
+import { harmlessPortal, type Unnamed } from './unnamed.ts';
 
 const HEADER = 5;
 /** 'S' in Describe and Close: a prepared statement is meant, not a portal. */
@@ -27,14 +29,20 @@ export class Alone implements Asker {
   readonly #host: RequestHost;
   readonly #judge: Judge;
   readonly #names: Names;
-  readonly #unnamed: UnnamedStatement;
+  readonly #unnamed: Unnamed;
+  /** The transaction that is open for the client only. */
+  #block: Block = 'none';
+  /** What is known of the first statement behind its BEGIN. */
+  first: Verdict | null = null;
 
-  constructor(host: RequestHost, judge: Judge, names: Names, unnamed: UnnamedStatement) {
+  constructor(host: RequestHost, judge: Judge, names: Names, unnamed: Unnamed) {
     this.#host = host;
     this.#judge = judge;
     this.#names = names;
     this.#unnamed = unnamed;
   }
+
+  // --- What is known of a request -------------------------------------------------------------------------------
 
   /** What is known of the request that begins with `message`; null: nothing. */
   verdictOf({ source, start, end, type, isEnd }: Frame): Verdict | null {
@@ -146,6 +154,7 @@ export class Alone implements Asker {
   findRead(message: Frame, reader: FrameReader): Read | null {
     const { source, start, end, type } = message;
     if (!message.isEnd) return null;
+    if (type !== ClientMessage.Query && type !== ClientMessage.Parse && type !== ClientMessage.Bind) return null;
     if (type === ClientMessage.Query) {
       if (reader.pending > 0) return null;
       const { read } = this.#judge.judge(source, start + HEADER, end - 1);
@@ -167,11 +176,95 @@ export class Alone implements Asker {
     return key === 0 ? null : { cost: this.#host.pool.reads.of(key), rest, statement };
   }
 
+  // --- The transaction that no server knows of ------------------------------------------------------------------
+
+  get block(): Block {
+    return this.#block;
+  }
+
+  get isInBlock(): boolean {
+    return this.#block !== 'none';
+  }
+
+  /** What the client is told that its transaction status is. */
+  get status(): number {
+    return statusOf(this.#block);
+  }
+
+  /**
+   * Begins or ends it, as the request that begins with `message`, of which `verdict` is known, wants. 'refused': it has failed, and
+   * nothing else is taken. 'no': that is for a server.
+   */
+  answerBlock(message: Frame, verdict: Verdict | null, reader: FrameReader): 'no' | 'refused' | 'done' {
+    const move = moveOf(this.#block, verdict?.control ?? null, message.type);
+    if (move === null) return 'no';
+    if (move === 'refused') return 'refused';
+    const answered = this.answerControl(message, reader, move.tag, {
+      before: this.status,
+      after: statusOf(move.block),
+    });
+    if (answered === 'no') return 'no';
+    if (answered === 'done') this.#block = move.block;
+    return 'done';
+  }
+
+  /** A request with this verdict ends it, in more messages than `answerBlock` takes. */
+  isEnding(verdict: Verdict | null): boolean {
+    const kind = this.isInBlock ? verdict?.control?.kind : null;
+    return kind === 'commit' || kind === 'rollback';
+  }
+
+  /** A request with this verdict needs a server. */
+  noteFirst(verdict: Verdict | null): void {
+    this.first = this.isInBlock ? verdict : null;
+  }
+
+  /** `message` is refused. Who has sent BEGIN believes to be in a transaction, and must not go on without it. */
+  fail(message: Frame, reader: FrameReader): void {
+    const hasBegun = isBegin(this.verdictOf(message)) && !this.isNaming(message, reader);
+    if (this.isInBlock || hasBegun) this.#block = 'failed';
+  }
+
+  /** A server knows of it from here on: gives what it was. */
+  leaveBlock(): Block {
+    const block = this.#block;
+    this.#block = 'none';
+    return block;
+  }
+
+  // --- Answers --------------------------------------------------------------------------------------------------
+
+  /** Answers a message that need not be a server's. 'bad': there is no such message. */
+  answer(message: Frame): 'no' | 'done' | 'bad' {
+    switch (message.type) {
+      case ClientMessage.Sync:
+        if (message.size !== encode.sync.length) return 'no'; // A body is wrong here: the server will say so.
+        this.#host.deliver(encode.readyForQuery(this.status));
+        return 'done';
+      case ClientMessage.Flush:
+      case ClientMessage.CopyData:
+      case ClientMessage.CopyDone:
+      case ClientMessage.CopyFail:
+        return 'done'; // Nothing to flush; what is left of a COPY that failed is ignored ("COPY Operations").
+      case ClientMessage.Parse:
+      case ClientMessage.Close:
+        return this.#answerName(message) ? 'done' : 'no';
+      case ClientMessage.Query:
+      case ClientMessage.Bind:
+      case ClientMessage.Describe:
+      case ClientMessage.Execute:
+      case ClientMessage.FunctionCall:
+        return 'no';
+      default:
+        return 'bad';
+    }
+  }
+
   /**
    * Names a statement that some server has taken before, or gives a name up. A driver that prepares or closes statements
    * between transactions then waits for nobody. False: a server must be asked.
    */
-  answerName(frame: Frame): boolean {
+  #answerName(frame: Frame): boolean {
     const { source, start, end } = frame;
     if (!frame.isStart || !frame.isEnd) return false;
     const isParse = frame.type === ClientMessage.Parse;
@@ -210,8 +303,7 @@ export class Alone implements Asker {
       this.#unnamed.forget();
       host.deliver(encode.commandComplete(tag));
       host.deliver(encode.readyForQuery(after));
-      host.pool.counts.queries++;
-      return 'done';
+      return this.#end();
     }
     const group = controlGroup(message, reader.chunk, reader.position);
     if (group === null) return 'no';
@@ -222,21 +314,27 @@ export class Alone implements Asker {
       reader.next(message);
       this.#answerMessage(message, tag, status);
     }
-    if (!group.isExecuted) return 'named';
-    host.pool.counts.queries++;
+    return group.isExecuted ? this.#end() : 'named';
+  }
+
+  /** A statement was answered. */
+  #end(): 'done' {
+    this.#unnamed.portal = harmlessPortal;
+    this.#host.pool.counts.queries++;
     return 'done';
   }
 
-  /** Others answer the read that begins with `message`, and goes on with `rest` messages in `reader`: what it names is remembered. */
+  /** Others answer the group that begins with `message`, and goes on with `rest` messages in `reader`: what it names is remembered. */
   passOver(message: Frame, reader: FrameReader, rest: number): void {
     const host = this.#host;
     if (message.type === ClientMessage.Query) this.#unnamed.forget();
     for (let left = rest; ; left--) {
       if (message.type === ClientMessage.Parse) this.#remember(message);
       else if (message.type === ClientMessage.Bind) host.pool.counts.binds++;
-      if (left === 0) return;
+      if (left === 0) break;
       reader.next(message);
     }
+    this.#end();
   }
 
   #remember({ source, start, end }: Frame): void {

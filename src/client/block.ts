@@ -1,7 +1,7 @@
 /**
  * A transaction that no server knows of: BEGIN is answered at once, and sent ahead of the first statement that needs a
- * server. Decides, as pure functions, what becomes of requests until then. Called by client/session while it holds no
- * server.
+ * server. Decides, as pure functions, what becomes of requests until then. Called by client/alone, which keeps it, while
+ * its session holds no server.
  *
  *     none ──BEGIN──▶ begun ──COMMIT, ROLLBACK──▶ none        answered here
  *                       │ ├──anything else──▶ a server: BEGIN, then that
@@ -16,6 +16,7 @@ import { ClientMessage, Status } from '../protocol/messages.ts';
 import { error, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { Settings } from '../server/settings.ts';
 import type { Control } from '../sql/control.ts';
+import type { Verdict } from '../sql/verdict.ts';
 
 export type Block =
   | 'none'
@@ -31,6 +32,11 @@ export type Move = { tag: string; block: Block } | 'refused';
 export function statusOf(block: Block): number {
   if (block === 'none') return Status.Idle;
   return block === 'failed' ? Status.Failed : Status.Transaction;
+}
+
+/** It begins a transaction, alone or with more behind it. */
+export function isBegin(verdict: Verdict | null): boolean {
+  return verdict?.control?.kind === 'begin' || verdict?.control?.kind === 'beginning';
 }
 
 /** It has begun at READ COMMITTED, and no server knows: each statement in it would see what has been committed by then. */

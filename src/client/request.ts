@@ -24,6 +24,7 @@ import { pinning, probing } from '../sql/effects.ts';
 import { harmless, isHarmless, type Judge, opaque, type Verdict } from '../sql/verdict.ts';
 import { assert } from '../util/errors.ts';
 import { Alone } from './alone.ts';
+import { FAIL } from './block.ts';
 import { FUNCTION_OID_END } from './connection.ts';
 import type { Lease } from './lease.ts';
 import { NAMES_MAX, Names } from './names.ts';
@@ -40,7 +41,7 @@ import {
 import { header, planChanged, withName } from './rewrite.ts';
 import type { Prepared } from './settle.ts';
 import { strangeName, type Translation, translate } from './translate.ts';
-import { UnnamedStatement } from './unnamed.ts';
+import { harmlessPortal, type Portal, Unnamed } from './unnamed.ts';
 
 /** What requests need of the session that they belong to. */
 export interface RequestHost extends Owner {
@@ -72,12 +73,6 @@ export type Handled = 'done' | 'again' | 'refused' | { bad: string };
  */
 type CopyState = 'none' | 'asked' | 'fed' | 'loose' | 'ended';
 
-/** What a portal would run. */
-interface Portal {
-  verdict: Verdict;
-  translation: Translation | null;
-}
-
 const HEADER = 5;
 /** 'S' in Describe and Close: a prepared statement is meant, not a portal. */
 const STATEMENT = 0x53;
@@ -92,11 +87,10 @@ export class Requests {
   readonly #host: RequestHost;
   readonly #judge: Judge;
   readonly #names: Names;
-  readonly #unnamed = new UnnamedStatement();
+  readonly #unnamed = new Unnamed();
   /** What needs no server. */
   readonly alone: Alone;
-  /** What its unnamed portal would run, and its named portals if that is not harmless. */
-  #portal: Portal = harmlessPortal;
+  /** What its named portals would run, if that is not harmless. */
   #portals: Map<string, Portal> | null = null;
   /** The verdict of the statement that was sent last. */
   #last: Verdict = harmless;
@@ -209,20 +203,6 @@ export class Requests {
     this.#sqlNames = null;
   }
 
-  /** As Alone.answerControl; it also makes the unnamed portal that of the transaction's begin or end. */
-  answerControl(...request: Parameters<Alone['answerControl']>): ReturnType<Alone['answerControl']> {
-    const answered = this.alone.answerControl(...request);
-    if (answered === 'done') this.#portal = harmlessPortal;
-    return answered;
-  }
-
-  /** The group that begins with `message`, and goes on with `rest` messages in `reader`, is answered without a server. */
-  answerGroup(message: Frame, reader: FrameReader, rest: number): void {
-    this.alone.passOver(message, reader, rest);
-    this.#portal = harmlessPortal;
-    this.#host.pool.counts.queries++;
-  }
-
   /** May statements of SQL-level PREPARE become statements of the protocol level? */
   mayNameAll(statements: readonly Prepared[]): boolean {
     const isNew = statements.every(({ name }) => this.#names.get(name) === undefined && !isOurs(name));
@@ -236,13 +216,18 @@ export class Requests {
     }
   }
 
-  /** Begins a transaction on a server that owes this client nothing. `hasPortal`: its BEGIN has left its portal behind. */
-  begin(sql: string, hasPortal: boolean, server: ServerConnection): void {
+  /** The server, which owes this client nothing, learns of the transaction that the client is in. */
+  open(server: ServerConnection): void {
+    const block = this.alone.leaveBlock();
+    if (block === 'none') return;
+    if (block === 'failed') return server.ask(FAIL, this.#host, null);
+    // In the transaction it would be too late: sequences would be those of whoever had the server before.
+    if (this.alone.first?.effects?.pins.includes('sequence')) server.ask('DISCARD SEQUENCES', this.#host, null);
     this.#names.settle();
     this.#hasRun = true;
-    server.begin(sql, hasPortal, this.#host);
+    server.begin(block.sql, block.hasPortal, this.#host);
     const { control } = this.#unnamed.verdict;
-    if (control?.kind === 'begin' && control.sql === sql) server.unnamedId = this.#unnamed.id;
+    if (control?.kind === 'begin' && control.sql === block.sql) server.unnamedId = this.#unnamed.id;
   }
 
   /** Sends a read that `findRead` has found: `message` and the `rest` messages in `reader`. */
@@ -526,7 +511,7 @@ export class Requests {
     // A simple Query drops the unnamed statement and the unnamed portal ("Simple Query").
     const undo = this.#unnamed.drop(server);
     if (undo !== null) this.#names.change('');
-    this.#portal = harmlessPortal;
+    this.#unnamed.portal = harmlessPortal;
     this.#names.endBatch();
     const running = both(this.#running(verdict, translation, server), undo);
     const note = endsBatch && this.#isHoldWanted ? both(running, this.#keeping()) : running;
@@ -759,7 +744,7 @@ export class Requests {
 
   #setPortal(name: string, verdict: Verdict, translation: Translation | null): void {
     const portal = { verdict, translation };
-    if (name === '') this.#portal = portal;
+    if (name === '') this.#unnamed.portal = portal;
     else if (isHarmless(verdict) && !verdict.isCommit) this.#portals?.delete(name);
     else {
       this.#portals ??= new Map();
@@ -864,7 +849,7 @@ export class Requests {
   #onExecute(frame: Frame, server: ServerConnection): Handled {
     const { source, start, end } = frame;
     this.#host.pool.counts.queries++;
-    let portal = this.#portal;
+    let { portal } = this.#unnamed;
     if (source[start + HEADER] !== 0) {
       const nameEnd = stringEnd(source, start + HEADER, end);
       portal = this.#portals?.get(source.toString('latin1', start + HEADER, nameEnd)) ?? harmlessPortal;
@@ -883,7 +868,6 @@ export class Requests {
   }
 }
 
-const harmlessPortal: Portal = { verdict: harmless, translation: null };
 /** Messages of the extended protocol that do what a text does. */
 const likePrepare: Verdict = { ...harmless, effects: { ...probing, isPreparing: true } };
 const likeExecute: Verdict = {

@@ -26,12 +26,11 @@ import type { ServerConnection } from '../server/connection.ts';
 import type { Line, Rider } from '../server/line.ts';
 import type { ServerPool, Waiter } from '../server/pool.ts';
 import type { Settings } from '../server/settings.ts';
-import type { Listening } from '../sql/channel.ts';
 import type { PinReason } from '../sql/effects.ts';
 import type { Verdict } from '../sql/verdict.ts';
 import type { Chain } from '../util/chain.ts';
 import { messageOf } from '../util/errors.ts';
-import { type Block, blockFailed, FAIL, moveOf, statusOf } from './block.ts';
+import { blockFailed } from './block.ts';
 import { type CachedClient, CachedReads, type Rest } from './cached.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
 import { ClientConnection, INPUT_MAX, type SocketOwner } from './connection.ts';
@@ -42,7 +41,7 @@ import type { Read } from './read.ts';
 import { type RequestHost, Requests } from './request.ts';
 import { signalAnswer, signalDenied, signalFound } from './signal.ts';
 import { hearsAs, Subscriber, type SubscriberClient } from './subscriber.ts';
-import { type Inputs, isBegin, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
+import { type Inputs, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
 import { Work, type WorkClient } from './work.ts';
 
 export type SessionState =
@@ -142,10 +141,6 @@ export class Session
   #lastWord: Refusal | null = null;
   /** A batch was refused: everything up to Sync is skipped. */
   #isSkipping = false;
-  /** A transaction that is open for the client only: no server knows of it (client/block). */
-  #block: Block = 'none';
-  /** What is known of the first statement behind BEGIN. */
-  #first: Verdict | null = null;
   /** Its way through the gate; null while admission is off. */
   #turn: Turn | null = null;
   readonly #wantedClass: string;
@@ -275,7 +270,7 @@ export class Session
 
   /** A transaction is open, on its server or for the client only. */
   get isInTransaction(): boolean {
-    return this.server === null ? this.#block !== 'none' : !this.server.outstanding.isFree;
+    return this.server === null ? this.#requests.alone.isInBlock : !this.server.outstanding.isFree;
   }
 
   // --- From the client ------------------------------------------------------------------------------------------
@@ -345,7 +340,10 @@ export class Session
       return;
     }
     const wasFree = server.outstanding.isFree;
-    if (wasFree && message.isStart && this.lease.isPinned && this.#answerSignal(message)) return;
+    if (wasFree && message.isStart && this.lease.isPinned) {
+      const verdict = this.#requests.alone.verdictOf(message);
+      if (this.#answerSignal(message, verdict)) return;
+    }
     if (message.isStart && this.#cached?.isFilling) this.#cached.noteSent();
     const handled = this.#requests.handle(message, server);
     if (!this.#work.isOn && server.outstanding.size > 0) {
@@ -372,47 +370,31 @@ export class Session
   /** A message while no server is held: most need one. */
   #handleIdle(message: Frame): void {
     if (!message.isStart) return; // The rest of a message that was skipped.
-    const isTransactional = this.pool.config.mode === 'transaction' || this.#block !== 'none';
+    if (message.type === ClientMessage.Terminate) return this.#leave();
+    const { alone } = this.#requests;
+    const isTransactional = this.pool.config.mode === 'transaction' || alone.isInBlock;
     // Before anybody looks at the text: what the cache has was looked at when it was asked first.
     // Who has been admitted has asked it before: to wait for others now would keep a permit from them.
     const mayAsk =
       this.pool.config.mode !== 'session' && !this.#house.admission.isPassthrough && this.#turn?.isAdmitted !== true;
     if (this.#cached !== null && mayAsk && this.#answerCached(message, this.#cached)) return;
-    if (isTransactional && this.#answerBlock(message)) return;
-    if (this.#answerSignal(message)) return;
+    const verdict = alone.verdictOf(message);
+    if (isTransactional && (this.#answerBlock(message, verdict) || this.#answerListening(message, verdict))) return;
+    if (this.#answerSignal(message, verdict)) return;
     // What is kept must be as new as its table's version says.
-    const mayLag = this.#block === 'none' && this.#cached?.isFilling !== true;
-    if (this.pool.replicas !== null && mayLag && this.#readElsewhere(message)) return;
+    const mayLag = !alone.isInBlock && this.#cached?.isFilling !== true;
+    if (this.pool.replicas !== null && mayLag && this.#readElsewhere(message, verdict)) return;
     this.classify(message);
-    this.#first = this.#block === 'none' ? null : this.#requests.alone.verdictOf(message);
-    if (this.#block !== 'none') this.#read = null;
+    alone.noteFirst(verdict);
+    if (alone.isInBlock) this.#read = null;
     else if (this.pool.config.share === 'auto' && !this.#house.admission.isPassthrough && this.#ride(message)) return;
-    switch (message.type) {
-      case ClientMessage.Terminate:
-        return this.#leave();
-      case ClientMessage.Sync:
-        if (message.size === encode.sync.length) return void this.deliver(encode.readyForQuery(statusOf(this.#block)));
-        break; // A body is wrong here: the server will say so.
-      case ClientMessage.Flush:
-      case ClientMessage.CopyData:
-      case ClientMessage.CopyDone:
-      case ClientMessage.CopyFail:
-        return; // Nothing to flush; what is left of a COPY that failed is ignored ("COPY Operations").
-      case ClientMessage.Parse:
-      case ClientMessage.Close:
-        if (this.#requests.alone.answerName(message)) return;
-        break;
-      case ClientMessage.Query:
-      case ClientMessage.Bind:
-      case ClientMessage.Describe:
-      case ClientMessage.Execute:
-      case ClientMessage.FunctionCall:
-        break;
-      default:
-        return this.#end(fatal(SqlState.ProtocolViolation, `invalid frontend message type ${message.type}`));
-    }
+    const answered = alone.answer(message);
+    if (answered === 'done') return;
+    if (answered === 'bad')
+      return this.#end(fatal(SqlState.ProtocolViolation, `invalid frontend message type ${message.type}`));
     if (this.#house.admission.isOn && this.#turn?.isAdmitted === false) {
-      if (this.#isEnding(message)) this.#turn.admitOutright(this.#house.clock.now());
+      // To end what no server knows of is never refused.
+      if (alone.isEnding(verdict)) this.#turn.admitOutright(this.#house.clock.now());
       else if (!this.#askForTurn(message)) return;
     }
     this.heldBytes = Math.min(message.size, INPUT_MAX);
@@ -421,12 +403,6 @@ export class Session
     this.#held = { ...message };
     if (leased === null) this.become('waiting');
     else if ('sqlstate' in leased) this.#refuseLate(leased);
-  }
-
-  /** It ends a transaction that no server knows of, in more messages than `#answerBlock` takes: never to be refused. */
-  #isEnding(message: Frame): boolean {
-    const kind = this.#block === 'none' ? null : this.#requests.alone.verdictOf(message)?.control?.kind;
-    return kind === 'commit' || kind === 'rollback';
   }
 
   /** False: it must wait, or is refused. */
@@ -496,28 +472,21 @@ export class Session
   }
 
   /** Begins or ends a transaction without a server, or refuses what comes in one that has failed without one. */
-  #answerBlock(message: Frame): boolean {
+  #answerBlock(message: Frame, verdict: Verdict | null): boolean {
     if (this.settings.isOpaque) return false;
-    const verdict = this.#requests.alone.verdictOf(message);
-    const move = moveOf(this.#block, verdict?.control ?? null, message.type);
-    if (move === null)
-      return verdict?.listening?.isAlone === true && this.#answerListening(message, verdict.listening.all[0]!);
-    if (move === 'refused') {
-      this.#refuseMessage(message, blockFailed());
-      return true;
-    }
-    const statuses = { before: statusOf(this.#block), after: statusOf(move.block) };
-    const answered = this.#requests.answerControl(message, this.#reader, move.tag, statuses);
+    const answered = this.#requests.alone.answerBlock(message, verdict, this.#reader);
     if (answered === 'no') return false;
-    if (answered === 'done') this.#block = move.block;
-    this.changedAt = this.#house.clock.now();
-    this.#work.begin(this.changedAt);
+    if (answered === 'refused') this.#refuseMessage(message, blockFailed());
+    else {
+      this.changedAt = this.#house.clock.now();
+      this.#work.begin(this.changedAt);
+    }
     return true;
   }
 
   /** pg_cancel_backend or pg_terminate_backend of one of our clients. */
-  #answerSignal(message: Frame): boolean {
-    if (this.#requests.alone.verdictOf(message)?.effects?.isSignal !== true) return false;
+  #answerSignal(message: Frame, verdict: Verdict | null): boolean {
+    if (verdict?.effects?.isSignal !== true) return false;
     const signal = findGroup(message, this.#reader, this.#requests.alone) ? signalFound() : null;
     const target = signal === null ? null : this.#house.holderOf(signal.pid);
     if (signal === null || target === null) return false;
@@ -533,15 +502,17 @@ export class Session
 
   /** The request that begins with `message` fails by our own judgement, with a server or without. */
   #fail(message: Frame, refusal: Refusal): void {
-    if (this.#block !== 'none') this.#block = 'failed';
+    const { alone } = this.#requests;
+    alone.fail(message, this.#reader);
     this.deliver(encode.errorResponse(refusal));
-    if (message.type === ClientMessage.Query) this.deliver(encode.readyForQuery(statusOf(this.#block)));
-    else this.#isSkipping = true;
+    const isExtended = message.type !== ClientMessage.Query && message.type !== ClientMessage.FunctionCall;
+    if (isExtended) this.#isSkipping = true;
+    else this.deliver(encode.readyForQuery(alone.status));
   }
 
   /** The cache has the answer, or will have it. */
   #answerCached(message: Frame, cached: CachedReads): boolean {
-    const asked = cached.ask(message, this.#block, this.#house.clock.now());
+    const asked = cached.ask(message, this.#requests.alone.block, this.#house.clock.now());
     switch (asked.kind) {
       case 'go':
         return false;
@@ -562,8 +533,9 @@ export class Session
 
   /** One statement, which `message` begins, is answered as a whole. */
   #answerGroup(message: Frame, answer: Answer, group: StatementGroup): void {
-    this.#requests.answerGroup(message, this.#reader, group.rest);
-    for (const piece of piecesOf(answer, group, statusOf(this.#block))) this.deliver(piece);
+    const { alone } = this.#requests;
+    alone.passOver(message, this.#reader, group.rest);
+    for (const piece of piecesOf(answer, group, alone.status)) this.deliver(piece);
   }
 
   askAgain(request: Buffer, fill: Fill | null, done: (answer: Buffer | null) => void): void {
@@ -573,7 +545,7 @@ export class Session
   classify(message: Frame): void {
     if (!this.#house.admission.isOn) return;
     this.#turn ??= new Turn(this, this.#wantedClass, this.#house.admission, this.#requests.alone, this.#reader);
-    this.#turn.classify(message, this.#block !== 'none');
+    this.#turn.classify(message, this.#requests.alone.isInBlock);
   }
 
   /** What was asked for, a copy of which was to be kept, is over. */
@@ -582,11 +554,12 @@ export class Session
   }
 
   /** LISTEN and UNLISTEN need no server of the client's own: one connection listens for all clients of the pool. */
-  #answerListening(message: Frame, listening: Listening): boolean {
+  #answerListening(message: Frame, verdict: Verdict | null): boolean {
     const { alone } = this.#requests;
-    if (this.#block !== 'none' || this.#subscriber?.mustAskServer || !alone.mayAnswer(message, this.#reader))
-      return false;
+    const asked = this.settings.isOpaque || alone.isInBlock ? null : verdict?.listening;
+    if (!asked?.isAlone || this.#subscriber?.mustAskServer || !alone.mayAnswer(message, this.#reader)) return false;
     if (!hearsAs(this.settings, this.pool)) return false;
+    const listening = asked.all[0]!;
     if (listening.kind === 'unlisten') this.#subscriber?.unlisten(listening.channel);
     else if (!alone.isNaming(message, this.#reader)) {
       this.#subscriber ??= new Subscriber(this.pool, this);
@@ -598,9 +571,7 @@ export class Session
       }
     }
     const tag = listening.kind.toUpperCase();
-    return (
-      this.#requests.answerControl(message, this.#reader, tag, { before: Status.Idle, after: Status.Idle }) !== 'no'
-    );
+    return alone.answerControl(message, this.#reader, tag, { before: Status.Idle, after: Status.Idle }) !== 'no';
   }
 
   onNotified(): void {
@@ -624,37 +595,24 @@ export class Session
     const { server } = this;
     const isBetween =
       server === null
-        ? this.state === 'idle' && this.#block === 'none'
+        ? this.state === 'idle' && !this.#requests.alone.isInBlock
         : this.state === 'active' && server.outstanding.isFree && !server.isInside && !this.#reader.isInside;
     if (isBetween) for (const bytes of this.#subscriber!.take()) this.deliver(bytes);
   }
 
   /** The read that `message` begins, if it is one and has arrived whole. */
   #readIn(message: Frame): Read | null {
-    switch (message.type) {
-      case ClientMessage.Query:
-      case ClientMessage.Parse:
-      case ClientMessage.Bind:
-        break;
-      default:
-        return null;
-    }
     // Of a text that cannot be read reliably nobody knows whether it is a read.
     const isReadable = this.pool.config.mode !== 'session' && !this.settings.isOpaque;
     return isReadable ? this.#requests.alone.findRead(message, this.#reader) : null;
   }
 
   /** A read goes to a standby which has all that this client has written, if a server of it is free. */
-  #readElsewhere(message: Frame): boolean {
+  #readElsewhere(message: Frame, verdict: Verdict | null): boolean {
     this.#read = this.#readIn(message);
     const read = this.#read;
     const { replicas } = this.pool;
-    if (
-      read === null ||
-      this.#house.admission.isPassthrough ||
-      this.#requests.alone.verdictOf(message)?.isLocal !== false
-    )
-      return false;
+    if (read === null || this.#house.admission.isPassthrough || verdict?.isLocal !== false) return false;
     const lender = replicas!.choose(this.#wroteAt, this.#house.clock.now());
     if (lender === null) return false;
     const line = read.cost.isSmall && this.pool.config.share === 'auto' ? lender.share(this, read, true) : null;
@@ -737,7 +695,7 @@ export class Session
     if (message.type === ClientMessage.Terminate) return this.#leave();
     if (message.type !== ClientMessage.Sync) return;
     this.#isSkipping = false;
-    this.deliver(encode.readyForQuery(statusOf(this.#block)));
+    this.deliver(encode.readyForQuery(this.#requests.alone.status));
   }
 
   // --- Lease and settings ---------------------------------------------------------------------------------------
@@ -779,14 +737,7 @@ export class Session
     if (old !== null) this.#answerGroup(held, old, this.#cached!.group);
     this.#endFill();
     if (old !== null) return;
-    // Who has sent BEGIN believes to be in a transaction, and must not go on without it.
-    const { alone } = this.#requests;
-    const hasBegun = isBegin(alone.verdictOf(held)) && !alone.isNaming(held, this.#reader);
-    if (this.#block !== 'none' || hasBegun) this.#block = 'failed';
-    this.deliver(encode.errorResponse(refusal));
-    const isExtended = held.type !== ClientMessage.Query && held.type !== ClientMessage.FunctionCall;
-    if (isExtended) this.#isSkipping = true;
-    else this.deliver(encode.readyForQuery(statusOf(this.#block)));
+    this.#fail(held, refusal);
   }
 
   /** True: the server suits this client as it is. */
@@ -805,7 +756,10 @@ export class Session
       this.#giveBack();
       this.#refuse(canceled());
       this.#pump();
-    } else if (this.#block !== 'none') this.#open(server, this.#block);
+    } else if (this.#requests.alone.isInBlock) {
+      this.#requests.open(server);
+      this.#work.start(this.#house.clock.now());
+    }
   }
 
   onUnfit(): void {
@@ -820,18 +774,6 @@ export class Session
 
   onRejected(answer: Buffer): void {
     this.#endWith(answer);
-  }
-
-  /** The server learns of the transaction that the client is in. */
-  #open(server: ServerConnection, block: Exclude<Block, 'none'>): void {
-    this.#block = 'none';
-    if (block === 'failed') server.ask(FAIL, this, null);
-    else {
-      // In the transaction it would be too late: sequences would be those of whoever had the server before.
-      if (this.#first?.effects?.pins.includes('sequence')) server.ask('DISCARD SEQUENCES', this, null);
-      this.#requests.begin(block.sql, block.hasPortal, server);
-    }
-    this.#work.start(this.#house.clock.now());
   }
 
   // --- From the server ------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import type { ServerPool } from '../server/pool.ts';
 import type { Settings } from '../server/settings.ts';
 import type { Verdict } from '../sql/verdict.ts';
 import type { Alone } from './alone.ts';
+import { isBegin } from './block.ts';
 import { fingerprintOf } from './fingerprint.ts';
 
 /** Whose turn it is to be. */
@@ -315,11 +316,6 @@ const whyShed: Record<ShedReason, string> = {
   overload: 'its class is overloaded',
   hold: 'no primary can be reached, and as many requests wait for one as may (hold.requestsMax, hold.bytesMax)',
 };
-
-/** It begins a transaction, alone or with more behind it. */
-export function isBegin(verdict: Verdict | null): boolean {
-  return verdict?.control?.kind === 'begin' || verdict?.control?.kind === 'beginning';
-}
 
 /** What the client's session has for statement_timeout, in ms; 0: none. */
 export function statementTimeoutOf(settings: Settings): number {

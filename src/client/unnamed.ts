@@ -1,6 +1,6 @@
 /**
  * The unnamed prepared statement of one client, kept because a client may bind it long after the server that parsed it
- * was given back. Called by client/request.
+ * was given back; and its unnamed portal. Called by client/request and client/alone.
  *
  * The one idea: each Parse makes a new version, whose number a server remembers (`unnamedId`) to tell whose statement
  * it has; what drops the statement makes an empty one. What is skipped leaves the version before; a Parse that fails
@@ -9,6 +9,7 @@
 import type { Note } from '../protocol/outstanding.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import { harmless, type Verdict } from '../sql/verdict.ts';
+import type { Translation } from './translate.ts';
 
 interface Version {
   /** 0: there is no statement any more. */
@@ -23,10 +24,19 @@ interface Version {
   idBefore: number;
 }
 
+/** What a portal would run. */
+export interface Portal {
+  verdict: Verdict;
+  translation: Translation | null;
+}
+
+export const harmlessPortal: Portal = { verdict: harmless, translation: null };
+
 let lastId = 0;
 
-export class UnnamedStatement {
+export class Unnamed {
   #version: Version | null = null;
+  portal: Portal = harmlessPortal;
 
   /** The version's number; 0: there is none. */
   get id(): number {
