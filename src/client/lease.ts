@@ -56,6 +56,7 @@ const SETTLE_TRIES = 5;
 
 export class Lease {
   server: ServerConnection | null = null;
+  #lender: ServerPool | null = null;
   readonly #client: Lessee;
   readonly #naming: Naming;
   /** What the client's session was set to at its start, to which RESET leads back. */
@@ -107,6 +108,16 @@ export class Lease {
     return this.#ties !== null && (this.#ties.has('load') || this.#ties.has('desync'));
   }
 
+  /** Whose server it is: the client's own pool, or that of a standby. */
+  get lender(): ServerPool {
+    return this.#lender ?? this.#client.pool;
+  }
+
+  /** It is a standby's, which takes reads only. */
+  get isOfStandby(): boolean {
+    return this.#lender !== null;
+  }
+
   /** The client must keep its server, for this reason. */
   pin(reason: PinReason): void {
     this.#tied.pin(reason);
@@ -119,9 +130,10 @@ export class Lease {
 
   // --- The beginning ----------------------------------------------------------------------------------------------
 
-  /** The pool has given `server`. True: it suits the client as it is, and `onFit` has been called. */
-  take(server: ServerConnection): boolean {
+  /** The pool, or `standby`, has given `server`. True: it suits the client as it is, and `onFit` has been called. */
+  take(server: ServerConnection, standby: ServerPool | null): boolean {
     const client = this.#client;
+    this.#lender = standby;
     server.holder = client;
     this.server = server;
     const sql = settingsDiff(server.settings, client.settings, server.login);
@@ -163,6 +175,7 @@ export class Lease {
     server.isDoomed = true;
     if (isReset) {
       this.server = null;
+      this.#lender = null;
       server.holder = null;
       server.close('its settings could not be changed');
       return this.#client.onUnfit();
@@ -347,6 +360,7 @@ export class Lease {
     this.#ties?.release();
     this.#ties = null;
     this.server = null;
+    this.#lender = null;
     return wasPinned;
   }
 }

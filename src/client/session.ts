@@ -118,11 +118,6 @@ export class Session
   #line: Line | null = null;
   /** The read that the present lease is for, or is waited for: its cost is learned. */
   #read: Read | null = null;
-  #deliveredBefore = 0;
-  /** The pool of a standby that has lent it its server; null: its own. */
-  #lender: ServerPool | null = null;
-  /** Monotonic ms when it has last done something that may not have been a read. */
-  #wroteAt = Number.NEGATIVE_INFINITY;
   /** Wall-clock ms of the login; monotonic ms of the last change of state. */
   readonly connectedAt: number;
   changedAt: number;
@@ -316,7 +311,7 @@ export class Session
 
   /** Upkeep was let through without much ado, and a standby takes reads only: what comes behind them must ask for itself. */
   get #isHeldBack(): boolean {
-    if (this.#turn?.isUpkeep !== true && this.#lender === null) return false;
+    if (this.#turn?.isUpkeep !== true && !this.lease.isOfStandby) return false;
     const { outstanding } = this.server!;
     return outstanding.size > 0 && !outstanding.isBatchOpen;
   }
@@ -613,7 +608,7 @@ export class Session
     const read = this.#read;
     const { replicas } = this.pool;
     if (read === null || this.#house.admission.isPassthrough || verdict?.isLocal !== false) return false;
-    const lender = replicas!.choose(this.#wroteAt, this.#house.clock.now());
+    const lender = replicas!.choose(this.#work.wroteAt, this.#house.clock.now());
     if (lender === null) return false;
     const line = read.cost.isSmall && this.pool.config.share === 'auto' ? lender.share(this, read, true) : null;
     if (line !== null) {
@@ -624,8 +619,7 @@ export class Session
     const server = lender.takeIdle(this.settings);
     if (server === null) return false;
     replicas!.count++;
-    this.#lender = lender;
-    if (this.#take(server)) this.#handle(message);
+    if (this.#take(server, lender)) this.#handle(message);
     else this.#held = { ...message };
     return true;
   }
@@ -741,12 +735,11 @@ export class Session
   }
 
   /** True: the server suits this client as it is. */
-  #take(server: ServerConnection): boolean {
+  #take(server: ServerConnection, standby: ServerPool | null = null): boolean {
     this.#work.take(this.#house.clock.now());
     if (this.#subscriber !== null) this.#subscriber.mustAskServer = false;
-    this.#deliveredBefore = this.delivered;
     this.#requests.start();
-    return this.lease.take(server);
+    return this.lease.take(server, standby);
   }
 
   onFit(server: ServerConnection): void {
@@ -763,7 +756,6 @@ export class Session
   }
 
   onUnfit(): void {
-    this.#lender = null;
     this.become('waiting');
     const leased = this.pool.lease(this);
     if (leased === null) return;
@@ -860,24 +852,15 @@ export class Session
 
   #giveBack(): void {
     const server = this.server!;
-    const elapsed = this.#work.giveBack(this.#house.clock.now());
-    this.#read?.cost.add(elapsed, this.delivered - this.#deliveredBefore);
-    if (this.#read === null) this.#wroteAt = this.#house.clock.now(); // As far as anybody knows.
+    this.#work.giveBack(this.#read, this.#house.clock.now());
     this.#read = null;
     this.#endFill();
+    const { lender } = this.lease;
     const wasPinned = this.lease.end();
-    const lender = this.#takeLender();
     this.become('idle');
     if (wasPinned) lender.recover(server, true);
     else lender.giveBack(server);
     this.#turn?.end(this.#house.clock.now());
-  }
-
-  /** The pool that its server goes back to. */
-  #takeLender(): ServerPool {
-    const lender = this.#lender ?? this.pool;
-    this.#lender = null;
-    return lender;
   }
 
   onWritable(): void {
@@ -904,7 +887,6 @@ export class Session
     this.#guard('lost', () => {
       this.#work.lose();
       this.lease.end();
-      this.#lender = null;
       this.#turn?.end(this.#house.clock.now());
       this.#line = null;
       const rest = this.#cached?.lose(this.#house.clock.now()) ?? null;
@@ -1105,11 +1087,11 @@ export class Session
     this.#line?.abandon(this);
     this.#line = null;
     this.become('closed');
+    const { lender } = this.lease;
     this.lease.end();
     this.#held = null;
     this.#requests.close();
     this.#subscriber?.close();
-    const lender = this.#takeLender();
     if (server !== null) {
       if (isSpent) {
         server.holder = null;

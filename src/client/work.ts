@@ -14,6 +14,7 @@ import type { Settings } from '../server/settings.ts';
 import { opaque, type Verdict } from '../sql/verdict.ts';
 import type { SessionHouse } from './house.ts';
 import { overdue } from './overdue.ts';
+import type { Read } from './read.ts';
 import { statementTimeoutOf } from './turn.ts';
 import { Account } from './usage.ts';
 
@@ -22,6 +23,8 @@ export interface WorkClient extends Owner {
   readonly user: string;
   readonly pool: ServerPool;
   readonly settings: Settings;
+  /** Bytes that the client has been given so far. */
+  readonly delivered: number;
   /** A statement of the shape with this number (0: not known) has taken so long that somebody may want to know. */
   onSlow(shape: number, ms: number, verdict: Verdict | null): void;
 }
@@ -46,6 +49,10 @@ export class Work {
   /** What it asks for; null: nothing so far. */
   #account: Account | null = null;
   #leasedAt = 0;
+  /** `delivered` at that moment. */
+  #deliveredBefore = 0;
+  /** Monotonic ms when it has last done something that may not have been a read. */
+  #wroteAt = Number.NEGATIVE_INFINITY;
   /** Monotonic ms since when the server owes something, or 0. */
   #since = 0;
   /** Monotonic ms when the transaction that is open, or was last, began. */
@@ -63,6 +70,11 @@ export class Work {
     return this.#since > 0;
   }
 
+  /** What was committed later than this (monotonic ms) may be the client's own. */
+  get wroteAt(): number {
+    return this.#wroteAt;
+  }
+
   get #own(): Account {
     this.#account ??= new Account(this.#house.usage, this.#client.pool, this.#client.user);
     return this.#account;
@@ -71,6 +83,7 @@ export class Work {
   /** A server is the session's from here on. */
   take(now: number): void {
     this.#leasedAt = now;
+    this.#deliveredBefore = this.#client.delivered;
   }
 
   /** A transaction begins. */
@@ -114,11 +127,13 @@ export class Work {
     this.#client.onSlow(isKnown ? shape : 0, ms, isKnown ? verdict : null);
   }
 
-  /** The server goes back to its pool. Gives for how long the session has had it, in ms. */
-  giveBack(now: number): number {
+  /** The server goes back to its pool. `read`: what it was leased for, of which the cost is learned; null: anything. */
+  giveBack(read: Read | null, now: number): void {
+    const { pool, delivered } = this.#client;
     const ms = now - this.#leasedAt;
-    this.#client.pool.counts.transactionMs += ms;
-    return ms;
+    pool.counts.transactionMs += ms;
+    read?.cost.add(ms, delivered - this.#deliveredBefore);
+    if (read === null) this.#wroteAt = now; // As far as anybody knows.
   }
 
   /** The server is lost: nobody pays for what it was at. */
