@@ -21,7 +21,7 @@ import type { Shed } from '../guard/queue.ts';
 import * as encode from '../protocol/encode.ts';
 import { emptyFrame, type Frame, type FrameReader } from '../protocol/frame.ts';
 import { ClientMessage, Status } from '../protocol/messages.ts';
-import { error, fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
+import { fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import type { Line, Rider } from '../server/line.ts';
 import type { ServerPool, Waiter } from '../server/pool.ts';
@@ -36,6 +36,7 @@ import type { Cancelable, CancelKey } from './cancel.ts';
 import { ClientConnection, INPUT_MAX, type SocketOwner } from './connection.ts';
 import { type Answer, findGroup, groupFound, piecesOf, type StatementGroup } from './group.ts';
 import type { SessionHouse } from './house.ts';
+import { canceled, desynced, noTransactions, serverLost, tooManyNotifications, unknownMessage } from './lastwords.ts';
 import { Lease, type Lessee } from './lease.ts';
 import type { Read } from './read.ts';
 import { type RequestHost, Requests } from './request.ts';
@@ -385,8 +386,7 @@ export class Session
     else if (this.pool.config.share === 'auto' && !this.#house.admission.isPassthrough && this.#ride(message)) return;
     const answered = alone.answer(message);
     if (answered === 'done') return;
-    if (answered === 'bad')
-      return this.#end(fatal(SqlState.ProtocolViolation, `invalid frontend message type ${message.type}`));
+    if (answered === 'bad') return this.#end(unknownMessage(message.type));
     if (this.#house.admission.isOn && this.#turn?.isAdmitted === false) {
       // To end what no server knows of is never refused.
       if (alone.isEnding(verdict)) this.#turn.admitOutright(this.#house.clock.now());
@@ -578,11 +578,7 @@ export class Session
   }
 
   onTooMuch(): void {
-    this.#end(
-      fatal(SqlState.ConfigurationLimit, 'too many notifications were kept for this client', {
-        hint: 'read them, and end transactions, sooner',
-      }),
-    );
+    this.#end(tooManyNotifications());
   }
 
   /** Between transactions, and never within a reply. */
@@ -804,9 +800,7 @@ export class Session
   #onDesync(server: ServerConnection): void {
     server.isDoomed = true;
     this.lease.pin('desync');
-    this.#end(
-      fatal(SqlState.InternalError, 'the server sent a reply that does not fit any request', { hint: 'connect again' }),
-    );
+    this.#end(desynced());
   }
 
   /** The server owes nothing at the moment. */
@@ -832,7 +826,7 @@ export class Session
     if (outstanding.status !== Status.Idle) {
       if (lease.hasResets && outstanding.status === Status.Transaction) return lease.settle();
       this.#endHold();
-      if (this.pool.config.mode === 'statement') this.#refuseTransaction();
+      if (this.pool.config.mode === 'statement') this.#end(noTransactions());
       return;
     }
     if (!server.isFree || lease.isPending) return;
@@ -840,14 +834,6 @@ export class Session
     this.#endHold();
     if (lease.isPinned) this.#turn?.keep(now);
     else this.#giveBack();
-  }
-
-  #refuseTransaction(): void {
-    this.#end(
-      fatal(SqlState.FeatureNotSupported, 'transaction blocks are not allowed in statement pooling mode', {
-        hint: 'use pool.mode transaction',
-      }),
-    );
   }
 
   #giveBack(): void {
@@ -892,22 +878,8 @@ export class Session
       const rest = this.#cached?.lose(this.#house.clock.now()) ?? null;
       if (this.state === 'closed' || (rest !== null && this.#answerLost(rest))) return;
       if (isTold) return this.#leave();
-      const isUnknown = server !== null && server.outstanding.size > 0 && this.#requests.isCommitting;
-      this.#end(
-        isUnknown
-          ? fatal(
-              SqlState.TransactionResolutionUnknown,
-              'the server was lost during COMMIT: whether it took effect is not known',
-              {
-                detail: reason,
-                hint: 'check before doing it again',
-              },
-            )
-          : fatal(SqlState.AdminShutdown, 'terminating connection: the server was lost', {
-              detail: reason,
-              hint: 'connect again',
-            }),
-      );
+      const isCommitting = server !== null && server.outstanding.size > 0 && this.#requests.isCommitting;
+      this.#end(serverLost(reason, isCommitting));
     });
   }
 
@@ -1126,8 +1098,4 @@ export class Session
       }
     }
   }
-}
-
-function canceled(): Refusal {
-  return error(SqlState.QueryCanceled, 'canceling statement due to user request');
 }
