@@ -13,35 +13,28 @@
  */
 import * as encode from '../protocol/encode.ts';
 import type { Frame, FrameReader } from '../protocol/frame.ts';
-import { ClientMessage, ServerMessage, Status, stringEnd } from '../protocol/messages.ts';
+import { ClientMessage, Status, stringEnd } from '../protocol/messages.ts';
 import { both, type Note, type RequestKind } from '../protocol/outstanding.ts';
 import { error, SqlState } from '../protocol/sqlstate.ts';
 import type { Owner, ServerConnection } from '../server/connection.ts';
 import type { ServerPool } from '../server/pool.ts';
 import type { Settings } from '../server/settings.ts';
 import { isOurs, type Statement } from '../server/statements.ts';
-import { pinning, probing } from '../sql/effects.ts';
 import { harmless, isHarmless, type Judge, opaque, type Verdict } from '../sql/verdict.ts';
 import { assert } from '../util/errors.ts';
+import { likeCall, likeDeallocate, likeExecute, likePrepare } from './alike.ts';
 import { Alone } from './alone.ts';
 import { FAIL } from './block.ts';
 import { FUNCTION_OID_END } from './connection.ts';
+import { type CopyState, copyMove } from './copy.ts';
 import type { Lease } from './lease.ts';
+import { bring, freeAll, freeMentioned } from './mentions.ts';
 import { NAMES_MAX, Names } from './names.ts';
-import {
-  closeOn,
-  inject,
-  learnDescription,
-  makeRoom,
-  planNote,
-  prepare,
-  prepareDummy,
-  remembering,
-} from './prepare.ts';
+import { closeOn, inject, learnDescription, makeRoom, planNote, prepare, remembering } from './prepare.ts';
 import { header, planChanged, withName } from './rewrite.ts';
 import type { Prepared } from './settle.ts';
 import { strangeName, type Translation, translate } from './translate.ts';
-import { harmlessPortal, type Portal, Unnamed } from './unnamed.ts';
+import { harmlessPortal, type Portal, UNKNOWN, Unnamed } from './unnamed.ts';
 
 /** What requests need of the session that they belong to. */
 export interface RequestHost extends Owner {
@@ -67,22 +60,9 @@ export interface RequestHost extends Owner {
  */
 export type Handled = 'done' | 'again' | 'refused' | { bad: string };
 
-/**
- * How far COPY FROM STDIN is on this side. 'asked': its statement was sent; 'fed': data, too; 'loose': a Sync amid the data;
- * 'ended': the end of the data after that. The end of a COPY without a loose Sync is 'none'.
- */
-type CopyState = 'none' | 'asked' | 'fed' | 'loose' | 'ended';
-
 const HEADER = 5;
 /** 'S' in Describe and Close: a prepared statement is meant, not a portal. */
 const STATEMENT = 0x53;
-/** As `unnamedId` of a server: what it has is not known, or is not what a client wrote, because names in it were translated. */
-const UNKNOWN = -1;
-/** Server-side functions of large objects, which drivers call by FunctionCall: no effect beyond the transaction. */
-const largeObjectFunctions = new Set([
-  715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172, 3457, 3458, 3459, 3460,
-]);
-
 export class Requests {
   readonly #host: RequestHost;
   readonly #judge: Judge;
@@ -289,42 +269,27 @@ export class Requests {
     return true;
   }
 
-  /**
-   * A message behind COPY FROM STDIN. As long as nothing says whether the server reads data, what means one thing to a
-   * COPY and another to a server that has refused it must wait; so must everything behind a loose Sync but data. Null:
-   * the message is treated like any other.
-   */
+  /** A message behind COPY FROM STDIN; null: it is treated like any other. */
   #inCopy(frame: Frame, server: ServerConnection): Handled | null {
     const { outstanding } = server;
     if (outstanding.size === 0) {
       this.#copy = 'none';
       return null;
     }
-    const isOpen = outstanding.isCopyOpen;
-    if (this.#copy === 'ended' || (this.#copy === 'loose' && !isOpen)) return this.#awaitAnswers(server);
-    if (this.#copy === 'none') this.#copy = 'fed'; // A COPY that its text did not show.
-    switch (frame.type) {
-      case ClientMessage.Flush:
+    const { does, state } = copyMove(this.#copy, frame.type, outstanding.isCopyOpen);
+    this.#copy = state;
+    switch (does) {
+      case 'pass':
         return null;
-      case ClientMessage.CopyData:
-        if (this.#copy === 'asked') this.#copy = 'fed';
-        return null;
-      case ClientMessage.CopyDone:
-      case ClientMessage.CopyFail:
-        this.#copy = this.#copy === 'loose' ? 'ended' : 'none';
-        return null;
-      case ClientMessage.Sync:
-        if (this.#copy === 'asked') return null;
-        if (!isOpen) return this.#awaitAnswers(server);
-        this.#copy = 'loose';
-        return null;
-      default:
-        if (!isOpen) return this.#awaitAnswers(server);
-        if (this.#copy !== 'loose') return this.#passRaw(frame, server);
-        // Either the server has refused the data, or its answer to a Resync will be that of a violation, too.
+      case 'raw':
+        return this.#passRaw(frame, server);
+      case 'resync':
         server.resync(this.#host);
-        this.#copy = 'ended';
         return this.#awaitAnswers(server);
+      case 'await':
+        return this.#awaitAnswers(server);
+      default:
+        return does satisfies never;
     }
   }
 
@@ -402,7 +367,7 @@ export class Requests {
     for (const { reference, statement } of translation.mentions) {
       if (reference.command === 'execute') note = both(note, this.#ran(statement.verdict));
     }
-    note = both(note, this.#deallocating(verdict, translation, server));
+    note = both(note, freeMentioned(this.#names, verdict, translation, server));
     return both(note, { replaceError: translation.replaceError });
   }
 
@@ -417,61 +382,20 @@ export class Requests {
   /** DEALLOCATE ALL and DISCARD ALL free the names for what is sent behind them; taken back when they fail. */
   #forgetting(verdict: Verdict, server: ServerConnection): Note {
     this.#isHoldWanted = true;
-    const names = this.#names.all();
-    for (const [name, statement] of names) {
-      this.#names.undefine(name, statement);
-      this.#names.change(name);
-    }
-    const present = server.statements.takeAll();
+    const takeBack = freeAll(this.#names, server);
     return {
       done: () => this.#host.onRan(verdict, true),
       dropped: () => {
-        for (const [statement, presence] of present) server.statements.add(statement, presence);
-        for (const [name, statement] of names) this.#names.define(name, statement);
+        takeBack();
         this.#host.onRan(verdict, false);
       },
     };
   }
 
-  /** DEALLOCATE frees the names that it names; taken back where it fails. Rollback does not take it back. */
-  #deallocating({ effects }: Verdict, { mentions }: Translation, server: ServerConnection): Note | null {
-    const order = effects!.references.filter(({ command }) => command === 'deallocate');
-    const freed = mentions.filter(({ reference }) => reference.command === 'deallocate');
-    if (freed.length === 0) return null;
-    const presences = freed.map(({ reference, statement }) => {
-      this.#names.undefine(reference.name, statement);
-      this.#names.change(reference.name);
-      return server.statements.remove(statement);
-    });
-    let done = 0;
-    return {
-      message: (type, bytes) => {
-        if (type === ServerMessage.CommandComplete && bytes.includes('DEALLOCATE\0')) done++;
-      },
-      dropped: () => {
-        freed.forEach(({ reference, statement }, index) => {
-          if (order.indexOf(reference) < done) return;
-          this.#names.define(reference.name, statement);
-          server.statements.add(statement, presences[index]);
-        });
-      },
-    };
-  }
-
-  /** Makes sure that the server has what a translated text names. False: it was asked for it. */
-  #bring(translation: Translation, server: ServerConnection): boolean {
-    for (const { reference, statement } of translation.mentions)
-      if (reference.command !== 'deallocate' && !prepare(this.#host, statement, server)) return false;
-    // Whatever its text, DEALLOCATE of it succeeds: any statement of this name will do.
-    for (const { reference, statement } of translation.mentions)
-      if (reference.command === 'deallocate') prepareDummy(this.#host, statement, server);
-    return true;
-  }
-
-  /** `#bring` for a simple Query: what is brought is a batch of its own, which must end before the Query. */
+  /** As `bring`, for a simple Query: what is brought is a batch of its own, which must end before the Query. */
   #bringForQuery(translation: Translation, server: ServerConnection): boolean {
     const wasOpen = server.outstanding.isBatchOpen;
-    if (!this.#bring(translation, server)) {
+    if (!bring(this.#host, translation, server)) {
       if (this.#bringing === 'no') this.#bringing = wasOpen ? 'inBatch' : 'asked';
       return false;
     }
@@ -547,7 +471,7 @@ export class Requests {
     if (this.#names.size >= NAMES_MAX) return this.#refuseName(server);
     const translation = translate(statement.body, statement.verdict, this.#names);
     if (translation === null) return this.#parse(name, statement, statement, server, frame, nameEnd + 1);
-    if (!this.#bring(translation, server)) return 'again';
+    if (!bring(this.#host, translation, server)) return 'again';
     return this.#parse(name, statement, this.alone.find(translation.text), server, null, 0);
   }
 
@@ -612,7 +536,7 @@ export class Requests {
     const verdict = this.alone.judgeBody(frame.source, bodyStart, frame.end);
     if (!this.#host.lease.mayRun(verdict)) return 'refused';
     const translation = translate(body, verdict, this.#names);
-    if (translation !== null && !this.#bring(translation, server)) return 'again';
+    if (translation !== null && !bring(this.#host, translation, server)) return 'again';
     this.#hideSequences(verdict, server);
     this.#names.change('');
     const note = this.#unnamed.replace(body, verdict, server);
@@ -683,7 +607,7 @@ export class Requests {
     if (statement === undefined) return this.#onBindUnknown(portal, name, frame, nameEnd, server);
     if (!this.#host.lease.mayRun(statement.verdict)) return 'refused';
     const translation = translate(statement.body, statement.verdict, this.#names);
-    if (translation !== null && !this.#bring(translation, server)) return 'again';
+    if (translation !== null && !bring(this.#host, translation, server)) return 'again';
     const present = translation === null ? statement : this.alone.find(translation.text);
     this.#hideSequences(statement.verdict, server);
     if (!prepare(this.#host, present, server)) return 'again';
@@ -708,9 +632,9 @@ export class Requests {
   #onBindUnnamed(portal: string, frame: Frame, server: ServerConnection): Handled {
     const { body, verdict } = this.#unnamed;
     const translation = body === null ? null : translate(body, verdict, this.#names);
-    if (translation !== null && !this.#bring(translation, server)) return 'again';
+    if (translation !== null && !bring(this.#host, translation, server)) return 'again';
     this.#host.pool.counts.binds++;
-    this.#bringUnnamed(translation, server);
+    this.#unnamed.bring(this.#host, translation, server);
     this.#setPortal(portal, verdict, translation);
     return this.#pass('Bind', frame, server, null);
   }
@@ -752,20 +676,6 @@ export class Requests {
     }
   }
 
-  /** Gives the server this client's unnamed statement, or takes somebody else's away. */
-  #bringUnnamed(translation: Translation | null, server: ServerConnection): void {
-    const { id, body } = this.#unnamed;
-    // The names in its text are looked up anew each time that it is bound.
-    if (server.unnamedId === id && translation === null) return;
-    server.unnamedId = translation === null ? id : UNKNOWN;
-    const forget = () => {
-      server.unnamedId = UNKNOWN;
-    };
-    const note = { errorIsForward: true, dropped: forget };
-    if (body !== null) inject(this.#host, 'Parse', encode.parse('', translation?.text ?? body), server, note);
-    else inject(this.#host, 'Close', encode.aboutStatement(ClientMessage.Close, ''), server, note);
-  }
-
   #onDescribeOrClose(frame: Frame, server: ServerConnection): Handled {
     const { source, start, end } = frame;
     const kind = frame.type === ClientMessage.Describe ? 'Describe' : 'Close';
@@ -781,8 +691,8 @@ export class Requests {
   #onDescribeUnnamed(frame: Frame, server: ServerConnection): Handled {
     const { body, verdict } = this.#unnamed;
     const translation = body === null ? null : translate(body, verdict, this.#names);
-    if (translation !== null && !this.#bring(translation, server)) return 'again';
-    this.#bringUnnamed(translation, server);
+    if (translation !== null && !bring(this.#host, translation, server)) return 'again';
+    this.#unnamed.bring(this.#host, translation, server);
     return this.#pass('Describe', frame, server, null);
   }
 
@@ -790,7 +700,7 @@ export class Requests {
     const statement = this.#names.get(name);
     if (statement === undefined) return this.#passUnknown('Describe', '', name, frame, nameEnd, server);
     const translation = translate(statement.body, statement.verdict, this.#names);
-    if (translation !== null && !this.#bring(translation, server)) return 'again';
+    if (translation !== null && !bring(this.#host, translation, server)) return 'again';
     const present = translation === null ? statement : this.alone.find(translation.text);
     if (!prepare(this.#host, present, server)) return 'again';
     const note: Note = { replaceError: (bytes) => withName(bytes, present.name, name) };
@@ -862,18 +772,9 @@ export class Requests {
     this.#hasRun = true;
     this.#host.pool.counts.queries++;
     const oid = frame.end - frame.start >= FUNCTION_OID_END ? frame.source.readUInt32BE(frame.start + HEADER) : 0;
-    if (largeObjectFunctions.has(oid)) return this.#pass('FunctionCall', frame, server, null);
-    this.#host.onRunning(functionCall);
-    return this.#pass('FunctionCall', frame, server, this.#ran(functionCall));
+    const verdict = likeCall(oid);
+    if (verdict === null) return this.#pass('FunctionCall', frame, server, null);
+    this.#host.onRunning(verdict);
+    return this.#pass('FunctionCall', frame, server, this.#ran(verdict));
   }
 }
-
-/** Messages of the extended protocol that do what a text does. */
-const likePrepare: Verdict = { ...harmless, effects: { ...probing, isPreparing: true } };
-const likeExecute: Verdict = {
-  ...harmless,
-  effects: { ...pinning(), references: [{ command: 'execute', name: '', start: 0, end: 0 }] },
-};
-const likeDeallocate: Verdict = { ...harmless, effects: { ...pinning(), isUndoing: true } };
-/** What a function does that is called by its oid is not known. */
-const functionCall: Verdict = { ...harmless, effects: pinning('function') };

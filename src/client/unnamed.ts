@@ -6,9 +6,13 @@
  * it has; what drops the statement makes an empty one. What is skipped leaves the version before; a Parse that fails
  * leaves none, because it drops the unnamed statement before it looks at the text.
  */
+import * as encode from '../protocol/encode.ts';
+import { ClientMessage } from '../protocol/messages.ts';
 import type { Note } from '../protocol/outstanding.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import { harmless, type Verdict } from '../sql/verdict.ts';
+import { inject } from './prepare.ts';
+import type { RequestHost } from './request.ts';
 import type { Translation } from './translate.ts';
 
 interface Version {
@@ -32,6 +36,8 @@ export interface Portal {
 
 export const harmlessPortal: Portal = { verdict: harmless, translation: null };
 
+/** As `unnamedId` of a server: what it has is not known, or is not what a client wrote, because names in it were translated. */
+export const UNKNOWN = -1;
 let lastId = 0;
 
 export class Unnamed {
@@ -70,6 +76,20 @@ export class Unnamed {
   /** A Parse has been answered without a server. */
   keep(body: Buffer, verdict: Verdict): void {
     this.#version = { id: ++lastId, body, verdict, state: 'live', before: null, idBefore: 0 };
+  }
+
+  /** Gives the server this client's statement, in its words if it needs a translation, or takes somebody else's away. */
+  bring(host: RequestHost, translation: Translation | null, server: ServerConnection): void {
+    const { id, body } = this;
+    // The names in its text are looked up anew each time that it is bound.
+    if (server.unnamedId === id && translation === null) return;
+    server.unnamedId = translation === null ? id : UNKNOWN;
+    const forget = () => {
+      server.unnamedId = UNKNOWN;
+    };
+    const note = { errorIsForward: true, dropped: forget };
+    if (body !== null) inject(host, 'Parse', encode.parse('', translation?.text ?? body), server, note);
+    else inject(host, 'Close', encode.aboutStatement(ClientMessage.Close, ''), server, note);
   }
 
   /**

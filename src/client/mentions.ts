@@ -1,0 +1,68 @@
+/**
+ * What texts that name prepared statements (client/translate) do to the client's names and to its server: what they need is brought there
+ * first, and what they free is free for what is sent behind them. Called by client/request.
+ *
+ * The one idea: names change when a text is sent, and are taken back where it fails. Rollback does not take DEALLOCATE back.
+ */
+import { ServerMessage } from '../protocol/messages.ts';
+import type { Note } from '../protocol/outstanding.ts';
+import type { ServerConnection } from '../server/connection.ts';
+import type { Verdict } from '../sql/verdict.ts';
+import type { Names } from './names.ts';
+import { prepare, prepareDummy } from './prepare.ts';
+import type { RequestHost } from './request.ts';
+import type { Translation } from './translate.ts';
+
+/** Makes sure that the server has what a translated text names. False: it was asked for it (client/prepare). */
+export function bring(host: RequestHost, { mentions }: Translation, server: ServerConnection): boolean {
+  for (const { reference, statement } of mentions)
+    if (reference.command !== 'deallocate' && !prepare(host, statement, server)) return false;
+  // Whatever its text, DEALLOCATE of it succeeds: any statement of this name will do.
+  for (const { reference, statement } of mentions)
+    if (reference.command === 'deallocate') prepareDummy(host, statement, server);
+  return true;
+}
+
+/** DEALLOCATE ALL and DISCARD ALL free all names: gives what takes that back when they fail. */
+export function freeAll(names: Names, server: ServerConnection): () => void {
+  const freed = names.all();
+  for (const [name, statement] of freed) {
+    names.undefine(name, statement);
+    names.change(name);
+  }
+  const present = server.statements.takeAll();
+  return () => {
+    for (const [statement, presence] of present) server.statements.add(statement, presence);
+    for (const [name, statement] of freed) names.define(name, statement);
+  };
+}
+
+/** DEALLOCATE frees the names that it names: gives the note that takes back what has failed; null: it names none of ours. */
+export function freeMentioned(
+  names: Names,
+  { effects }: Verdict,
+  { mentions }: Translation,
+  server: ServerConnection,
+): Note | null {
+  const order = effects!.references.filter(({ command }) => command === 'deallocate');
+  const freed = mentions.filter(({ reference }) => reference.command === 'deallocate');
+  if (freed.length === 0) return null;
+  const presences = freed.map(({ reference, statement }) => {
+    names.undefine(reference.name, statement);
+    names.change(reference.name);
+    return server.statements.remove(statement);
+  });
+  let done = 0;
+  return {
+    message: (type, bytes) => {
+      if (type === ServerMessage.CommandComplete && bytes.includes('DEALLOCATE\0')) done++;
+    },
+    dropped: () => {
+      freed.forEach(({ reference, statement }, index) => {
+        if (order.indexOf(reference) < done) return;
+        names.define(reference.name, statement);
+        server.statements.add(statement, presences[index]);
+      });
+    },
+  };
+}
