@@ -1,21 +1,21 @@
 /**
- * Accepts clients: limits their number, runs their login (client/login) and makes each a Session, a replication
+ * Lets clients in: limits their number, runs their login (client/login) and makes each a Session, a replication
  * connection or a console. Called by app, which says which pool a client belongs to.
+ *
+ *     client/ports ──socket──▶ login ──▶ console │ replication │ session (once its pool knows what its servers report)
  *
  * Invariants: at most `clientsMax` clients are logged in; sockets that are not logged in are bounded too, in number and
  * by `loginTimeout` in time.
  */
-import { chmodSync, existsSync, renameSync, unlinkSync } from 'node:fs';
-import net from 'node:net';
+import type net from 'node:net';
 import type { Cache } from '../cache/cache.ts';
 import type { Fill } from '../cache/flight.ts';
 import { Identities } from '../cache/key.ts';
 import type { ListenConfig } from '../config/schema.ts';
 import type { Admission } from '../guard/admission.ts';
 import * as encode from '../protocol/encode.ts';
-import { errorFields, errorResponse } from '../protocol/encode.ts';
 import { fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
-import { type Secret, ServerLoginError, type ServerTarget } from '../server/login.ts';
+import { ServerLoginError } from '../server/login.ts';
 import type { ServerPool } from '../server/pool.ts';
 import type { Settings } from '../server/settings.ts';
 import type { Judge } from '../sql/verdict.ts';
@@ -29,9 +29,10 @@ import { runErrand } from './errand.ts';
 import { FailedLogins } from './failures.ts';
 import { Headcount } from './headcount.ts';
 import type { SessionHouse, SessionJournal } from './house.ts';
-import { linger } from './linger.ts';
-import { type ClientIdentity, logInClient, tooManyClients } from './login.ts';
-import { Replication } from './replication.ts';
+import { linger, refuse } from './linger.ts';
+import { type ClientIdentity, logInClient, settingsOf, tooManyClients } from './login.ts';
+import { HIGH_WATER_MARK, Ports } from './ports.ts';
+import { type ReplicationLogin, Replications } from './replications.ts';
 import { Session } from './session.ts';
 import type { ClientTls } from './tls.ts';
 import type { Usage } from './usage.ts';
@@ -55,11 +56,7 @@ export interface ListenerContext extends Authentication {
   isDisabled(database: string): boolean;
   /** Somebody has logged in, and is about to be served. */
   onSession(session: Session): void;
-  /** What a replication connection needs. */
-  replicationOf(
-    pool: ServerPool,
-    replication: string,
-  ): Promise<{ target: ServerTarget; secret: Secret; connectMs: number }>;
+  replicationOf(pool: ServerPool, replication: string): Promise<ReplicationLogin>;
   /** Takes over a client of the console; or says why it may not use it. */
   openConsole(client: ClientIdentity): Refusal | null;
   onEvent(event: string, fields: Record<string, unknown>): void;
@@ -75,35 +72,25 @@ export interface ClientCounts {
   bugs: number;
 }
 
-/** Node's socket buffer: two large reads may be under way to a client before its server is not read. */
-const HIGH_WATER_MARK = 128 * 1024;
-const BACKLOG = 1024;
 /** Sockets beyond clientsMax that may be open for cancel requests and refusals. */
 const CANCELS_MAX = 256;
 const TICK_MS = 250;
 const KEEPALIVE_MS = 60_000;
-const NAME = 'application_name';
 const consoleDatabases: readonly string[] = ['pgbouncer', 'pgweir'];
 
 export class Listener {
   readonly #context: () => ListenerContext;
   readonly keys: CancelKeys;
   readonly sessions = new Set<Session>();
-  readonly #replications = new Set<Replication>();
-  /** Replication connections whose server is being opened. */
-  #opening = 0;
-  /** Clients by database and by user. */
-  readonly #ofDatabase = new Headcount();
-  readonly #ofUser = new Headcount();
+  readonly #replications: Replications;
+  readonly #headcount = new Headcount();
   /** Sockets that are logging in. */
   readonly #loggingIn = new Set<net.Socket>();
   readonly failures = new FailedLogins();
   readonly counts: ClientCounts = { accepted: 0, refused: 0, loginFailures: 0, loginTimeouts: 0, bugs: 0 };
   /** Sockets open. */
   open = 0;
-  #server: net.Server | null = null;
-  #socketServer: net.Server | null = null;
-  #socketFile: string | null = null;
+  readonly #ports: Ports;
   #stopTicking: (() => void) | null = null;
   readonly #house: SessionHouse;
   #isDraining = false;
@@ -111,6 +98,11 @@ export class Listener {
   constructor(instance: number, context: () => ListenerContext) {
     this.keys = new CancelKeys(instance, 0);
     this.#context = context;
+    this.#replications = new Replications(this.keys);
+    this.#ports = new Ports(
+      (socket, isLocal) => this.#onConnection(socket, isLocal),
+      (reason) => context().onEvent('listener error', { reason }),
+    );
     const { judge, clock, admission, usage, journal } = context();
     this.#house = {
       judge,
@@ -133,7 +125,7 @@ export class Listener {
 
   /** Clients that have logged in. */
   get clients(): number {
-    return this.sessions.size + this.#replications.size + this.#opening;
+    return this.sessions.size + this.#replications.size + this.#replications.opening;
   }
 
   get replications(): number {
@@ -143,34 +135,9 @@ export class Listener {
   /** Listens, on the socket `fd` if one was inherited; the promise fails with the system's error, such as EADDRINUSE. Gives the TCP port. */
   async start(fd?: number): Promise<number> {
     const { listen, clock } = this.#context();
-    const tcp = this.#makeServer(false);
-    this.#server = tcp;
-    await bind(tcp, fd === undefined ? { host: listen.host, port: listen.port, backlog: BACKLOG } : { fd });
-    const { port } = tcp.address() as net.AddressInfo;
-    if (listen.socketDir !== null) {
-      this.#socketFile = `${listen.socketDir}/.s.PGSQL.${port}`;
-      this.#socketServer = this.#makeServer(true);
-      // Renamed over that of the process before, at once; and not unlinked when this one closes, as it would be by the name it was bound to.
-      const own = `${this.#socketFile}.${process.pid}`;
-      if (existsSync(own)) unlinkSync(own);
-      await bind(this.#socketServer, { path: own, backlog: BACKLOG });
-      chmodSync(own, 0o777); // Who may connect is a matter of authentication, as in Postgres.
-      renameSync(own, this.#socketFile);
-    }
+    const port = await this.#ports.open(listen, fd);
     this.#stopTicking = every(clock, TICK_MS, () => this.#tick());
     return port;
-  }
-
-  #makeServer(isLocal: boolean): net.Server {
-    const server = net.createServer({
-      highWaterMark: HIGH_WATER_MARK,
-      noDelay: true,
-      keepAlive: true,
-      pauseOnConnect: true,
-    });
-    server.on('connection', (socket) => this.#onConnection(socket, isLocal));
-    server.on('error', (error) => this.#context().onEvent('listener error', { reason: error.message }));
-    return server;
   }
 
   #tick(): void {
@@ -277,7 +244,7 @@ export class Listener {
       ? fatal(SqlState.FeatureNotSupported, 'the console has nothing to replicate')
       : (crowded ?? context.openConsole(client));
     if (refusal !== null) this.#decline(client, refusal, context);
-    else socket.once('close', this.#count(client));
+    else socket.once('close', this.#headcount.hold(client));
     return true;
   }
 
@@ -312,34 +279,11 @@ export class Listener {
     pool.learn(finish);
   }
 
-  /** Counts a client for its database and its user; gives what takes that back, once. */
-  #count({ database, user }: { database: string; user: string }): () => void {
-    this.#ofDatabase.add(database);
-    this.#ofUser.add(user);
-    let isCounted = true;
-    return () => {
-      if (!isCounted) return;
-      isCounted = false;
-      this.#ofDatabase.remove(database);
-      this.#ofUser.remove(user);
-    };
-  }
-
   /** Why there may be no more clients of this database, or of this user; null: there may. */
-  #refuseMore({ database, user }: ClientIdentity, context: ListenerContext): Refusal | null {
+  #refuseMore(client: ClientIdentity, context: ListenerContext): Refusal | null {
     // More than one may have found room as they began to log in.
     if (this.clients >= context.listen.clientsMax) return tooManyClients(context.listen);
-    const max = context.clientsMaxOf(database, user);
-    const refuse = (what: string, key: string, limit: number) =>
-      fatal(SqlState.TooManyConnections, `too many connections for ${what}`, {
-        detail: `${limit} are connected to this proxy`,
-        hint: `raise ${key}, or connect later`,
-      });
-    if (max.database > 0 && this.#ofDatabase.of(database) >= max.database)
-      return refuse(`database "${database}"`, 'databases.*.clientsMax (max_db_client_connections)', max.database);
-    if (max.user > 0 && this.#ofUser.of(user) >= max.user)
-      return refuse(`role "${user}"`, 'users.*.clientsMax (max_user_client_connections)', max.user);
-    return null;
+    return this.#headcount.refuse(client, context.clientsMaxOf(client.database, client.user));
   }
 
   #serve(client: ClientIdentity, pool: ServerPool, context: ListenerContext): void {
@@ -366,7 +310,7 @@ export class Listener {
     });
     this.keys.hold(session);
     this.sessions.add(session);
-    this.#count(session);
+    this.#headcount.add(session);
     pool.clients++;
     pool.counts.logins++;
     context.onSession(session);
@@ -393,8 +337,7 @@ export class Listener {
     this.keys.revoke(session);
     if (!this.sessions.delete(session)) return;
     session.pool.clients--;
-    this.#ofDatabase.remove(session.database);
-    this.#ofUser.remove(session.user);
+    this.#headcount.remove(session);
   };
 
   readonly #onBug = (where: string, thrown: unknown): void => {
@@ -403,69 +346,40 @@ export class Listener {
   };
 
   async #replicate(client: ClientIdentity, pool: ServerPool, mode: string, context: ListenerContext): Promise<void> {
-    const { socket, rest, settings } = client;
     const refusal = this.#refuseMore(client, context);
     if (refusal !== null) return this.#decline(client, refusal, context);
-    const key = this.keys.issue(client.minor);
-    let replication: Replication | null = null;
-    const uncount = this.#count(client);
-    this.#opening++;
-    const onEnd = () => {
-      uncount();
-      if (replication === null || !this.#replications.delete(replication)) return;
-      this.keys.revoke(replication);
-    };
     try {
-      const { target, ...login } = await context.replicationOf(pool, mode);
-      const options = {
-        socket,
-        key,
-        rest,
-        user: client.user,
-        database: pool.database,
-        target: { ...target, parameters: [...settings, ...target.parameters] },
-        ...login,
-        onEnd,
-      };
-      replication = await Replication.open(options).finally(() => this.#opening--);
-      if (replication === null) return onEnd(); // The client has gone.
-      this.keys.hold(replication);
-      this.#replications.add(replication);
-      pool.counts.pins.replication++;
-    } catch (thrown) {
-      onEnd();
-      refuse(
-        socket,
-        thrown instanceof ServerLoginError ? thrown : new ServerLoginError(messageOf(thrown)),
-        context.clock,
+      await this.#replications.open(
+        client,
+        pool,
+        () => context.replicationOf(pool, mode),
+        this.#headcount.hold(client),
       );
+    } catch (thrown) {
+      const failure = thrown instanceof ServerLoginError ? thrown : new ServerLoginError(messageOf(thrown));
+      refuse(client.socket, failure, context.clock);
     }
   }
 
   /** Ends the replication connections of some databases. */
   endReplications(isMeant: (database: string) => boolean): void {
-    for (const replication of this.#replications) if (isMeant(replication.database)) replication.end();
+    this.#replications.end(isMeant);
   }
 
   /** What listens for clients by TCP. */
   get server(): net.Server {
-    return this.#server!;
+    return this.#ports.tcp;
   }
 
   /** Another process has the sockets from here on; who has connected by now is served here. */
   handOver(): void {
-    this.#server?.close();
-    this.#server = null;
-    this.#socketServer?.close();
-    this.#socketServer = null;
-    this.#socketFile = null;
+    this.#ports.handOver();
   }
 
   /** No new clients, but of the console: by the Unix socket, where there is one. */
   refuseClients(): void {
     this.#isDraining = true;
-    this.#server?.close();
-    this.#server = null;
+    this.#ports.closeTcp();
   }
 
   /** No new clients; those without a transaction are told to go. True when none is left. */
@@ -477,30 +391,13 @@ export class Listener {
 
   /** Ends everything. */
   close(): void {
-    this.#stopListening();
+    this.#isDraining = true;
+    this.#ports.close();
     this.#stopTicking?.();
     for (const session of this.sessions) session.end('terminating connection due to administrator command');
-    for (const replication of this.#replications) replication.end();
+    this.#replications.end(() => true);
     for (const socket of this.#loggingIn) socket.destroy();
   }
-
-  #stopListening(): void {
-    this.refuseClients();
-    this.#socketServer?.close();
-    this.#socketServer = null;
-    if (this.#socketFile !== null && existsSync(this.#socketFile)) unlinkSync(this.#socketFile);
-    this.#socketFile = null;
-  }
-}
-
-function bind(server: net.Server, options: net.ListenOptions | { fd: number }): Promise<void> {
-  return new Promise((resolve, reject) => {
-    server.once('error', reject);
-    server.listen(options, () => {
-      server.off('error', reject);
-      resolve();
-    });
-  });
 }
 
 /** How long a client may wait for the first server of its pool, and what says so. */
@@ -512,19 +409,6 @@ function waitOf({ config, isHeld }: ServerPool, { loginTimeout }: ListenConfig):
   return limits.reduce((least, each) => (each[0] < least[0] ? each : least));
 }
 
-/** What the client has asked for; with its address in its name, where that is wanted (application_name_add_host of PgBouncer). */
-function settingsOf(
-  settings: [string, string][],
-  socket: net.Socket,
-  { applicationNameAddHost }: ListenConfig,
-): [string, string][] {
-  if (applicationNameAddHost === 'off') return settings;
-  const { remoteAddress, remotePort } = socket;
-  const address = remoteAddress === undefined ? 'unix' : `${remoteAddress}:${remotePort}`;
-  const [, name] = settings.findLast(([key]) => key.toLowerCase() === NAME) ?? [NAME, 'app'];
-  return [...settings.filter(([key]) => key.toLowerCase() !== NAME), [NAME, `${name} - ${address}`]];
-}
-
 /** Everything between a successful authentication and the first request, in one write. */
 function greeting(settings: Settings, key: CancelKey): Buffer {
   return Buffer.concat([
@@ -533,18 +417,4 @@ function greeting(settings: Settings, key: CancelKey): Buffer {
     encode.backendKeyData(key),
     encode.readyForQuery(),
   ]);
-}
-
-/** Tells a client why it cannot stay. */
-function refuse(socket: net.Socket, failure: Refusal | ServerLoginError, clock: Clock): void {
-  socket.on('error', () => {});
-  let bytes: Buffer;
-  if (!(failure instanceof ServerLoginError)) bytes = errorResponse(failure);
-  else if (failure.fields === null) bytes = errorResponse(fatal(SqlState.CannotConnectNow, failure.message));
-  else {
-    const hint: [string, string][] = failure.advice === '' ? [] : [['H', failure.advice]];
-    bytes = errorFields(new Map([['S', 'FATAL'], ['V', 'FATAL'], ...hint, ...failure.fields]));
-  }
-  socket.end(bytes);
-  linger(socket, clock);
 }

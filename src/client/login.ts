@@ -65,6 +65,7 @@ const TLS_HANDSHAKE = 0x16;
 const NAME_MAX = 63;
 /** What a startup packet says besides settings. */
 const STARTUP_NAMES: readonly string[] = ['user', 'database', 'options', 'replication'];
+const NAME = 'application_name';
 const NO = Buffer.from('N');
 const YES = Buffer.from('S');
 
@@ -222,6 +223,19 @@ function identify(
     replication: isReplication ? (asked === 'database' ? asked : 'true') : null,
     rest: Buffer.alloc(0),
   };
+}
+
+/** What the client has asked for; with its address in its name, where that is wanted (application_name_add_host of PgBouncer). */
+export function settingsOf(
+  settings: [string, string][],
+  socket: net.Socket,
+  { applicationNameAddHost }: ListenConfig,
+): [string, string][] {
+  if (applicationNameAddHost === 'off') return settings;
+  const { remoteAddress, remotePort } = socket;
+  const address = remoteAddress === undefined ? 'unix' : `${remoteAddress}:${remotePort}`;
+  const [, name] = settings.findLast(([key]) => key.toLowerCase() === NAME) ?? [NAME, 'app'];
+  return [...settings.filter(([key]) => key.toLowerCase() !== NAME), [NAME, `${name} - ${address}`]];
 }
 
 /** As Postgres reads a boolean (parse_bool): any beginning of a word that only one has; null: it is none. */
