@@ -98,21 +98,6 @@ export class Lease {
     return this.#ties?.hasResets === true;
   }
 
-  /** Something may be left on the server that must not be anybody else's. */
-  get isTouched(): boolean {
-    return this.#ties !== null && (!this.#ties.isClean || this.#ties.wasPinned);
-  }
-
-  /** Nothing makes the server fit for others again. */
-  get isSpent(): boolean {
-    return this.#ties !== null && (this.#ties.has('load') || this.#ties.has('desync'));
-  }
-
-  /** Whose server it is: the client's own pool, or that of a standby. */
-  get lender(): ServerPool {
-    return this.#lender ?? this.#client.pool;
-  }
-
   /** It is a standby's, which takes reads only. */
   get isOfStandby(): boolean {
     return this.#lender !== null;
@@ -352,6 +337,36 @@ export class Lease {
     this.#client.become('settling');
     if (server.outstanding.status === Status.Idle) server.ask(statements.join('; '), this.#client, note);
     else server.askAside(statements, this.#client, note);
+  }
+
+  /** The server owes nothing and keeps nothing for the client: it goes back to whose it is. */
+  giveBack(): void {
+    const server = this.server!;
+    const lender = this.#lender ?? this.#client.pool;
+    if (this.end()) lender.recover(server, true);
+    else lender.giveBack(server);
+  }
+
+  /**
+   * The client has gone, and its server, if it has one, goes back in a state that others can use. `isCut`: amid a message or a change of
+   * settings. `isTerminated`: what it sent before that runs to its end, as on a server of its own; else it is cancelled.
+   */
+  abandon(isCut: boolean, isTerminated: boolean): void {
+    const { server } = this;
+    const lender = this.#lender ?? this.#client.pool;
+    const ties = this.#ties;
+    const isTouched = ties !== null && (!ties.isClean || ties.wasPinned);
+    // Nothing makes the server fit for others again.
+    const isSpent = isCut || (ties !== null && (ties.has('load') || ties.has('desync')));
+    this.end();
+    if (server === null) return;
+    // What has not been answered may yet have an effect.
+    const isDiscardWanted = isTouched || server.outstanding.size > 0;
+    if (isSpent) {
+      server.holder = null;
+      server.close('the client left it in a state that nobody else can use');
+    } else if (server.isFree && !isDiscardWanted) lender.giveBack(server);
+    else lender.recover(server, isDiscardWanted, isTerminated);
   }
 
   /** The lease is over, or its server is lost: nothing ties any more. True: the client was pinned to it. */

@@ -210,7 +210,11 @@ export class Session
   }
 
   receive(chunk: Buffer): void {
-    this.#guard('data', () => this.#onData(chunk));
+    this.#guard('data', () => {
+      if (this.state === 'closed') return;
+      this.#reader.push(chunk);
+      this.#pump();
+    });
   }
 
   onDrain(): void {
@@ -270,12 +274,6 @@ export class Session
   }
 
   // --- From the client ------------------------------------------------------------------------------------------
-
-  #onData(chunk: Buffer): void {
-    if (this.state === 'closed') return;
-    this.#reader.push(chunk);
-    this.#pump();
-  }
 
   /** Handles what the client has sent, as far as the state allows. */
   #pump(): void {
@@ -837,15 +835,11 @@ export class Session
   }
 
   #giveBack(): void {
-    const server = this.server!;
     this.#work.giveBack(this.#read, this.#house.clock.now());
     this.#read = null;
     this.#endFill();
-    const { lender } = this.lease;
-    const wasPinned = this.lease.end();
     this.become('idle');
-    if (wasPinned) lender.recover(server, true);
-    else lender.giveBack(server);
+    this.lease.giveBack();
     this.#turn?.end(this.#house.clock.now());
   }
 
@@ -1039,18 +1033,10 @@ export class Session
     this.#leave();
   }
 
-  /**
-   * The client is gone or going: leave the queue, give back the server in a state that others can use. What it sent
-   * before Terminate runs to its end, as on a server of its own; what it left without a word is cancelled.
-   */
+  /** The client is gone or going: it leaves whatever it is in, and gives back what it has. */
   #leave(): void {
     if (this.state === 'closed') return;
-    const isTerminated = this.#isTerminating;
-    const { server } = this;
-    const isMidMessage = this.#reader.isInside && !this.#isSkipping;
-    // What has not been answered may yet have an effect.
-    const isDiscardWanted = this.lease.isTouched || (server?.outstanding.size ?? 0) > 0;
-    const isSpent = isMidMessage || this.state === 'syncing' || this.lease.isSpent;
+    const isCut = (this.#reader.isInside && !this.#isSkipping) || this.state === 'syncing';
     if (this.state === 'waiting') this.pool.leave(this);
     this.#leaveTarpit?.();
     this.#endFill();
@@ -1059,18 +1045,10 @@ export class Session
     this.#line?.abandon(this);
     this.#line = null;
     this.become('closed');
-    const { lender } = this.lease;
-    this.lease.end();
     this.#held = null;
     this.#requests.close();
     this.#subscriber?.close();
-    if (server !== null) {
-      if (isSpent) {
-        server.holder = null;
-        server.close('the client left it in a state that nobody else can use');
-      } else if (server.isFree && !isDiscardWanted) lender.giveBack(server);
-      else lender.recover(server, isDiscardWanted, isTerminated);
-    }
+    this.lease.abandon(isCut, this.#isTerminating);
     this.#turn?.leave(now);
     this.#connection.leave(this.#house.clock);
     this.#house.onEnd(this);
