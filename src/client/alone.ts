@@ -18,7 +18,7 @@ import { type Block, isBegin, moveOf, statusOf } from './block.ts';
 import type { Asker } from './group.ts';
 import { NAMES_MAX, type Names } from './names.ts';
 import { controlGroup, isBare, nameIn, type Read, restOfGroup } from './read.ts';
-import type { RequestHost } from './request.ts';
+import type { RequestHost } from './request-host.ts';
 import { harmlessPortal, type Unnamed } from './unnamed.ts';
 
 const HEADER = 5;

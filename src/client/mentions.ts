@@ -10,7 +10,7 @@ import type { ServerConnection } from '../server/connection.ts';
 import type { Verdict } from '../sql/verdict.ts';
 import type { Names } from './names.ts';
 import { prepare, prepareDummy } from './prepare.ts';
-import type { RequestHost } from './request.ts';
+import type { RequestHost } from './request-host.ts';
 import type { Translation } from './translate.ts';
 
 /** Makes sure that the server has what a translated text names. False: it was asked for it (client/prepare). */

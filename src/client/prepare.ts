@@ -12,7 +12,7 @@ import { ClientMessage, ServerMessage } from '../protocol/messages.ts';
 import type { Note, RequestKind } from '../protocol/outstanding.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import type { Statement } from '../server/statements.ts';
-import type { RequestHost } from './request.ts';
+import type { RequestHost } from './request-host.ts';
 import { rowShape, withName } from './rewrite.ts';
 
 /** Asks the server for something of our own, before what the client asks for. */

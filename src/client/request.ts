@@ -16,9 +16,7 @@ import type { Frame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage, Status, stringEnd } from '../protocol/messages.ts';
 import { both, type Note, type RequestKind } from '../protocol/outstanding.ts';
 import { error, SqlState } from '../protocol/sqlstate.ts';
-import type { Owner, ServerConnection } from '../server/connection.ts';
-import type { ServerPool } from '../server/pool.ts';
-import type { Settings } from '../server/settings.ts';
+import type { ServerConnection } from '../server/connection.ts';
 import { isOurs, type Statement } from '../server/statements.ts';
 import { harmless, isHarmless, type Judge, opaque, type Verdict } from '../sql/verdict.ts';
 import { assert } from '../util/errors.ts';
@@ -27,32 +25,14 @@ import { Alone } from './alone.ts';
 import { FAIL } from './block.ts';
 import { FUNCTION_OID_END } from './connection.ts';
 import { type CopyState, copyMove } from './copy.ts';
-import type { Lease } from './lease.ts';
 import { bring, freeAll, freeMentioned } from './mentions.ts';
 import { NAMES_MAX, Names } from './names.ts';
 import { closeOn, inject, learnDescription, makeRoom, planNote, prepare, remembering } from './prepare.ts';
+import type { RequestHost } from './request-host.ts';
 import { header, planChanged, withName } from './rewrite.ts';
 import type { Prepared } from './settle.ts';
 import { strangeName, type Translation, translate } from './translate.ts';
 import { harmlessPortal, type Portal, UNKNOWN, Unnamed } from './unnamed.ts';
-
-/** What requests need of the session that they belong to. */
-export interface RequestHost extends Owner {
-  readonly pool: Pick<ServerPool, 'counts' | 'statements' | 'reads'>;
-  /** What the client's session is set to. */
-  readonly settings: Settings;
-  /** Its hold on the server. */
-  readonly lease: Pick<Lease, 'isFresh' | 'isPinned' | 'mayRun'>;
-  /** A statement with this verdict ran to its end, or failed. */
-  onRan(verdict: Verdict, isOk: boolean): void;
-  /** A text with this verdict is sent. */
-  onRunning(verdict: Verdict): void;
-  /** The server is asked for something first; the present frame is to be handled again after `unblock`. */
-  block(): void;
-  unblock(): void;
-  /** The batch that the client believes to be open has failed: what it sends is skipped up to its Sync. */
-  skipBatch(): void;
-}
 
 /**
  * 'again': hand in the same frame once more when the session is unblocked. 'refused': it would pin its client, and too

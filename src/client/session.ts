@@ -39,7 +39,8 @@ import type { SessionHouse } from './house.ts';
 import { canceled, desynced, noTransactions, serverLost, tooManyNotifications, unknownMessage } from './lastwords.ts';
 import { Lease, type Lessee } from './lease.ts';
 import type { Read } from './read.ts';
-import { type RequestHost, Requests } from './request.ts';
+import { Requests } from './request.ts';
+import type { RequestHost } from './request-host.ts';
 import { signalAnswer, signalDenied, signalFound } from './signal.ts';
 import { hearsAs, Subscriber, type SubscriberClient } from './subscriber.ts';
 import { type Inputs, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
@@ -400,15 +401,9 @@ export class Session
 
   /** False: it must wait, or is refused. */
   #askForTurn(message: Frame): boolean {
-    const turn = this.#turn!;
-    const asked = turn.ask(message, this.#house.clock.now());
+    const asked = this.#turn!.ask(message, this.#house.clock.now());
     switch (asked.kind) {
       case 'admitted':
-        return true;
-      case 'warned':
-        this.deliver(
-          encode.notice(`class ${turn.class.name} is beyond its share: this would have waited or been refused`),
-        );
         return true;
       case 'waiting':
         this.#wait(message, 'queued');

@@ -12,6 +12,7 @@ import { type Class, type Classes, type ClientTraits, type Narrowed, priorities 
 import type { Gate, GateInputs } from '../guard/gate.ts';
 import type { Permit } from '../guard/permit.ts';
 import type { Request, Shed, ShedReason, Ticket } from '../guard/queue.ts';
+import * as encode from '../protocol/encode.ts';
 import type { Frame, FrameReader } from '../protocol/frame.ts';
 import type { Refusal } from '../protocol/sqlstate.ts';
 import type { Line } from '../server/line.ts';
@@ -29,6 +30,7 @@ export interface TurnClient {
   readonly pool: ServerPool;
   readonly socket: { readonly remoteAddress?: string | undefined };
   readonly settings: Settings;
+  deliver(bytes: Buffer): void;
   onAdmitted(): void;
   onShed(shed: Shed): void;
 }
@@ -42,7 +44,7 @@ export interface Inputs extends GateInputs {
   deadlineMs: number;
 }
 
-export type Asked = { kind: 'admitted' | 'warned' | 'waiting' } | ({ kind: 'shed' } & Shed);
+export type Asked = { kind: 'admitted' | 'waiting' } | ({ kind: 'shed' } & Shed);
 
 /** Who leaves within this time after a refusal does so because of it. */
 const OFFENCE_MS = 1_000;
@@ -50,7 +52,6 @@ const OFFENCE_MS = 1_000;
 const BYTES_MAX = 128 * 1024;
 
 const ADMITTED: Asked = { kind: 'admitted' };
-const WARNED: Asked = { kind: 'warned' };
 const WAITING: Asked = { kind: 'waiting' };
 
 export class Turn implements Request {
@@ -162,18 +163,20 @@ export class Turn implements Request {
     this.bytes = Math.min(message.size, BYTES_MAX);
     if (now - this.#shedAt >= this.#admission.tarpit.hasteMs) this.haste = 0;
     this.#asked = message;
-    const asked = this.#decide(now);
+    const asked = this.#decide(now, true);
     this.#asked = null;
     return asked;
   }
 
-  #decide(now: number): Asked {
+  /** `isNew`: it may be told that it is admitted although there is too much. */
+  #decide(now: number, isNew: boolean): Asked {
     const decision = this.#gate.decide(this, now);
     switch (decision.kind) {
       case 'admit':
         this.#permit = decision.permit;
         this.haste = 0;
-        return decision.isPoor || (decision.isWarned && this.#admission.mode === 'warn') ? WARNED : ADMITTED;
+        if (isNew && (decision.isPoor || (decision.isWarned && this.#admission.mode === 'warn'))) this.#warn();
+        return ADMITTED;
       case 'wait':
         this.#ticket = decision.ticket;
         return WAITING;
@@ -183,6 +186,11 @@ export class Turn implements Request {
       default:
         return decision satisfies never;
     }
+  }
+
+  #warn(): void {
+    const text = `class ${this.class.name} is beyond its share: this would have waited or been refused`;
+    this.#client.deliver(encode.notice(text));
   }
 
   onAdmit(permit: Permit): void {
@@ -201,7 +209,7 @@ export class Turn implements Request {
   onMoved(now: number): void {
     this.#ticket = null;
     this.#goToGate();
-    const asked = this.#decide(now);
+    const asked = this.#decide(now, false);
     if (asked.kind === 'shed') this.#client.onShed(asked);
     else if (asked.kind !== 'waiting') this.#client.onAdmitted();
   }

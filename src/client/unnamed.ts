@@ -12,7 +12,7 @@ import type { Note } from '../protocol/outstanding.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import { harmless, type Verdict } from '../sql/verdict.ts';
 import { inject } from './prepare.ts';
-import type { RequestHost } from './request.ts';
+import type { RequestHost } from './request-host.ts';
 import type { Translation } from './translate.ts';
 
 interface Version {
