@@ -4,12 +4,13 @@
  *
  * The one idea: names change when a text is sent, and are taken back where it fails. Rollback does not take DEALLOCATE back.
  */
+import * as encode from '../protocol/encode.ts';
 import { ServerMessage } from '../protocol/messages.ts';
 import type { Note } from '../protocol/outstanding.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import type { Verdict } from '../sql/verdict.ts';
 import type { Names } from './names.ts';
-import { prepare, prepareDummy } from './prepare.ts';
+import { inject, prepare, prepareDummy } from './prepare.ts';
 import type { RequestHost } from './request-host.ts';
 import type { Translation } from './translate.ts';
 
@@ -21,6 +22,29 @@ export function bring(host: RequestHost, { mentions }: Translation, server: Serv
   for (const { reference, statement } of mentions)
     if (reference.command === 'deallocate') prepareDummy(host, statement, server);
   return true;
+}
+
+/**
+ * How far a simple Query is with the statements that its text names: 'asked', or 'inBatch' when a batch was open, while the server parses them;
+ * 'failed': one could not be parsed.
+ */
+export type Bringing = 'no' | 'asked' | 'inBatch' | 'failed';
+
+/** As `bring`, for a simple Query: what is brought is a batch of its own, which must end before the Query. 'no': it may be sent. */
+export function bringForQuery(
+  before: Bringing,
+  host: RequestHost,
+  translation: Translation,
+  server: ServerConnection,
+): Bringing {
+  const { outstanding } = server;
+  const wasOpen = outstanding.isBatchOpen;
+  if (!bring(host, translation, server)) return before !== 'no' ? before : wasOpen ? 'inBatch' : 'asked';
+  const isOurs = before === 'asked' || (!wasOpen && outstanding.isBatchOpen);
+  if (!isOurs) return 'no';
+  if (outstanding.isDiscarding) return 'failed';
+  inject(host, 'Sync', encode.sync, server, null);
+  return 'no';
 }
 
 /** DEALLOCATE ALL and DISCARD ALL free all names: gives what takes that back when they fail. */

@@ -25,7 +25,7 @@ import { Alone } from './alone.ts';
 import { FAIL } from './block.ts';
 import { FUNCTION_OID_END } from './connection.ts';
 import { type CopyState, copyMove } from './copy.ts';
-import { bring, freeAll, freeMentioned } from './mentions.ts';
+import { type Bringing, bring, bringForQuery, freeAll, freeMentioned } from './mentions.ts';
 import { NAMES_MAX, Names } from './names.ts';
 import { closeOn, inject, learnDescription, makeRoom, planNote, prepare, remembering } from './prepare.ts';
 import type { RequestHost } from './request-host.ts';
@@ -67,7 +67,7 @@ export class Requests {
   /** The batch that is open does more than name and describe statements, or may. */
   #hasRun = false;
   /** How far a simple Query is with the statements that its text names. */
-  #bringing: 'no' | 'asked' | 'inBatch' | 'failed' = 'no';
+  #bringing: Bringing = 'no';
   #copy: CopyState = 'none';
   /** The rest of the message that is passing goes to the server. */
   #isStreaming = false;
@@ -372,27 +372,6 @@ export class Requests {
     };
   }
 
-  /** As `bring`, for a simple Query: what is brought is a batch of its own, which must end before the Query. */
-  #bringForQuery(translation: Translation, server: ServerConnection): boolean {
-    const wasOpen = server.outstanding.isBatchOpen;
-    if (!bring(this.#host, translation, server)) {
-      if (this.#bringing === 'no') this.#bringing = wasOpen ? 'inBatch' : 'asked';
-      return false;
-    }
-    const isOurs = this.#bringing === 'asked' || (!wasOpen && server.outstanding.isBatchOpen);
-    this.#bringing = 'no';
-    if (!isOurs) return true;
-    if (server.outstanding.isDiscarding) this.#bringing = 'failed';
-    else inject(this.#host, 'Sync', encode.sync, server, null);
-    return true;
-  }
-
-  /** A statement that a Query names could not be parsed: its error stands for the Query's, which owes a ReadyForQuery. */
-  #endFailedQuery(server: ServerConnection): Handled {
-    this.#bringing = 'no';
-    return this.#passInstead('Sync', encode.sync, server, null);
-  }
-
   // --- Simple Query ---------------------------------------------------------------------------------------------
 
   #onQuery(frame: Frame, server: ServerConnection): Handled {
@@ -401,8 +380,13 @@ export class Requests {
     if (!this.#host.lease.mayRun(verdict)) return 'refused';
     for (const { name } of verdict.effects?.references ?? []) if (this.#mustAwait(name, server)) return 'again';
     const translation = translate(source.subarray(start + HEADER, end), verdict, this.#names);
-    if (translation !== null && !this.#bringForQuery(translation, server)) return 'again';
-    if (this.#bringing === 'failed') return this.#endFailedQuery(server);
+    if (translation !== null) {
+      const bringing = bringForQuery(this.#bringing, this.#host, translation, server);
+      this.#bringing = bringing === 'failed' ? 'no' : bringing;
+      // Its error stands for that of the Query, which owes a ReadyForQuery.
+      if (bringing === 'failed') return this.#passInstead('Sync', encode.sync, server, null);
+      if (bringing !== 'no') return 'again';
+    }
     this.#hideSequences(verdict, server);
     this.#host.pool.counts.queries++;
     // In an open batch a Query may be skipped: then only Sync ends what came before.

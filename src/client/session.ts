@@ -982,9 +982,11 @@ export class Session
 
   /** May the held message wait any longer? */
   #tire(waiting: Pick<CachedReads | Subscriber, 'tire'>, now: number): void {
-    const outcome = waiting.tire(now - this.waitingSince, statementTimeoutOf(this.settings), now);
-    if (outcome === 'own') this.onWaited();
-    else if (outcome !== 'waits') this.onRefused(outcome);
+    this.#guard('tire', () => {
+      const outcome = waiting.tire(now - this.waitingSince, statementTimeoutOf(this.settings), now);
+      if (outcome === 'own') this.onWaited();
+      else if (outcome !== 'waits') this.onRefused(outcome);
+    });
   }
 
   /** Nothing more is read from the client, until `unsuspend`. */
