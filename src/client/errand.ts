@@ -8,8 +8,8 @@ import type net from 'node:net';
 import { Duplex } from 'node:stream';
 import type { Fill } from '../cache/flight.ts';
 import { ServerMessage } from '../protocol/messages.ts';
-import type { SessionHouse } from './house.ts';
-import { Session, type SessionOptions } from './session.ts';
+import type { SessionHouse, SessionOptions } from './house.ts';
+import { Session } from './session.ts';
 
 const HEADER = 5;
 

@@ -1,15 +1,18 @@
 /**
- * What all sessions of a process have in common: whom they ask and whom they tell. Made by client/listener, handed to every client/session.
+ * What a session is made with: its own, and the house, which is what all sessions of a process have in common: whom they ask and whom they
+ * tell. Made by client/listener, handed to client/session.
  */
+import type net from 'node:net';
 import type { Cache } from '../cache/cache.ts';
 import type { Fill } from '../cache/flight.ts';
 import type { Identities } from '../cache/key.ts';
 import type { Admission } from '../guard/admission.ts';
 import type { Refusal } from '../protocol/sqlstate.ts';
 import type { ServerPool } from '../server/pool.ts';
+import type { Settings } from '../server/settings.ts';
 import type { Judge, Verdict } from '../sql/verdict.ts';
 import type { Clock } from '../util/clock.ts';
-import type { Cancelable } from './cancel.ts';
+import type { Cancelable, CancelKey } from './cancel.ts';
 import type { Session } from './session.ts';
 import type { Usage } from './usage.ts';
 
@@ -39,4 +42,18 @@ export interface SessionJournal {
   onSlow(session: Session, shape: number, ms: number, verdict: Verdict | null): void;
   /** It was refused after it had waited since `since` (monotonic ms; 0: it has not waited). */
   onRefused(session: Session, refusal: Refusal, verdict: Verdict | null, since: number): void;
+}
+
+export interface SessionOptions {
+  id: number;
+  socket: net.Socket;
+  user: string;
+  key: CancelKey;
+  pool: ServerPool;
+  settings: Settings;
+  /** Bytes of the largest message. */
+  messageMax: number;
+  /** The class that its client asked for, or ''. */
+  wantedClass: string;
+  house: SessionHouse;
 }

@@ -35,53 +35,17 @@ import { type CachedClient, CachedReads, type Rest } from './cached.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
 import { ClientConnection, INPUT_MAX, type SocketOwner } from './connection.ts';
 import { type Answer, findGroup, groupFound, piecesOf, type StatementGroup } from './group.ts';
-import type { SessionHouse } from './house.ts';
+import type { SessionHouse, SessionOptions } from './house.ts';
 import { canceled, desynced, noTransactions, serverLost, tooManyNotifications, unknownMessage } from './lastwords.ts';
 import { Lease, type Lessee } from './lease.ts';
 import type { Read } from './read.ts';
 import { Requests } from './request.ts';
 import type { RequestHost } from './request-host.ts';
 import { signalAnswer, signalDenied, signalFound } from './signal.ts';
+import { isAnswerDue, isInQueue, type SessionState } from './state.ts';
 import { hearsAs, Subscriber, type SubscriberClient } from './subscriber.ts';
 import { type Inputs, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
 import { Work, type WorkClient } from './work.ts';
-
-export type SessionState =
-  /** No server; nothing asked. */
-  | 'idle'
-  /** In the queue of its class (guard/gate); the first message is kept in `#held`. */
-  | 'queued'
-  /** In the tarpit: its welcome, or the refusal of the message in `#held`, is kept for a moment. */
-  | 'delayed'
-  /** LISTEN is kept in `#held` until the connection that listens for all does. */
-  | 'subscribing'
-  /** A read is kept in `#held`: somebody else asks for the same, or the database is asked often enough for the cache. */
-  | 'fetching'
-  /** In the pool's queue; the first message is kept in `#held`. */
-  | 'waiting'
-  /** The server is being given this client's settings. */
-  | 'syncing'
-  /** A read of its rides on a server with those of others. */
-  | 'sharing'
-  /** The server works for this client. */
-  | 'active'
-  /** The client has its answer; the server is asked what is left of the transaction. */
-  | 'settling'
-  | 'closed';
-
-export interface SessionOptions {
-  id: number;
-  socket: net.Socket;
-  user: string;
-  key: CancelKey;
-  pool: ServerPool;
-  settings: Settings;
-  /** Bytes of the largest message. */
-  messageMax: number;
-  /** The class that its client asked for, or ''. */
-  wantedClass: string;
-  house: SessionHouse;
-}
 
 /** Entries that a server may owe before the client is not read. */
 const OUTSTANDING_MAX = 4096;
@@ -266,7 +230,7 @@ export class Session
   }
 
   get isWaiting(): boolean {
-    return this.state === 'waiting' || this.state === 'queued';
+    return isInQueue(this.state);
   }
 
   /** A transaction is open, on its server or for the client only. */
@@ -459,6 +423,8 @@ export class Session
     return isOn && this.#turn !== null ? this.#turn.patienceMs : statementTimeoutOf(this.settings);
   }
 
+  // --- Answered without a server --------------------------------------------------------------------------------
+
   /** Begins or ends a transaction without a server, or refuses what comes in one that has failed without one. */
   #answerBlock(message: Frame, verdict: Verdict | null): boolean {
     if (this.settings.isOpaque) return false;
@@ -584,6 +550,8 @@ export class Session
     if (isBetween) for (const bytes of this.#subscriber!.take()) this.deliver(bytes);
   }
 
+  // --- Reads beside others, or elsewhere ------------------------------------------------------------------------
+
   /** The read that `message` begins, if it is one and has arrived whole. */
   #readIn(message: Frame): Read | null {
     // Of a text that cannot be read reliably nobody knows whether it is a read.
@@ -659,6 +627,8 @@ export class Session
     });
   }
 
+  // --- Waiting, and refusals ------------------------------------------------------------------------------------
+
   /** Whatever `message` must wait for, it is handled anew then. */
   #wait(message: Frame, state: 'queued' | 'subscribing' | 'fetching'): void {
     this.#held = { ...message };
@@ -679,15 +649,6 @@ export class Session
     if (message.type !== ClientMessage.Sync) return;
     this.#isSkipping = false;
     this.deliver(encode.readyForQuery(this.#requests.alone.status));
-  }
-
-  // --- Lease and settings ---------------------------------------------------------------------------------------
-
-  onLease(server: ServerConnection): void {
-    this.#guard('lease', () => {
-      this.#take(server);
-      this.#pump();
-    });
   }
 
   onRefused(refusal: Refusal): void {
@@ -721,6 +682,26 @@ export class Session
     this.#endFill();
     if (old !== null) return;
     this.#fail(held, refusal);
+  }
+
+  /** The held message is refused, or will be in a moment. Gives the refusal without its number: it has been noted. */
+  #noteRefused(refusal: Refusal): Refusal {
+    const { id, ...noted } = refusal;
+    const held = this.#held;
+    if (id === undefined || held === null) return refusal;
+    const since = this.state === 'idle' ? 0 : this.waitingSince;
+    const verdict = this.settings.isOpaque ? null : this.#requests.alone.verdictOf(held);
+    this.#house.journal.onRefused(this, refusal, verdict, since);
+    return noted;
+  }
+
+  // --- Lease and settings ---------------------------------------------------------------------------------------
+
+  onLease(server: ServerConnection): void {
+    this.#guard('lease', () => {
+      this.#take(server);
+      this.#pump();
+    });
   }
 
   /** True: the server suits this client as it is. */
@@ -903,17 +884,6 @@ export class Session
     this.#house.journal.onSlow(this, shape, ms, verdict);
   }
 
-  /** The held message is refused, or will be in a moment. Gives the refusal without its number: it has been noted. */
-  #noteRefused(refusal: Refusal): Refusal {
-    const { id, ...noted } = refusal;
-    const held = this.#held;
-    if (id === undefined || held === null) return refusal;
-    const since = this.state === 'idle' ? 0 : this.waitingSince;
-    const verdict = this.settings.isOpaque ? null : this.#requests.alone.verdictOf(held);
-    this.#house.journal.onRefused(this, refusal, verdict, since);
-    return noted;
-  }
-
   block(): void {
     this.#isBlocked = true;
   }
@@ -1007,9 +977,7 @@ export class Session
 
   /** Drain: a client without a transaction is told to go (57P01); one with a transaction may finish it. */
   drain(): boolean {
-    if (this.state !== 'idle' && this.isInTransaction) return false;
-    if (['queued', 'waiting', 'subscribing', 'fetching', 'syncing', 'settling', 'sharing'].includes(this.state))
-      return false;
+    if ((this.state !== 'idle' && this.isInTransaction) || isAnswerDue(this.state)) return false;
     this.end('terminating connection due to administrator command');
     return true;
   }
