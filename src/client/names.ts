@@ -1,5 +1,5 @@
 /**
- * The prepared statements of one client by name, as it believes them to be. Called by client/request.
+ * The prepared statements of one client by name, as it believes them to be. Called by client/request and client/alone.
  *
  * The one idea: what a name stands for changes when a message is sent and is taken back when that message fails or is
  * skipped. Within its own batch a change fails together with whatever builds on it; a later batch that is sent before

@@ -1,5 +1,5 @@
 /**
- * The time limits of a session: which one is exceeded, if any. A pure function, called by client/session every fraction
+ * The time limits of a session: which one is exceeded, if any. A pure function, called by client/work every fraction
  * of a second.
  */
 import { fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';

@@ -1,6 +1,6 @@
 /**
  * What a session asks its server at the end of a transaction that may have changed session state: which values do the
- * touched settings have, and is there anything left that ties the client to this server? Called by client/session.
+ * touched settings have, and is there anything left that ties the client to this server? Called by client/lease.
  *
  * The one idea: effects are suspected from the text but established by asking. Rollback, savepoints, SET LOCAL,
  * functions and statements that failed halfway all come out right, because the server is asked what is, not what was

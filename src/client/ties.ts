@@ -1,7 +1,7 @@
 /**
  * What ties a client to its server beyond a transaction, as far as its statements show: pins, by reason; settings that
  * may have changed; and what the server must be asked before it is given back (client/settle). Called by
- * client/session, which makes one when a statement first has an effect.
+ * client/lease, which makes one when a statement first has an effect.
  *
  * The one idea: effects are suspected here and established by asking. Only what cannot be asked for is believed.
  *

@@ -1,6 +1,6 @@
 /**
- * Cuts a byte stream into protocol messages without copying them. Used in both directions, by client/session and
- * server/connection.
+ * Cuts a byte stream into protocol messages without copying them. Used in both directions, by client/connection
+ * and server/connection.
  *
  *     chunk   | C…………… | D………………………………| D……   (rest in the next chunk)
  *     frames  |  whole  |  whole       | start, then "more" pieces until isEnd
