@@ -19,7 +19,7 @@ import type net from 'node:net';
 import type { Fill } from '../cache/flight.ts';
 import type { Shed } from '../guard/queue.ts';
 import * as encode from '../protocol/encode.ts';
-import { emptyFrame, type Frame, type FrameReader } from '../protocol/frame.ts';
+import { emptyFrame, type Frame } from '../protocol/frame.ts';
 import { ClientMessage, Status } from '../protocol/messages.ts';
 import { fatal, type Refusal, SqlState } from '../protocol/sqlstate.ts';
 import type { ServerConnection } from '../server/connection.ts';
@@ -74,7 +74,6 @@ export class Session
   readonly user: string;
   readonly key: CancelKey;
   readonly pool: ServerPool;
-  readonly socket: net.Socket;
   /** Its hold on a server. */
   readonly lease: Lease;
   /** What this client's session is set to. */
@@ -92,7 +91,6 @@ export class Session
   readonly #requests: Requests;
   readonly #work: Work;
   readonly #connection: ClientConnection;
-  readonly #reader: FrameReader;
   /** The message that must wait for something before it is handled (again). */
   #held: Frame | null = null;
   /** Waiting for an injected request that the held message needs. */
@@ -120,7 +118,6 @@ export class Session
     this.user = options.user;
     this.key = options.key;
     this.pool = options.pool;
-    this.socket = options.socket;
     this.settings = options.settings;
     this.connectedAt = options.house.clock.wall();
     this.changedAt = options.house.clock.now();
@@ -128,7 +125,6 @@ export class Session
     this.lease = new Lease(this, this.#requests);
     this.#work = new Work(this, options.house);
     this.#connection = new ClientConnection(options.socket, options.messageMax);
-    this.#reader = this.#connection.reader;
     this.#wantedClass = options.wantedClass;
     this.onCacheChanged();
   }
@@ -139,7 +135,8 @@ export class Session
     const cache = cacheOf(this.pool);
     if (cache === (this.#cached?.cache ?? null)) return;
     this.#endFill();
-    this.#cached = cache === null ? null : new CachedReads(this, cache, identities, this.#requests.alone, this.#reader);
+    this.#cached =
+      cache === null ? null : new CachedReads(this, cache, identities, this.#requests.alone, this.#connection.reader);
     // Of what its transaction has done so far nobody knows.
     if (this.server !== null) this.#cached?.written.addAll();
     if (this.state === 'fetching') this.onWaited();
@@ -177,7 +174,7 @@ export class Session
   receive(chunk: Buffer): void {
     this.#guard('data', () => {
       if (this.state === 'closed') return;
-      this.#reader.push(chunk);
+      this.#connection.reader.push(chunk);
       this.#pump();
     });
   }
@@ -191,6 +188,10 @@ export class Session
 
   onGone(): void {
     this.#guard('end', () => this.#leave());
+  }
+
+  get socket(): net.Socket {
+    return this.#connection.socket;
   }
 
   get database(): string {
@@ -284,7 +285,8 @@ export class Session
   #readOn(): void {
     if (this.state === 'closed') return;
     const isAhead =
-      !this.#isReady() && this.#reader.pending + (this.#held?.end ?? 0) - (this.#held?.start ?? 0) > INPUT_MAX;
+      !this.#isReady() &&
+      this.#connection.reader.pending + (this.#held?.end ?? 0) - (this.#held?.start ?? 0) > INPUT_MAX;
     this.#connection.readOn(isAhead || (this.state === 'active' && !this.server!.isWritable));
   }
 
@@ -428,7 +430,7 @@ export class Session
   /** Begins or ends a transaction without a server, or refuses what comes in one that has failed without one. */
   #answerBlock(message: Frame, verdict: Verdict | null): boolean {
     if (this.settings.isOpaque) return false;
-    const answered = this.#requests.alone.answerBlock(message, verdict, this.#reader);
+    const answered = this.#requests.alone.answerBlock(message, verdict, this.#connection.reader);
     if (answered === 'no') return false;
     if (answered === 'refused') this.#refuseMessage(message, blockFailed());
     else {
@@ -441,7 +443,7 @@ export class Session
   /** pg_cancel_backend or pg_terminate_backend of one of our clients. */
   #answerSignal(message: Frame, verdict: Verdict | null): boolean {
     if (verdict?.effects?.isSignal !== true) return false;
-    const signal = findGroup(message, this.#reader, this.#requests.alone) ? signalFound() : null;
+    const signal = findGroup(message, this.#connection.reader, this.#requests.alone) ? signalFound() : null;
     const target = signal === null ? null : this.#house.holderOf(signal.pid);
     if (signal === null || target === null) return false;
     if (target.user !== this.user && this.settings.reported.get('is_superuser') !== 'on') {
@@ -457,7 +459,7 @@ export class Session
   /** The request that begins with `message` fails by our own judgement, with a server or without. */
   #fail(message: Frame, refusal: Refusal): void {
     const { alone } = this.#requests;
-    alone.fail(message, this.#reader);
+    alone.fail(message, this.#connection.reader);
     this.deliver(encode.errorResponse(refusal));
     const isExtended = message.type !== ClientMessage.Query && message.type !== ClientMessage.FunctionCall;
     if (isExtended) this.#isSkipping = true;
@@ -488,7 +490,7 @@ export class Session
   /** One statement, which `message` begins, is answered as a whole. */
   #answerGroup(message: Frame, answer: Answer, group: StatementGroup): void {
     const { alone } = this.#requests;
-    alone.passOver(message, this.#reader, group.rest);
+    alone.passOver(message, this.#connection.reader, group.rest);
     for (const piece of piecesOf(answer, group, alone.status)) this.deliver(piece);
   }
 
@@ -498,7 +500,13 @@ export class Session
 
   classify(message: Frame): void {
     if (!this.#house.admission.isOn) return;
-    this.#turn ??= new Turn(this, this.#wantedClass, this.#house.admission, this.#requests.alone, this.#reader);
+    this.#turn ??= new Turn(
+      this,
+      this.#wantedClass,
+      this.#house.admission,
+      this.#requests.alone,
+      this.#connection.reader,
+    );
     this.#turn.classify(message, this.#requests.alone.isInBlock);
   }
 
@@ -511,11 +519,12 @@ export class Session
   #answerListening(message: Frame, verdict: Verdict | null): boolean {
     const { alone } = this.#requests;
     const asked = this.settings.isOpaque || alone.isInBlock ? null : verdict?.listening;
-    if (!asked?.isAlone || this.#subscriber?.mustAskServer || !alone.mayAnswer(message, this.#reader)) return false;
+    if (!asked?.isAlone || this.#subscriber?.mustAskServer || !alone.mayAnswer(message, this.#connection.reader))
+      return false;
     if (!hearsAs(this.settings, this.pool)) return false;
     const listening = asked.all[0]!;
     if (listening.kind === 'unlisten') this.#subscriber?.unlisten(listening.channel);
-    else if (!alone.isNaming(message, this.#reader)) {
+    else if (!alone.isNaming(message, this.#connection.reader)) {
       this.#subscriber ??= new Subscriber(this.pool, this);
       const heard = this.#subscriber.listen(listening.channel);
       if (heard === 'own') return false;
@@ -525,7 +534,9 @@ export class Session
       }
     }
     const tag = listening.kind.toUpperCase();
-    return alone.answerControl(message, this.#reader, tag, { before: Status.Idle, after: Status.Idle }) !== 'no';
+    return (
+      alone.answerControl(message, this.#connection.reader, tag, { before: Status.Idle, after: Status.Idle }) !== 'no'
+    );
   }
 
   onNotified(): void {
@@ -546,7 +557,7 @@ export class Session
     const isBetween =
       server === null
         ? this.state === 'idle' && !this.#requests.alone.isInBlock
-        : this.state === 'active' && server.outstanding.isFree && !server.isInside && !this.#reader.isInside;
+        : this.state === 'active' && server.outstanding.isFree && !server.isInside && !this.#connection.reader.isInside;
     if (isBetween) for (const bytes of this.#subscriber!.take()) this.deliver(bytes);
   }
 
@@ -556,7 +567,7 @@ export class Session
   #readIn(message: Frame): Read | null {
     // Of a text that cannot be read reliably nobody knows whether it is a read.
     const isReadable = this.pool.config.mode !== 'session' && !this.settings.isOpaque;
-    return isReadable ? this.#requests.alone.findRead(message, this.#reader) : null;
+    return isReadable ? this.#requests.alone.findRead(message, this.#connection.reader) : null;
   }
 
   /** A read goes to a standby which has all that this client has written, if a server of it is free. */
@@ -600,7 +611,7 @@ export class Session
     this.#line = line;
     turn?.board(line, this.#house.clock.now());
     line.board(this, cost);
-    this.#requests.ride(message, rest, this.#reader, line.server);
+    this.#requests.ride(message, rest, this.#connection.reader, line.server);
   }
 
   /** The read that it waits with, if that may ride. */
@@ -796,7 +807,7 @@ export class Session
       this.#endHold();
       return this.#lastWord === null ? this.#leave() : this.#end(this.#lastWord);
     }
-    if (!outstanding.isQuiet || this.#isBlocked || this.#held !== null || this.#reader.isInside) return;
+    if (!outstanding.isQuiet || this.#isBlocked || this.#held !== null || this.#connection.reader.isInside) return;
     if (outstanding.status !== Status.Idle) {
       if (lease.hasResets && outstanding.status === Status.Transaction) return lease.settle();
       this.#endHold();
@@ -1001,7 +1012,7 @@ export class Session
   /** The client is gone or going: it leaves whatever it is in, and gives back what it has. */
   #leave(): void {
     if (this.state === 'closed') return;
-    const isCut = (this.#reader.isInside && !this.#isSkipping) || this.state === 'syncing';
+    const isCut = (this.#connection.reader.isInside && !this.#isSkipping) || this.state === 'syncing';
     if (this.state === 'waiting') this.pool.leave(this);
     this.#leaveTarpit?.();
     this.#endFill();
