@@ -47,9 +47,9 @@ export class Replications {
       if (replication === null || !this.#open.delete(replication)) return;
       this.#keys.revoke(replication);
     };
-    try {
+    const join = async () => {
       const { target, ...login } = await loginFor();
-      const options = {
+      return Replication.open({
         socket,
         key,
         rest,
@@ -58,8 +58,10 @@ export class Replications {
         target: { ...target, parameters: [...settings, ...target.parameters] },
         ...login,
         onEnd,
-      };
-      replication = await Replication.open(options).finally(() => this.#opening--);
+      });
+    };
+    try {
+      replication = await join().finally(() => this.#opening--);
       if (replication === null) return onEnd(); // The client has gone.
       this.#keys.hold(replication);
       this.#open.add(replication);

@@ -957,8 +957,10 @@ export class Session
     if (this.state === 'subscribing') return this.#tire(this.#subscriber!, now);
     if (this.state === 'fetching') return this.#tire(this.#cached!, now);
     if (server === null && this.state !== 'idle') return; // A rider is its line's affair, a waiter the pool's.
-    const refusal = this.#work.check(server, this.isInTransaction, this.changedAt, now);
-    if (refusal !== null) this.#end(refusal);
+    this.#guard('tick', () => {
+      const refusal = this.#work.check(server, this.isInTransaction, this.changedAt, now);
+      if (refusal !== null) this.#end(refusal);
+    });
   }
 
   /** May the held message wait any longer? */

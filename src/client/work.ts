@@ -138,6 +138,8 @@ export class Work {
 
   /** The server is lost: nobody pays for what it was at. */
   lose(): void {
+    this.#since = 0;
+    this.#canceledAt = 0;
     this.#account?.forget();
   }
 
