@@ -445,6 +445,7 @@ t.test(
     const proxy = await start(t);
     const client = await open(t, proxy.port);
     const ask = (name: string) => [send.parse(name, PLAN), send.bind('', name), send.execute(''), send.sync()];
+    await warm(client, proxy, PLAN); // Now it is known that it may be kept.
     let refused = 0;
     for (let n = 0; n < 10_010; n++) {
       const messages = await client.ask(ask(`n${n}`));
