@@ -957,10 +957,13 @@ export class Session
     if (this.state === 'subscribing') return this.#tire(this.#subscriber!, now);
     if (this.state === 'fetching') return this.#tire(this.#cached!, now);
     if (server === null && this.state !== 'idle') return; // A rider is its line's affair, a waiter the pool's.
-    this.#guard('tick', () => {
+    // No closure here: ten thousand idle clients would keep the collector from its rest.
+    try {
       const refusal = this.#work.check(server, this.isInTransaction, this.changedAt, now);
       if (refusal !== null) this.#end(refusal);
-    });
+    } catch (thrown) {
+      this.#endByBug('tick', thrown);
+    }
   }
 
   /** May the held message wait any longer? */
@@ -1042,16 +1045,20 @@ export class Session
     try {
       run();
     } catch (thrown) {
-      this.#house.onBug(where, thrown);
-      if (this.server !== null) this.server.isDoomed = true;
-      // What it has sent there may be half a request: whoever else is on that server must not wait for its end.
-      this.#line?.server.close('a bug in the proxy');
-      try {
-        this.#end(fatal(SqlState.InternalError, `internal error in the proxy: ${messageOf(thrown)}`));
-      } catch {
-        this.state = 'closed';
-        this.#connection.destroy();
-      }
+      this.#endByBug(where, thrown);
+    }
+  }
+
+  #endByBug(where: string, thrown: unknown): void {
+    this.#house.onBug(where, thrown);
+    if (this.server !== null) this.server.isDoomed = true;
+    // What it has sent there may be half a request: whoever else is on that server must not wait for its end.
+    this.#line?.server.close('a bug in the proxy');
+    try {
+      this.#end(fatal(SqlState.InternalError, `internal error in the proxy: ${messageOf(thrown)}`));
+    } catch {
+      this.state = 'closed';
+      this.#connection.destroy();
     }
   }
 }
