@@ -90,8 +90,11 @@ export interface Prepared {
   body: Buffer;
 }
 
-/** The SQL that asks for all statements of SQL-level PREPARE; a text too long to keep is null. */
-export const preparedQuery = `SELECT name, CASE WHEN pg_catalog.octet_length(statement) OPERATOR(pg_catalog.<=) ${TEXT_BYTES_MAX} THEN statement END, from_sql, pg_catalog.array_to_string(parameter_types::pg_catalog.oid[], ' ') ${FROM_SQL}`;
+/**
+ * The SQL that asks for all statements of SQL-level PREPARE; texts are null when they are too long to keep, all together: each is that of its
+ * whole Query, so a thousand of one message would be a thousand times that.
+ */
+export const preparedQuery = `SELECT name, CASE WHEN pg_catalog.sum(pg_catalog.octet_length(statement)) OVER () OPERATOR(pg_catalog.<=) ${TEXT_BYTES_MAX} THEN statement END, from_sql, pg_catalog.array_to_string(parameter_types::pg_catalog.oid[], ' ') ${FROM_SQL}`;
 
 /** A note for the entry of `preparedQuery`; `done` gets the statements, or null when one of them cannot be told. */
 export function preparedNote(done: (statements: Prepared[] | null) => void): Note {

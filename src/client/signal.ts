@@ -18,7 +18,7 @@ export interface Signal {
 }
 
 const CALL =
-  /^\s*select\s+(?:pg_catalog\.)?(pg_(cancel|terminate)_backend)\s*\(\s*(?:(\d{1,10})|\$1)(?:::int[48eger]*)?\s*(?:,\s*\d+\s*)?\)\s*(?:as\s+"?(\w+)"?\s*)?;?\s*$/i;
+  /^\s*select\s+(?:pg_catalog\.)?(pg_(cancel|terminate)_backend)\s*\(\s*(?:(\d{1,10})|\$1)(?:::int(?:4|eger)?)?\s*(?:,\s*\d+\s*)?\)\s*(?:as\s+"?(\w+)"?\s*)?;?\s*$/i;
 const BINARY = 1;
 
 /** The signal that the group in `found` (client/group) asks for; null: it is another statement. */
@@ -50,11 +50,9 @@ function readValues(): { pid: number; isBinary: boolean } {
   for (let index = 0, count = next16(); index < count && at + 4 <= valuesEnd; index++) {
     const size = source.readInt32BE(at);
     at += 4;
-    if (index === 0 && size > 0 && at + size <= valuesEnd)
-      pid =
-        formats[0] === BINARY
-          ? source.readIntBE(at, Math.min(size, 6))
-          : Number(source.toString('latin1', at, at + size));
+    const isThere = index === 0 && size > 0 && at + size <= valuesEnd;
+    if (isThere && formats[0] !== BINARY) pid = Number(source.toString('latin1', at, at + size));
+    else if (isThere && size === 4) pid = source.readInt32BE(at);
     at += Math.max(size, 0);
   }
   return { pid, isBinary: Array.from({ length: next16() }, next16)[0] === BINARY };

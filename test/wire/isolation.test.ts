@@ -751,6 +751,18 @@ const pins = [
     'DEALLOCATE p',
   ],
   [
+    'PREPARE of more text than is kept',
+    'prepare',
+    ['BEGIN', ...['p', 'q'].map((name) => `PREPARE ${name} AS SELECT '${'x'.repeat(600_000)}'`), 'COMMIT'],
+    'DEALLOCATE ALL',
+  ],
+  [
+    'a thousand PREPAREs in one message',
+    'prepare',
+    [Array.from({ length: 1_000 }, (_, n) => `PREPARE p${n} AS SELECT ${n}`).join('; ')],
+    'DEALLOCATE ALL',
+  ],
+  [
     'PREPARE of a name like ours',
     'prepare',
     ['PREPARE pgweir_1 AS SELECT 1', 'EXECUTE pgweir_1'],
