@@ -15,7 +15,7 @@ import { ClientMessage, stringEnd } from '../protocol/messages.ts';
 import type { Statement } from '../server/statements.ts';
 import { isHarmless, type Judge, type Verdict } from '../sql/verdict.ts';
 import { type Block, isBegin, moveOf, statusOf } from './block.ts';
-import type { Asker } from './group.ts';
+import type { ClientNames } from './group.ts';
 import { NAMES_MAX, type Names } from './names.ts';
 import { controlGroup, isBare, nameIn, type Read, restOfGroup } from './read.ts';
 import type { RequestHost } from './request-host.ts';
@@ -25,7 +25,7 @@ const HEADER = 5;
 /** 'S' in Describe and Close: a prepared statement is meant, not a portal. */
 const STATEMENT = 0x53;
 
-export class Alone implements Asker {
+export class Alone implements ClientNames {
   readonly #host: RequestHost;
   readonly #judge: Judge;
   readonly #names: Names;

@@ -12,8 +12,8 @@ import type { Frame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage, Status, stringEnd } from '../protocol/messages.ts';
 import type { Statement } from '../server/statements.ts';
 
-/** Who asks. */
-export interface Asker {
+/** What the client has prepared by which names. */
+export interface ClientNames {
   /** The settings that decide which tables a statement's names mean. */
   readonly planSettings: string;
   /** The statement that the client has prepared by this name. */
@@ -49,7 +49,7 @@ export const found = {
 };
 
 /** Fills `found` from the group that begins with `message`; false: it is not of the kind that is answered. */
-export function findGroup(message: Frame, reader: FrameReader, asker: Asker): boolean {
+export function findGroup(message: Frame, reader: FrameReader, client: ClientNames): boolean {
   found.rest = 0;
   found.hasDescription = false;
   const { source, start, end, type } = message;
@@ -68,16 +68,16 @@ export function findGroup(message: Frame, reader: FrameReader, asker: Asker): bo
     const textEnd = nameEnd === -1 ? -1 : stringEnd(source, nameEnd + 1, end);
     if (textEnd === -1) return false;
     const name = source.toString('latin1', start + HEADER, nameEnd);
-    if (name !== '' && !asker.mayName(name)) return false;
+    if (name !== '' && !client.mayName(name)) return false;
     found.text = source.toString('latin1', nameEnd + 1, textEnd);
     found.types = source.toString('latin1', textEnd + 1, end);
-    return findRest(name, reader, asker);
+    return findRest(name, reader, client);
   }
-  return findBind(source, start, end, null, asker) && findRest(null, reader, asker);
+  return findBind(source, start, end, null, client) && findRest(null, reader, client);
 }
 
 /** `parsed`: the name that Parse has given in this group; null: there was none. */
-function findBind(source: Buffer, start: number, end: number, parsed: string | null, asker: Asker): boolean {
+function findBind(source: Buffer, start: number, end: number, parsed: string | null, client: ClientNames): boolean {
   if (source[start + HEADER] !== 0) return false; // A named portal.
   const nameEnd = stringEnd(source, start + HEADER + 1, end);
   if (nameEnd === -1) return false;
@@ -87,16 +87,16 @@ function findBind(source: Buffer, start: number, end: number, parsed: string | n
   if (end - found.valuesStart < 6) return false;
   const name = source.toString('latin1', start + HEADER + 1, nameEnd);
   if (parsed !== null) return name === parsed;
-  const statement = name === '' ? undefined : asker.statementNamed(name);
+  const statement = name === '' ? undefined : client.statementNamed(name);
   // Its names were looked up when it was prepared.
-  if (statement === undefined || statement.planSettings !== asker.planSettings) return false;
+  if (statement === undefined || statement.planSettings !== client.planSettings) return false;
   found.text = statement.text;
   found.types = statement.types;
   return true;
 }
 
 /** What follows the first message, up to Sync. */
-function findRest(parsed: string | null, { chunk, position }: FrameReader, asker: Asker): boolean {
+function findRest(parsed: string | null, { chunk, position }: FrameReader, client: ClientNames): boolean {
   let hasBind = parsed === null;
   let hasExecute = false;
   for (let at = position; at + HEADER <= chunk.length; ) {
@@ -105,7 +105,7 @@ function findRest(parsed: string | null, { chunk, position }: FrameReader, asker
     found.rest++;
     switch (chunk[at]) {
       case ClientMessage.Bind:
-        if (hasBind || !findBind(chunk, at, end, parsed, asker)) return false;
+        if (hasBind || !findBind(chunk, at, end, parsed, client)) return false;
         hasBind = true;
         break;
       case ClientMessage.Describe:
