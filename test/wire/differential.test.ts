@@ -17,6 +17,9 @@ const SEED = Number(process.env.FUZZ_SEED ?? 20_240_601);
 /** Always wait for answers: bugs of pipelines do not hide others then. */
 const IS_POLITE = process.env.FUZZ_POLITE !== undefined;
 const HANG_MS = 4_000;
+/** So many requests of others must have shared servers meanwhile; tried again with other streams so often. */
+const SHARED_MIN = 20;
+const ROUNDS_MAX = 10;
 /** Postgres itself has no more to say when it has been silent for so long. A guess that can only make tests weaker. */
 const QUIET_MS = 3;
 
@@ -378,16 +381,19 @@ for (const size of [1, 2]) {
       () => new Error('no reads share a server'),
       60_000,
     );
-    const result = await fc.check(property, { seed: SEED + size, numRuns: Math.ceil(RUNS / 2) });
-    // In the name of the assertion, which CI repeats at its end.
-    const failure = () => {
-      const message = String((result.errorInstance as Error).message).replaceAll('\n', ' | ');
-      return `seed ${result.seed}, path ${result.counterexamplePath}: ${message}`;
-    };
-    t.equal(result.failed, false, result.failed ? failure() : 'same');
+    // On a busy machine reads are long and seldom share; then more streams are needed to have met enough that did.
+    for (let round = 0; round < ROUNDS_MAX && shared + crowd.shared <= SHARED_MIN; round++) {
+      const result = await fc.check(property, { seed: SEED + size + 1_000 * round, numRuns: Math.ceil(RUNS / 2) });
+      // In the name of the assertion, which CI repeats at its end.
+      const failure = () => {
+        const message = String((result.errorInstance as Error).message).replaceAll('\n', ' | ');
+        return `seed ${result.seed}, path ${result.counterexamplePath}: ${message}`;
+      };
+      t.equal(result.failed, false, result.failed ? failure() : 'same');
+    }
     shared += crowd.shared;
     await crowd.stop();
     t.equal(bugs + crowd.proxy.bugs(), 0, 'bugs');
-    t.ok(shared > 20, `${shared} requests shared a server`);
+    t.ok(shared > SHARED_MIN, `${shared} requests shared a server`);
   });
 }
