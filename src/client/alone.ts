@@ -12,14 +12,21 @@
 import * as encode from '../protocol/encode.ts';
 import type { Frame, FrameReader } from '../protocol/frame.ts';
 import { ClientMessage, stringEnd } from '../protocol/messages.ts';
+import type { Wish } from '../server/line.ts';
 import type { Statement } from '../server/statements.ts';
 import { isHarmless, type Judge, type Verdict } from '../sql/verdict.ts';
 import { type Block, isBegin, moveOf, statusOf } from './block.ts';
-import type { ClientNames } from './group.ts';
+import { findGroup, nameIn } from './group.ts';
 import { NAMES_MAX, type Names } from './names.ts';
-import { controlGroup, isBare, nameIn, type Read, restOfGroup } from './read.ts';
+import type { ClientNames } from './question.ts';
 import type { RequestHost } from './request-host.ts';
 import { harmlessPortal, type Unnamed } from './unnamed.ts';
+
+/** A read that may ride, if its cost is small. */
+export interface Read extends Wish {
+  /** How many messages follow the first. */
+  rest: number;
+}
 
 const HEADER = 5;
 /** 'S' in Describe and Close: a prepared statement is meant, not a portal. */
@@ -61,15 +68,13 @@ export class Alone implements ClientNames {
 
   /** The batch that begins with `message` has arrived whole, and is about one statement. */
   isSingle(message: Frame, reader: FrameReader): boolean {
-    if (message.type === ClientMessage.Query) return true;
-    return controlGroup(message, reader.chunk, reader.position) !== null;
+    return message.type === ClientMessage.Query || findGroup(message, reader) !== null;
   }
 
   /** Nothing in the request that begins with `message`, about one statement without parameters, could be refused by a server. */
   mayAnswer(message: Frame, reader: FrameReader): boolean {
-    if (message.type === ClientMessage.Query) return isBare(message.type, message.source, message.start, message.end);
-    const group = controlGroup(message, reader.chunk, reader.position);
-    return group !== null && !(message.type === ClientMessage.Parse && this.isTaken(group.name));
+    const group = findGroup(message, reader);
+    return group?.isBare === true && !(group.hasParse && this.isTaken(group.name));
   }
 
   /** A name that is in use, or one too many: a server must say so. */
@@ -91,8 +96,8 @@ export class Alone implements ClientNames {
 
   /** The batch that begins with `message` prepares or describes one statement and runs nothing. */
   isNaming(message: Frame, reader: FrameReader): boolean {
-    if (message.type === ClientMessage.Query) return false;
-    return controlGroup(message, reader.chunk, reader.position)?.isExecuted === false;
+    const group = findGroup(message, reader);
+    return group?.isExtended === true && group.isBare && !group.isExecuted;
   }
 
   /**
@@ -153,22 +158,15 @@ export class Alone implements ClientNames {
    */
   findRead(message: Frame, reader: FrameReader): Read | null {
     const { source, start, end, type } = message;
-    if (!message.isEnd) return null;
-    if (type !== ClientMessage.Query && type !== ClientMessage.Parse && type !== ClientMessage.Bind) return null;
-    if (type === ClientMessage.Query) {
-      if (reader.pending > 0) return null;
-      const { read } = this.#judge.judge(source, start + HEADER, end - 1);
-      return this.#readOf(read, 0, null);
-    }
-    if (source[start + HEADER] !== 0) return null; // Parse of a name, or Bind to a named portal.
-    const rest = restOfGroup(type, reader.chunk, reader.position, reader.chunk.length);
-    if (rest === 0) return null;
-    if (type === ClientMessage.Parse) {
-      const { read } = this.judgeBody(source, start + HEADER + 1, end);
-      return this.#readOf(read, rest, null);
-    }
-    const nameEnd = stringEnd(source, start + HEADER + 1, end);
-    const statement = this.#names.get(source.toString('latin1', start + HEADER + 1, Math.max(nameEnd, 0)));
+    const group = findGroup(message, reader);
+    // A client that has sent more already is better served by a server of its own: its pipeline runs without a stop.
+    if (group?.isLast !== true) return null;
+    const { name, rest } = group;
+    if (!group.isExtended) return this.#readOf(this.#judge.judge(source, start + HEADER, end - 1).read, rest, null);
+    if (!group.isExecuted || group.isDescribedElse || group.hasFlush) return null;
+    if (type === ClientMessage.Parse)
+      return name === '' ? this.#readOf(this.judgeBody(source, start + HEADER + 1, end).read, rest, null) : null;
+    const statement = this.#names.get(name);
     return statement === undefined ? null : this.#readOf(this.#known(statement).read, rest, statement);
   }
 
@@ -298,23 +296,23 @@ export class Alone implements ClientNames {
     { before, after }: { before: number; after: number },
   ): 'no' | 'named' | 'done' {
     const host = this.#host;
-    if (message.type === ClientMessage.Query) {
-      if (!isBare(message.type, message.source, message.start, message.end)) return 'no';
+    const group = findGroup(message, reader);
+    if (group?.isBare !== true) return 'no';
+    const { rest, isExecuted } = group;
+    if (!group.isExtended) {
       this.#unnamed.forget();
       host.deliver(encode.commandComplete(tag));
       host.deliver(encode.readyForQuery(after));
       return this.#end();
     }
-    const group = controlGroup(message, reader.chunk, reader.position);
-    if (group === null) return 'no';
-    if (message.type === ClientMessage.Parse && this.isTaken(group.name)) return 'no';
-    const status = group.isExecuted ? after : before;
+    if (group.hasParse && this.isTaken(group.name)) return 'no';
+    const status = isExecuted ? after : before;
     this.#answerMessage(message, tag, status);
-    for (let left = group.rest; left > 0; left--) {
+    for (let left = rest; left > 0; left--) {
       reader.next(message);
       this.#answerMessage(message, tag, status);
     }
-    return group.isExecuted ? this.#end() : 'named';
+    return isExecuted ? this.#end() : 'named';
   }
 
   /** A statement was answered. */

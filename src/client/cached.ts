@@ -3,7 +3,7 @@
  * when the cache has not got it. Made by client/session when its database has a cache; the cache hears by it what the session writes
  * (client/written).
  *
- * The one idea: what is answered is a group of messages (client/group), and only while the client holds no server: then nothing of it has
+ * The one idea: what is answered is one statement asked for as a whole (client/question), and only while the client holds no server: then nothing of it has
  * been sent anywhere.
  */
 import type { Cache, Missed } from '../cache/cache.ts';
@@ -26,7 +26,7 @@ import { shapeText } from '../sql/shape.ts';
 import type { Verdict } from '../sql/verdict.ts';
 import type { Alone } from './alone.ts';
 import { type Block, seesCommitted } from './block.ts';
-import { findGroup, found, groupFound, NOTHING, piecesOf, requestFound, type StatementGroup } from './group.ts';
+import { type Form, findQuestion, NOTHING, piecesOf, type Question, requestOf } from './question.ts';
 import { type AskingAgain, verify } from './verify.ts';
 import { Written } from './written.ts';
 
@@ -51,7 +51,7 @@ export interface Rest {
 
 /** 'answer': by `entry`; 'wait': the message is to be held; 'go': to a server; 'refuse': it is too much for the database. */
 export type Asked =
-  | { kind: 'answer'; entry: Entry; group: StatementGroup }
+  | { kind: 'answer'; entry: Entry; form: Form }
   | { kind: 'wait' }
   | { kind: 'go' }
   | { kind: 'refuse'; refusal: Refusal };
@@ -83,7 +83,7 @@ export class CachedReads implements Leader {
   /** Bytes of the server that are kept back: should it fail, an old answer is given instead. */
   #kept: Buffer[] = [];
   /** What it has asked for, or waits for. */
-  #group: StatementGroup = { rest: 0, hasDescription: false, prefix: NOTHING };
+  #form: Form = { rest: 0, hasDescription: false, prefix: NOTHING };
   /** The request that is handled next is for the database, whatever the cache may have. */
   #isAlone = false;
   /** Monotonic ms of the last write. */
@@ -109,8 +109,8 @@ export class CachedReads implements Leader {
   }
 
   /** What it has asked for. */
-  get group(): StatementGroup {
-    return this.#group;
+  get form(): Form {
+    return this.#form;
   }
 
   /** There is something to give when the database cannot answer. */
@@ -152,11 +152,12 @@ export class CachedReads implements Leader {
       return GO;
     }
     if (this.#fill !== null) return this.#fill.stage === 'database' ? GO : WAIT;
-    if (!mayRead(message) || !findGroup(message, this.#reader, this.#alone)) return GO;
-    const { hasDescription, isExtended, text, types, source, valuesStart, valuesEnd } = found;
+    const question = mayRead(message) ? findQuestion(message, this.#reader, this.#alone) : null;
+    if (question === null) return GO;
+    const { hasDescription, isExtended, text, types, values } = question;
     const plain = plainText(text);
     const key = isExtended
-      ? extendedKey(this.#ownIdentity, plain, types, source.toString('latin1', valuesStart, valuesEnd))
+      ? extendedKey(this.#ownIdentity, plain, types, values.toString('latin1'))
       : simpleKey(this.#ownIdentity, plain);
     const given = this.#given;
     this.#given = null;
@@ -164,21 +165,20 @@ export class CachedReads implements Leader {
     const isOurs = given !== null && given.key === key && (!hasDescription || given.descriptionEnd > 0);
     const entry = isOurs ? given : cache.find(key, hasDescription, this.#wroteAt, now);
     if (entry !== null) {
-      const group = groupFound();
-      if (!isOurs && cache.isDue(entry, now)) this.#refresh(entry, message, now);
-      else if (cache.isToVerify()) verify(cache, entry, group, requestFound(message), this.#client);
-      return { kind: 'answer', entry, group };
+      if (!isOurs && cache.isDue(entry, now)) this.#refresh(entry, question, message, now);
+      else if (cache.isToVerify()) verify(cache, entry, question, requestOf(question, message), this.#client);
+      return { kind: 'answer', entry, form: question };
     }
     if (isInBlock) return GO;
-    return this.#miss(key, message, now);
+    return this.#miss(key, question, message, now);
   }
 
-  #miss(key: string, message: Frame, now: number): Asked {
-    const { text, isExtended, source, valuesStart, valuesEnd } = found;
+  #miss(key: string, question: Question, message: Frame, now: number): Asked {
+    const { rest, hasDescription, prefix, text, isExtended, values } = question;
     this.#client.classify(message);
     const verdict = this.#alone.verdictOf(message);
     if (verdict === null || verdict.read === 0) return GO;
-    this.#group = groupFound();
+    this.#form = { rest, hasDescription, prefix };
     this.#sent = 0;
     this.#hasMore = false;
     const missed: Missed = this.#cache.miss(
@@ -189,7 +189,7 @@ export class CachedReads implements Leader {
         number: verdict.number,
         shape: () => shapeText(text),
         reading: verdict.nature?.reading ?? null,
-        isVolatile: () => isExtended && hasVolatileParameter(source.subarray(valuesStart, valuesEnd)),
+        isVolatile: () => isExtended && hasVolatileParameter(values),
         wroteAt: this.#wroteAt,
       },
       this,
@@ -208,7 +208,7 @@ export class CachedReads implements Leader {
       case 'refused':
         if (missed.stale === null) return { kind: 'refuse', refusal: this.#refuseMiss() };
         this.#cache.countStaleOnError(missed.stale, now);
-        return { kind: 'answer', entry: missed.stale, group: this.#group };
+        return { kind: 'answer', entry: missed.stale, form: this.#form };
       default:
         return missed satisfies never;
     }
@@ -220,10 +220,10 @@ export class CachedReads implements Leader {
   }
 
   /** The request in hand is asked again, for the cache alone: its client has an old answer already. */
-  #refresh(entry: Entry, message: Frame, now: number): void {
+  #refresh(entry: Entry, question: Question, message: Frame, now: number): void {
     const fill = this.#cache.refresh(entry, now);
     if (fill === null) return;
-    this.#client.askAgain(requestFound(message), fill, () => {});
+    this.#client.askAgain(requestOf(question, message), fill, () => {});
   }
 
   // --- While it waits -------------------------------------------------------------------------------------------
@@ -273,12 +273,12 @@ export class CachedReads implements Leader {
     if (!collector.isDecided || (collector.isError && !collector.isOver)) return [];
     const old = collector.isError ? this.staleFor(collector.sqlstate, now) : null;
     const kept = this.#kept.splice(0);
-    return old === null ? kept : piecesOf(old, this.#group, Status.Idle);
+    return old === null ? kept : piecesOf(old, this.#form, Status.Idle);
   }
 
   /** A message is sent to the server: behind its own ones nothing can be answered in the server's place any more. */
   noteSent(): void {
-    if (++this.#sent > this.#group.rest + 1) this.#hasMore = true;
+    if (++this.#sent > this.#form.rest + 1) this.#hasMore = true;
   }
 
   /**
@@ -299,7 +299,7 @@ export class CachedReads implements Leader {
     this.written.end();
     const old = this.staleFor(SqlState.AdminShutdown, now);
     const isAnswered = old !== null && !this.#hasPassed;
-    const pieces = isAnswered ? piecesOf(old, this.#group, Status.Idle) : this.#kept.splice(0);
+    const pieces = isAnswered ? piecesOf(old, this.#form, Status.Idle) : this.#kept.splice(0);
     this.end(now);
     return { pieces, isAnswered };
   }

@@ -1,171 +1,187 @@
 /**
- * One statement that is asked for as a whole, in one message or several which have all arrived; and how it is answered from one body. Called by
- * client/cached for reads, by client/signal for signals.
+ * Recognises requests about one statement that have arrived whole: a simple Query, or one group of the extended protocol. Called by client/alone
+ * for reads that may ride on a server with others (server/line) and for begins and ends of transactions, by client/question for what is
+ * answered as a whole.
  *
- *     Query        [Parse] Bind [Describe portal] Execute [Flush] Sync          one statement, all of its rows, up to Sync
+ *     Query        [Parse] [Describe statement] [Bind] [Describe portal] [Execute] [Flush] Sync
  *
- * The one idea: a group is answered as a whole or not at all (cache.md, traps 10 to 12), and only while nothing of it has been sent anywhere.
+ * The one idea: what stands in the messages is found once, in one walk; who answers or sends them on says what it can do with.
  */
-import type { Entry } from '../cache/entry.ts';
-import * as encode from '../protocol/encode.ts';
 import type { Frame, FrameReader } from '../protocol/frame.ts';
-import { ClientMessage, Status, stringEnd } from '../protocol/messages.ts';
-import type { Statement } from '../server/statements.ts';
+import { ClientMessage, stringEnd } from '../protocol/messages.ts';
 
-/** What the client has prepared by which names. */
-export interface ClientNames {
-  /** The settings that decide which tables a statement's names mean. */
-  readonly planSettings: string;
-  /** The statement that the client has prepared by this name. */
-  statementNamed(name: string): Statement | undefined;
-  /** A server would take a Parse of this name. */
-  mayName(name: string): boolean;
-}
-
-/** One statement, asked for in one or more messages, the first of which is not counted in `rest`. */
-export interface StatementGroup {
+export interface Group {
+  /** Messages behind the first, up to Sync. */
   rest: number;
+  isExtended: boolean;
+  /** The statement's name; '' is the unnamed one, and that of a Query. */
+  name: string;
+  hasParse: boolean;
+  isBound: boolean;
+  isExecuted: boolean;
+  /** Rows wanted at most; 0: all. */
+  rowsMax: number;
+  /** The portal is described before it runs. */
   hasDescription: boolean;
-  /** What is answered before the rows. */
-  prefix: Buffer;
+  /** Described in another way: the statement, or the portal twice or late. */
+  isDescribedElse: boolean;
+  hasFlush: boolean;
+  /** Nothing but names and text: no parameters and none of their types. Only then is it known what a server would say. */
+  isBare: boolean;
+  /** Nothing has arrived behind it. */
+  isLast: boolean;
+  /** The text, `source[start, end)`, and up to `typesEnd` the types of its parameters; with Parse, or of a Query. */
+  text: { source: Buffer; start: number; end: number; typesEnd: number };
+  /** Bind behind the names, `source[start, end)`: formats, parameters, formats of results. */
+  values: { source: Buffer; start: number; end: number };
 }
 
 const HEADER = 5;
+/** In Describe and Close. */
+const STATEMENT = 0x53;
 const PORTAL = 0x50;
+/** No types of parameters, in Parse; in Bind: no formats of parameters, no parameters, and none for results. */
+const NO_TYPES = 2;
+const NO_VALUES = 6;
 
-/** What `findGroup` has found in the messages at hand; one for all sessions, used at once. */
-export const found = {
+const nothing = Buffer.alloc(0);
+/** One for all sessions, used at once. */
+const group: Group = {
   rest: 0,
-  hasDescription: false,
   isExtended: false,
+  name: '',
   hasParse: false,
-  /** The statement's text, and the types of its parameters that Parse gives: Latin-1. */
-  text: '',
-  types: '',
-  /** Bind behind the names: formats, parameters, formats of results. */
-  source: Buffer.alloc(0) as Buffer,
-  valuesStart: 0,
-  valuesEnd: 0,
+  isBound: false,
+  isExecuted: false,
+  rowsMax: 0,
+  hasDescription: false,
+  isDescribedElse: false,
+  hasFlush: false,
+  isBare: true,
+  isLast: false,
+  text: { source: nothing, start: 0, end: 0, typesEnd: 0 },
+  values: { source: nothing, start: 0, end: 0 },
 };
 
-/** Fills `found` from the group that begins with `message`; false: it is not of the kind that is answered. */
-export function findGroup(message: Frame, reader: FrameReader, client: ClientNames): boolean {
-  found.rest = 0;
-  found.hasDescription = false;
-  const { source, start, end, type } = message;
-  if (type === ClientMessage.Query) {
-    if (source[end - 1] !== 0) return false;
-    found.isExtended = false;
-    found.hasParse = false;
-    found.hasDescription = true;
-    found.text = source.toString('latin1', start + HEADER, end - 1);
-    return true;
+/**
+ * The group that begins with `first` (a Query, Parse, Bind, or Describe of a statement) and goes on in `reader`; valid until the next call.
+ * Null: it has not arrived whole, or is not about one statement and the unnamed portal.
+ */
+export function findGroup(first: Frame, reader: FrameReader): Group | null {
+  if (!first.isStart || !first.isEnd || !begin(first)) return null;
+  if (!group.isExtended) {
+    group.isLast = reader.pending === 0;
+    return group;
   }
-  found.isExtended = true;
-  found.hasParse = type === ClientMessage.Parse;
-  if (type === ClientMessage.Parse) {
-    const nameEnd = stringEnd(source, start + HEADER, end);
-    const textEnd = nameEnd === -1 ? -1 : stringEnd(source, nameEnd + 1, end);
-    if (textEnd === -1) return false;
-    const name = source.toString('latin1', start + HEADER, nameEnd);
-    if (name !== '' && !client.mayName(name)) return false;
-    found.text = source.toString('latin1', nameEnd + 1, textEnd);
-    found.types = source.toString('latin1', textEnd + 1, end);
-    return findRest(name, reader, client);
+  const { chunk } = reader;
+  for (let at = reader.position; at + HEADER <= chunk.length; ) {
+    const end = at + 1 + chunk.readUInt32BE(at + 1);
+    if (end < at + HEADER || end > chunk.length) return null;
+    group.rest++;
+    if (chunk[at] === ClientMessage.Sync) {
+      group.isLast = end === chunk.length;
+      return end === at + HEADER ? group : null;
+    }
+    if (!add(chunk, chunk[at]!, at + HEADER, end)) return null;
+    at = end;
   }
-  return findBind(source, start, end, null, client) && findRest(null, reader, client);
+  return null;
 }
 
-/** `parsed`: the name that Parse has given in this group; null: there was none. */
-function findBind(source: Buffer, start: number, end: number, parsed: string | null, client: ClientNames): boolean {
-  if (source[start + HEADER] !== 0) return false; // A named portal.
-  const nameEnd = stringEnd(source, start + HEADER + 1, end);
-  if (nameEnd === -1) return false;
-  found.source = source;
-  found.valuesStart = nameEnd + 1;
-  found.valuesEnd = end;
-  if (end - found.valuesStart < 6) return false;
-  const name = source.toString('latin1', start + HEADER + 1, nameEnd);
-  if (parsed !== null) return name === parsed;
-  const statement = name === '' ? undefined : client.statementNamed(name);
-  // Its names were looked up when it was prepared.
-  if (statement === undefined || statement.planSettings !== client.planSettings) return false;
-  found.text = statement.text;
-  found.types = statement.types;
+function begin({ source, start, end, type }: Frame): boolean {
+  group.rest = 0;
+  group.name = '';
+  group.isExtended = type !== ClientMessage.Query;
+  group.hasParse = type === ClientMessage.Parse;
+  group.isBound = group.isExecuted = group.hasFlush = group.hasDescription = group.isDescribedElse = false;
+  group.rowsMax = 0;
+  group.isBare = true;
+  const body = start + HEADER;
+  switch (type) {
+    case ClientMessage.Query:
+      return addText(source, body, end) && group.text.end === end - 1;
+    case ClientMessage.Parse: {
+      const nameEnd = stringEnd(source, body, end);
+      if (nameEnd === -1 || !addText(source, nameEnd + 1, end)) return false;
+      group.name = source.toString('latin1', body, nameEnd);
+      group.isBare = end - (group.text.end + 1) === NO_TYPES && source.readUInt16BE(end - NO_TYPES) === 0;
+      return true;
+    }
+    case ClientMessage.Bind:
+    case ClientMessage.Describe: {
+      const name = nameIn(source, type, start, end);
+      if (name === null) return false;
+      group.name = name;
+      return add(source, type, body, end);
+    }
+    default:
+      return false;
+  }
+}
+
+function addText(source: Buffer, start: number, end: number): boolean {
+  const textEnd = stringEnd(source, start, end);
+  group.text.source = source;
+  group.text.start = start;
+  group.text.end = textEnd;
+  group.text.typesEnd = end;
+  return textEnd !== -1;
+}
+
+/** Takes one more message with its body in `source[body, end)` into the group; false: it does not belong there. */
+function add(source: Buffer, type: number, body: number, end: number): boolean {
+  switch (type) {
+    case ClientMessage.Bind:
+      return !group.isBound && addBind(source, body, end);
+    case ClientMessage.Describe:
+      if (source[body] === STATEMENT) {
+        group.isDescribedElse = true;
+        return isNamed(source, body + 1, end) && body + 1 + group.name.length + 1 === end;
+      }
+      if (!group.isBound || source[body] !== PORTAL || end !== body + 2) return false;
+      if (group.hasDescription || group.isExecuted) group.isDescribedElse = true;
+      else group.hasDescription = true;
+      return true;
+    case ClientMessage.Execute: // Of the unnamed portal.
+      if (!group.isBound || group.isExecuted || source[body] !== 0 || end !== body + 5) return false;
+      group.isExecuted = true;
+      group.rowsMax = source.readUInt32BE(body + 1);
+      return true;
+    case ClientMessage.Flush:
+      group.hasFlush = true;
+      return end === body;
+    default:
+      return false;
+  }
+}
+
+/** To the unnamed portal. */
+function addBind(source: Buffer, body: number, end: number): boolean {
+  if (source[body] !== 0 || !isNamed(source, body + 1, end)) return false;
+  const start = body + 1 + group.name.length + 1;
+  if (end - start < NO_VALUES) return false;
+  group.isBound = true;
+  group.values.source = source;
+  group.values.start = start;
+  group.values.end = end;
+  const formats = source.readUInt16BE(start + 4);
+  group.isBare &&= source.readUInt32BE(start) === 0 && end - start === NO_VALUES + 2 * formats;
   return true;
 }
 
-/** What follows the first message, up to Sync. */
-function findRest(parsed: string | null, { chunk, position }: FrameReader, client: ClientNames): boolean {
-  let hasBind = parsed === null;
-  let hasExecute = false;
-  for (let at = position; at + HEADER <= chunk.length; ) {
-    const end = at + 1 + chunk.readUInt32BE(at + 1);
-    if (end < at + HEADER || end > chunk.length) return false;
-    found.rest++;
-    switch (chunk[at]) {
-      case ClientMessage.Bind:
-        if (hasBind || !findBind(chunk, at, end, parsed, client)) return false;
-        hasBind = true;
-        break;
-      case ClientMessage.Describe:
-        if (!hasBind || hasExecute || found.hasDescription || end !== at + HEADER + 2 || chunk[at + HEADER] !== PORTAL)
-          return false;
-        found.hasDescription = true;
-        break;
-      case ClientMessage.Execute:
-        // The unnamed portal, all rows.
-        if (!hasBind || hasExecute || end !== at + HEADER + 5 || chunk.readUInt32BE(at + HEADER + 1) !== 0)
-          return false;
-        hasExecute = true;
-        break;
-      case ClientMessage.Flush:
-        if (end !== at + HEADER) return false;
-        break;
-      case ClientMessage.Sync:
-        return hasExecute && end === at + HEADER;
-      default:
-        return false;
-    }
-    at = end;
-  }
-  return false;
+/** The string that begins at `start` is the name of the group's statement. */
+function isNamed(source: Buffer, start: number, end: number): boolean {
+  const { name } = group;
+  const nameEnd = start + name.length;
+  if (nameEnd >= end || source[nameEnd] !== 0) return false;
+  return name === '' || source.toString('latin1', start, nameEnd) === name;
 }
 
-/** RowDescription, the first `descriptionEnd` bytes of `body`, and what follows up to ReadyForQuery. */
-export type Answer = Pick<Entry, 'body' | 'descriptionEnd'>;
-
-/** What a client in this transaction status is sent. */
-export function piecesOf(
-  { body, descriptionEnd }: Answer,
-  { hasDescription, prefix }: StatementGroup,
-  status: number,
-): readonly Buffer[] {
-  const from = hasDescription ? 0 : descriptionEnd;
-  if (status !== Status.Idle)
-    return [prefix, body.subarray(from, body.length - READY_BYTES), encode.readyForQuery(status)];
-  return [prefix, from === 0 ? body : body.subarray(from)];
+/** The name of the statement that a Parse, a Bind or a Describe is about; null: it is about a portal, or makes no sense. */
+export function nameIn(source: Buffer, type: number, start: number, end: number): string | null {
+  let from = start + HEADER;
+  if (type === ClientMessage.Bind) from = stringEnd(source, from, end) + 1;
+  else if (type === ClientMessage.Describe && source[from++] !== STATEMENT) return null;
+  const nameEnd = from === 0 ? -1 : stringEnd(source, from, end);
+  return nameEnd === -1 ? null : source.toString('latin1', from, nameEnd);
 }
-
-const READY_BYTES = 6;
-
-/** What `findGroup` has found. */
-export function groupFound(): StatementGroup {
-  const { rest, hasDescription, isExtended, hasParse } = found;
-  return { rest, hasDescription, prefix: !isExtended ? NOTHING : hasParse ? PARSED : encode.bindComplete };
-}
-
-/** What `findGroup` has found, beginning with this message, as somebody asks it who has prepared nothing. */
-export function requestFound({ source, start, end }: Frame): Buffer {
-  if (!found.isExtended) return Buffer.from(source.subarray(start, end));
-  return Buffer.concat([
-    encode.parse('', Buffer.from(`${found.text}\0${found.types}`, 'latin1')),
-    encode.message(ClientMessage.Bind, '\0\0', found.source.subarray(found.valuesStart, found.valuesEnd)),
-    ...(found.hasDescription ? [encode.message(ClientMessage.Describe, 'P\0')] : []),
-    encode.message(ClientMessage.Execute, '\0', encode.int32(0)),
-    encode.sync,
-  ]);
-}
-
-export const NOTHING: Buffer = Buffer.alloc(0);
-export const PARSED = Buffer.concat([encode.parseComplete, encode.bindComplete]);

@@ -30,18 +30,18 @@ import type { PinReason } from '../sql/effects.ts';
 import type { Verdict } from '../sql/verdict.ts';
 import type { Chain } from '../util/chain.ts';
 import { messageOf } from '../util/errors.ts';
+import type { Read } from './alone.ts';
 import { blockFailed } from './block.ts';
 import { type CachedClient, CachedReads, type Rest } from './cached.ts';
 import type { Cancelable, CancelKey } from './cancel.ts';
 import { ClientConnection, INPUT_MAX, type SocketOwner } from './connection.ts';
-import { type Answer, findGroup, groupFound, piecesOf, type StatementGroup } from './group.ts';
 import type { SessionHouse, SessionOptions } from './house.ts';
 import { canceled, desynced, noTransactions, serverLost, tooManyNotifications, unknownMessage } from './lastwords.ts';
 import { Lease, type Lessee } from './lease.ts';
-import type { Read } from './read.ts';
+import { type Answer, type Form, findQuestion, piecesOf } from './question.ts';
 import { Requests } from './request.ts';
 import type { RequestHost } from './request-host.ts';
-import { signalAnswer, signalDenied, signalFound } from './signal.ts';
+import { signalAnswer, signalDenied, signalIn } from './signal.ts';
 import { isAnswerDue, isInQueue, type SessionState } from './state.ts';
 import { hearsAs, Subscriber, type SubscriberClient } from './subscriber.ts';
 import { type Inputs, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
@@ -367,12 +367,13 @@ export class Session
 
   /** False: it must wait, or is refused. */
   #askForTurn(message: Frame): boolean {
-    const asked = this.#turn!.ask(message, this.#house.clock.now());
+    const now = this.#house.clock.now();
+    const asked = this.#turn!.ask(message, now);
     switch (asked.kind) {
       case 'admitted':
         return true;
       case 'waiting':
-        this.#wait(message, 'queued');
+        this.#wait(message, 'queued', now);
         return false;
       default:
         this.#held = { ...message };
@@ -443,14 +444,15 @@ export class Session
   /** pg_cancel_backend or pg_terminate_backend of one of our clients. */
   #answerSignal(message: Frame, verdict: Verdict | null): boolean {
     if (verdict?.effects?.isSignal !== true) return false;
-    const signal = findGroup(message, this.#connection.reader, this.#requests.alone) ? signalFound() : null;
+    const question = findQuestion(message, this.#connection.reader, this.#requests.alone);
+    const signal = question === null ? null : signalIn(question);
     const target = signal === null ? null : this.#house.holderOf(signal.pid);
-    if (signal === null || target === null) return false;
+    if (question === null || signal === null || target === null) return false;
     if (target.user !== this.user && this.settings.reported.get('is_superuser') !== 'on') {
       this.#fail(message, signalDenied(signal));
       return true;
     }
-    this.#answerGroup(message, signalAnswer(signal), groupFound());
+    this.#answerWhole(message, signalAnswer(signal), question);
     if (signal.command === 'cancel') target.cancel();
     else target.end('terminating connection due to administrator command');
     return true;
@@ -473,7 +475,7 @@ export class Session
       case 'go':
         return false;
       case 'answer':
-        this.#answerGroup(message, asked.entry, asked.group);
+        this.#answerWhole(message, asked.entry, asked.form);
         this.changedAt = this.#house.clock.now();
         return true;
       case 'wait':
@@ -488,10 +490,10 @@ export class Session
   }
 
   /** One statement, which `message` begins, is answered as a whole. */
-  #answerGroup(message: Frame, answer: Answer, group: StatementGroup): void {
+  #answerWhole(message: Frame, answer: Answer, form: Form): void {
     const { alone } = this.#requests;
-    alone.passOver(message, this.#connection.reader, group.rest);
-    for (const piece of piecesOf(answer, group, alone.status)) this.deliver(piece);
+    alone.passOver(message, this.#connection.reader, form.rest);
+    for (const piece of piecesOf(answer, form, alone.status)) this.deliver(piece);
   }
 
   askAgain(request: Buffer, fill: Fill | null, done: (answer: Buffer | null) => void): void {
@@ -641,9 +643,9 @@ export class Session
   // --- Waiting, and refusals ------------------------------------------------------------------------------------
 
   /** Whatever `message` must wait for, it is handled anew then. */
-  #wait(message: Frame, state: 'queued' | 'subscribing' | 'fetching'): void {
+  #wait(message: Frame, state: 'queued' | 'subscribing' | 'fetching', now = this.#house.clock.now()): void {
     this.#held = { ...message };
-    this.waitingSince = this.#house.clock.now();
+    this.waitingSince = now;
     this.become(state);
   }
 
@@ -689,7 +691,7 @@ export class Session
     this.become('idle');
     this.#turn?.end(now);
     // The database cannot be asked, or cannot answer: the held read is given what was kept of it.
-    if (old !== null) this.#answerGroup(held, old, this.#cached!.group);
+    if (old !== null) this.#answerWhole(held, old, this.#cached!.form);
     this.#endFill();
     if (old !== null) return;
     this.#fail(held, refusal);

@@ -7,7 +7,7 @@
  */
 import * as encode from '../protocol/encode.ts';
 import { error, type Refusal, SqlState } from '../protocol/sqlstate.ts';
-import { type Answer, found } from './group.ts';
+import type { Answer, Question } from './question.ts';
 
 export interface Signal {
   command: 'cancel' | 'terminate';
@@ -21,12 +21,12 @@ const CALL =
   /^\s*select\s+(?:pg_catalog\.)?(pg_(cancel|terminate)_backend)\s*\(\s*(?:(\d{1,10})|\$1)(?:::int(?:4|eger)?)?\s*(?:,\s*\d+\s*)?\)\s*(?:as\s+"?(\w+)"?\s*)?;?\s*$/i;
 const BINARY = 1;
 
-/** The signal that the group in `found` (client/group) asks for; null: it is another statement. */
-export function signalFound(): Signal | null {
-  const call = CALL.exec(found.text);
+/** The signal that is asked for; null: it is another statement. */
+export function signalIn({ text, isExtended, values: bind }: Question): Signal | null {
+  const call = CALL.exec(text);
   if (call === null) return null;
   const [, name, command, number, alias] = call as unknown as [string, string, string, string?, string?];
-  const values = found.isExtended ? readValues() : { pid: Number.NaN, isBinary: false };
+  const values = isExtended ? readValues(bind) : { pid: Number.NaN, isBinary: false };
   const pid = number === undefined ? values.pid : Number(number);
   if (!Number.isInteger(pid)) return null;
   return {
@@ -38,19 +38,18 @@ export function signalFound(): Signal | null {
 }
 
 /** The first parameter as a number (NaN: there is none), and the format of the first column ("Bind", Message Formats). */
-function readValues(): { pid: number; isBinary: boolean } {
-  const { source, valuesEnd } = found;
-  let at = found.valuesStart;
+function readValues(source: Buffer): { pid: number; isBinary: boolean } {
+  let at = 0;
   const next16 = () => {
     at += 2;
-    return at <= valuesEnd ? source.readUInt16BE(at - 2) : 0;
+    return at <= source.length ? source.readUInt16BE(at - 2) : 0;
   };
   const formats = Array.from({ length: next16() }, next16);
   let pid = Number.NaN;
-  for (let index = 0, count = next16(); index < count && at + 4 <= valuesEnd; index++) {
+  for (let index = 0, count = next16(); index < count && at + 4 <= source.length; index++) {
     const size = source.readInt32BE(at);
     at += 4;
-    const isThere = index === 0 && size > 0 && at + size <= valuesEnd;
+    const isThere = index === 0 && size > 0 && at + size <= source.length;
     if (isThere && formats[0] !== BINARY) pid = Number(source.toString('latin1', at, at + size));
     else if (isThere && size === 4) pid = source.readInt32BE(at);
     at += Math.max(size, 0);

@@ -9,17 +9,17 @@ import type { Entry } from '../cache/entry.ts';
 import type { Fill } from '../cache/flight.ts';
 import * as encode from '../protocol/encode.ts';
 import { ServerMessage, Status } from '../protocol/messages.ts';
-import { NOTHING, PARSED, piecesOf, type StatementGroup } from './group.ts';
+import { type Form, NOTHING, PARSED, piecesOf } from './question.ts';
 
 export interface AskingAgain {
   /** Asks the database what the client has asked for once more, for the cache alone: to keep it as `fill`, or to see what it says. */
   askAgain(request: Buffer, fill: Fill | null, done: (answer: Buffer | null) => void): void;
 }
 
-/** Is `entry`, which was given to `group`, what the database says to `request`? The cache is told when that is known. */
-export function verify(cache: Cache, entry: Entry, group: StatementGroup, request: Buffer, client: AskingAgain): void {
-  const prefix = group.prefix.length > 0 ? PARSED : NOTHING;
-  const given = Buffer.concat(piecesOf(entry, { ...group, prefix }, Status.Idle));
+/** Is `entry`, which was given in this form, what the database says to `request`? The cache is told when that is known. */
+export function verify(cache: Cache, entry: Entry, form: Form, request: Buffer, client: AskingAgain): void {
+  const prefix = form.prefix.length > 0 ? PARSED : NOTHING;
+  const given = Buffer.concat(piecesOf(entry, { ...form, prefix }, Status.Idle));
   cache.isVerifying = true;
   client.askAgain(request, null, (answer) => {
     cache.isVerifying = false;

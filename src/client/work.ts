@@ -12,9 +12,9 @@ import { CANCEL_MS, type Owner, type ServerConnection } from '../server/connecti
 import type { ServerPool } from '../server/pool.ts';
 import type { Settings } from '../server/settings.ts';
 import { opaque, type Verdict } from '../sql/verdict.ts';
+import type { Read } from './alone.ts';
 import type { SessionHouse } from './house.ts';
 import { overdue } from './overdue.ts';
-import type { Read } from './read.ts';
 import { statementTimeoutOf } from './turn.ts';
 import { Account } from './usage.ts';
 
