@@ -49,17 +49,23 @@ export interface PoolsOptions {
 /** More pools than these are not kept once they are unused. */
 const POOLS_KEPT = 1_000;
 
+/** A pool that clients are given, and the entries of `users` that shape it. */
+interface Kept {
+  pool: ServerPool;
+  entry: Entry;
+}
+
 export class Pools {
   readonly hosts = new Hosts();
   readonly #options: PoolsOptions;
   /** Of servers: over all users of a database, and over all databases of a user. */
   readonly #databaseCaps = new Caps();
   readonly #userCaps = new Caps();
-  readonly #pools = new Map<string, ServerPool>();
+  readonly #kept = new Map<string, Kept>();
   /** By the pool of the primary and the address. */
   readonly #standbys = new Map<string, ServerPool>();
   /** Of an earlier configuration, while they still have clients. */
-  readonly #retired = new Set<ServerPool>();
+  readonly #retired = new Map<ServerPool, 'primary' | 'standby'>();
   /** By the name of their database. */
   readonly #catalogs = new Map<string, Catalog>();
 
@@ -73,26 +79,34 @@ export class Pools {
 
   /** Those that clients have. */
   get ofPrimaries(): ServerPool[] {
-    return [...this.#pools.values(), ...this.#retired];
+    return [...this.#current, ...this.#retiredOf('primary')];
   }
 
   /** Those that reads of their clients may go to instead. */
   get ofStandbys(): ServerPool[] {
-    return [...this.#standbys.values()];
+    return [...this.#standbys.values(), ...this.#retiredOf('standby')];
   }
 
   get all(): ServerPool[] {
-    return [...this.#pools.values(), ...this.#retired, ...this.#standbys.values()];
+    return [...this.ofPrimaries, ...this.ofStandbys];
+  }
+
+  get #current(): ServerPool[] {
+    return [...this.#kept.values()].map(({ pool }) => pool);
+  }
+
+  #retiredOf(wanted: 'primary' | 'standby'): ServerPool[] {
+    return [...this.#retired].filter(([, of]) => of === wanted).map(([pool]) => pool);
   }
 
   /** Names of the databases that clients have pools of. */
   get databases(): Set<string> {
-    return new Set([...this.#pools.values()].map(({ database }) => database));
+    return new Set(this.#current.map(({ database }) => database));
   }
 
   /** Prepared statements known, over all clients. */
   get statements(): number {
-    return [...this.#pools.values()].reduce((sum, pool) => sum + pool.statements.size, 0);
+    return this.#current.reduce((sum, pool) => sum + pool.statements.size, 0);
   }
 
   /** The pool of a client; null: there is no such database. */
@@ -102,12 +116,11 @@ export class Pools {
     const user = config.user ?? client;
     const entry = entryOf(this.#config, user, client);
     const key = JSON.stringify([database, user, entry]);
-    let pool = this.#pools.get(key);
-    if (pool === undefined) {
-      pool = this.#make(database, user, config, entry);
-      this.#pools.set(key, pool);
-      this.#options.onPool(pool, config);
-    }
+    const kept = this.#kept.get(key);
+    if (kept !== undefined) return kept.pool;
+    const pool = this.#make(database, user, config, entry);
+    this.#kept.set(key, { pool, entry });
+    this.#options.onPool(pool, config);
     return pool;
   }
 
@@ -193,7 +206,7 @@ export class Pools {
 
   /** Everything that time brings to them; those that nobody needs any more are closed. */
   tick(now: number): void {
-    for (const pool of this.#retired) {
+    for (const pool of this.#retired.keys()) {
       pool.tick();
       if (pool.clients + pool.atWork > 0) continue;
       pool.close('the configuration has changed');
@@ -201,7 +214,7 @@ export class Pools {
       this.#options.clusters.sweep(this.#config.databases);
     }
     const forgotten = new Set<string>();
-    for (const [key, pool] of this.#pools) {
+    for (const [key, { pool }] of this.#kept) {
       pool.tick();
       if (!pool.isUnused) pool.usedAt = now;
       else if (pool.config.sizeMin === 0 && !this.#isKept(pool, now)) {
@@ -218,7 +231,7 @@ export class Pools {
 
   /** A pool that has met its servers is kept, or for a while: logins then need no live server. */
   #isKept(pool: ServerPool, now: number): boolean {
-    if (pool.baseline === null || this.#pools.size > POOLS_KEPT) return false;
+    if (pool.baseline === null || this.#kept.size > POOLS_KEPT) return false;
     const ofDatabase = isNamed(this.#config, pool.database)
       ? 0
       : (databaseOf(this.#config, pool.database)?.unusedMax ?? 0);
@@ -227,7 +240,7 @@ export class Pools {
 
   #forget(key: string, pool: ServerPool): void {
     pool.close('unused');
-    this.#pools.delete(key);
+    this.#kept.delete(key);
     this.#options.onEvent('an unused pool is forgotten', { database: pool.database, user: pool.user });
     for (const [at, standby] of this.#standbys) {
       if (standby.book !== pool.book) continue;
@@ -260,15 +273,14 @@ export class Pools {
   /** The configuration is another one than `before`. */
   reload(before: Config): void {
     this.#catalogs.clear();
-    for (const [key, pool] of this.#pools) this.#reloadPool(key, pool, before);
+    for (const [key, kept] of this.#kept) this.#reloadPool(key, kept, before);
     this.#sweep();
   }
 
   /** A pool keeps its servers unless where or how they log in has changed. */
-  #reloadPool(key: string, pool: ServerPool, before: Config): void {
+  #reloadPool(key: string, { pool, entry }: Kept, before: Config): void {
     const old = databaseOf(before, pool.database);
     const now = databaseOf(this.#config, pool.database);
-    const [, , entry] = JSON.parse(key) as [string, string, Entry];
     // Where a database has a user of its own, clients with several entries may share that.
     const [ofServers, ofClients] = entryOf(this.#config, pool.user, pool.user);
     const isClients =
@@ -276,8 +288,8 @@ export class Pools {
     const isKnown = entry[0] === ofServers && isClients;
     if (now === null || (now.user ?? pool.user) !== pool.user || !isKnown) {
       // Its clients keep it until they leave; new ones are refused, or get another.
-      this.#pools.delete(key);
-      this.#retired.add(pool);
+      this.#kept.delete(key);
+      this.#retired.set(pool, 'primary');
       return;
     }
     const isSame = old !== null && identityOf(old) === identityOf(now);
@@ -296,7 +308,7 @@ export class Pools {
       if (isSame) continue;
       // It is made anew when it is wanted; who reads there at the moment may come to his end.
       this.#standbys.delete(key);
-      this.#retired.add(standby);
+      this.#retired.set(standby, 'standby');
     }
   }
 

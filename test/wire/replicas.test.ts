@@ -125,6 +125,26 @@ t.test('the standby dies: reads go to the primary; it is there again: back', asy
   await readsFrom(other, b);
 });
 
+t.test('a reload while a standby reads: it comes to its end, shown as what it is', async (t) => {
+  const control = { user: 'postgres' };
+  const { proxy, b } = await start(t, { control });
+  const [client, other] = [await open(t, proxy.port), await open(t, proxy.port)];
+  await client.rows('CREATE ROLE second LOGIN; GRANT pg_monitor TO second');
+  await readsFrom(client, b);
+  const before = standbyPoolOf(proxy);
+  const answer = client.rows('SELECT count(*) FROM generate_series(1, 10000000)');
+  await until(() => before.atWork === 1, 'the read');
+  control.user = 'second';
+  t.same(proxy.app.reload(), []);
+  const { pools, standbyPools } = proxy.app.snapshot();
+  t.equal(pools.length, 1);
+  t.ok(standbyPools.includes(before));
+  t.same(await answer, [['10000000']]);
+  await readsFrom(other, b);
+  await until(() => !proxy.app.snapshot().standbyPools.includes(before), 'it to be gone');
+  t.equal(proxy.bugs(), 0);
+});
+
 t.test('the standby is promoted: everything goes there', async (t) => {
   const { replicas, proxy, a, b } = await start(t);
   const client = await open(t, proxy.port);
