@@ -375,10 +375,10 @@ t.test('reads that share a server are counted once, and nobody else pays for the
     await Promise.all(clients.map((client) => client.query(`SELECT id FROM users WHERE id = ${round}`)));
   await clients[0]!.query('INSERT INTO orders SELECT 1 FROM pg_sleep(0.3)');
   const { shapes } = (await (await fetch(`http://127.0.0.1:${proxy.opsPort}/status.json`)).json()) as Status;
-  const [write, read] = shapes;
-  t.match(write!.statement, /^insert/);
+  const write = shapes.find(({ statement }) => statement.startsWith('insert'));
+  const read = shapes.find(({ statement }) => statement === 'select id from users where id = ?');
   t.ok(write!.ms >= 300, `${write!.ms} ms`);
-  t.match(read, { statement: 'select id from users where id = ?', count: 320 });
+  t.equal(read!.count, 320);
   t.equal(proxy.bugs(), 0);
 });
 

@@ -108,12 +108,14 @@ t.test('pgweir top in a terminal, and without one', async (t) => {
     run('kill-server');
   });
   const screen = () => run('capture-pane', '-p').stdout;
-  await until(() => /^GREEN/.test(screen()), 'the screen');
+  // Each look stops this process, in which the proxy is.
+  const shows = (condition: () => boolean) => sleep(100).then(condition);
+  await until(() => shows(() => /^GREEN/.test(screen())), 'the screen');
   t.match(screen(), /HOST +role +at work/);
   t.ok(screen().trimEnd().split('\n').length <= 24);
   t.match(run('capture-pane', '-p', '-e').stdout, '\u001b[', 'colours');
   const before = screen();
-  await until(() => screen() !== before, 'another second');
+  await until(() => shows(() => screen() !== before), 'another second');
 });
 
 t.test('who works past the proxy is told by name, and our own servers are not', async (t) => {

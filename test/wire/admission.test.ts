@@ -372,20 +372,28 @@ t.test('short reads share a server under a limit, and permits are those of serve
     most.atWork = Math.max(most.atWork, gateOf(proxy).atWork);
   }, 1);
   const before = lane(proxy, 'normal').counts;
-  await Promise.all(
-    clients.map(async (client, index) => {
-      for (let lap = 0; lap < 100; lap++) {
-        const messages = await client.ask(Q(`SELECT ${1000 * index + lap}, 0 AS n`));
-        if (!messages.some(({ type, body }) => type === 'D' && body.includes(`${1000 * index + lap}`)))
-          t.fail(`${index}: ${types(messages)}`);
-      }
-    }),
-  );
+  const round = () =>
+    Promise.all(
+      clients.map(async (client, index) => {
+        for (let lap = 0; lap < 100; lap++) {
+          const messages = await client.ask(Q(`SELECT ${1000 * index + lap}, 0 AS n`));
+          if (!messages.some(({ type, body }) => type === 'D' && body.includes(`${1000 * index + lap}`)))
+            t.fail(`${index}: ${types(messages)}`);
+        }
+      }),
+    );
+  const { counts } = proxy.app.snapshot().pools[0]!;
+  let rounds = 0;
+  // On a busy machine they are not short.
+  while (rounds < 20 && counts.shared <= 100) {
+    rounds++;
+    await round();
+  }
   clearInterval(watch);
-  t.ok(proxy.app.snapshot().pools[0]!.counts.shared > 100, 'they shared');
+  t.ok(counts.shared > 100, 'they shared');
   t.ok(most.atWork <= 1, `${most.atWork} at work`);
-  t.equal(before.admitted, 800);
-  t.equal(before.offered, 800);
+  t.equal(before.admitted, 800 * rounds);
+  t.equal(before.offered, 800 * rounds);
   t.equal(permits(proxy), 0);
 });
 
