@@ -5,6 +5,7 @@
  * left out take PgBouncer's default where ours differs and the difference can be felt (pgbouncer.org/config.html).
  */
 import { stringify } from 'yaml';
+import { readConnectionString, readIni, type Section } from './ini.ts';
 
 export interface Imported {
   /** The configuration, as YAML. */
@@ -15,15 +16,24 @@ export interface Imported {
   secrets: { file: string; text: string }[];
 }
 
-type Section = Map<string, string>;
 type Json = { [key: string]: unknown };
 
 /** What is meant by a key, or why it means nothing here. */
-type Meaning = { path: string; as: (value: string) => unknown } | { note: string };
+type Meaning =
+  | {
+      path: string;
+      as: (value: string) => unknown /** What must be known besides. */;
+      note?: (value: string) => string;
+    }
+  | { note: string };
 
-const seconds = (value: string) => `${Number(value)}s`;
+/** -1: not set, wherever a number is wanted. */
+const given = <Value>(value: string, as: Value) => (Number(value) < 0 ? undefined : as);
+const seconds = (value: string) => given(value, `${Number(value)}s`);
 const duration = (path: string): Meaning => ({ path, as: seconds });
-const number = (path: string): Meaning => ({ path, as: Number });
+/** 0 is no limit, for which we want a long one. */
+const limit = (path: string): Meaning => ({ path, as: (value) => (Number(value) === 0 ? '24h' : seconds(value)) });
+const number = (path: string): Meaning => ({ path, as: (value) => given(value, Number(value)) });
 const words = (path: string): Meaning => ({ path, as: (value) => value.split(/[\s,]+/).filter(Boolean) });
 const text = (path: string): Meaning => ({ path, as: (value) => value });
 const note = (what: string): Meaning => ({ note: what });
@@ -36,9 +46,12 @@ const ciphers = (path: string): Meaning => ({
   path,
   as: (value) => (['default', 'secure', 'fast', 'normal', 'all'].includes(value) ? undefined : value),
 });
+/** Node has those of TLS 1.3 in the same list. */
+const CIPHERS13 = note('add its names to those of tls.ciphers, with colons between them');
+const CHECKED = note('a server that was idle for 30 s is asked whether it is there, before a client gets it');
 const minVersion = (value: string) =>
   /tlsv1\.3/.test(value) && !/tlsv1\.2|secure|all/.test(value) ? 'TLSv1.3' : undefined;
-const cap = (path: string): Meaning => ({ path, as: (value) => (Number(value) === 0 ? undefined : Number(value)) });
+const cap = (path: string): Meaning => ({ path, as: (value) => (Number(value) > 0 ? Number(value) : undefined) });
 
 const NOT_YET = note('not supported yet');
 const ITSELF = note('done by itself');
@@ -46,28 +59,36 @@ const ITSELF = note('done by itself');
 const globals: Readonly<Record<string, Meaning>> = {
   listen_port: number('listen.port'),
   max_client_conn: number('listen.clientsMax'),
-  client_login_timeout: duration('listen.loginTimeout'),
-  client_tls_sslmode: text('listen.tls.mode'),
+  client_login_timeout: limit('listen.loginTimeout'),
+  client_tls_sslmode: {
+    path: 'listen.tls.mode',
+    // The manual: "Same as verify-ca".
+    as: (value) => (value === 'verify-full' ? 'verify-ca' : value),
+    note: (value) =>
+      value === 'verify-full'
+        ? 'PgBouncer does not compare names, so verify-ca is taken; verify-full of listen.tls.mode wants the user’s name in the certificate'
+        : '',
+  },
   client_tls_cert_file: text('listen.tls.cert'),
   client_tls_key_file: text('listen.tls.key'),
   client_tls_ca_file: text('listen.tls.ca'),
   client_tls_ciphers: ciphers('listen.tls.ciphers'),
+  client_tls13_ciphers: CIPHERS13,
+  server_tls13_ciphers: CIPHERS13,
   client_tls_protocols: { path: 'listen.tls.minVersion', as: minVersion },
   client_tls_dheparams: NOT_YET,
   client_tls_ecdhcurve: NOT_YET,
   auth_file: text('auth.users'),
   admin_users: words('auth.admins'),
   stats_users: words('auth.readers'),
-  auth_hba_file: text('auth.hba'),
-  auth_ident_file: text('auth.ident'),
   auth_ldap_options: note('LDAP is not supported: let Postgres ask it, or use SCRAM'),
   max_user_connections: cap('users.*.serversMax'),
   max_user_client_connections: cap('users.*.clientsMax'),
   max_db_client_connections: cap('listen.databaseClientsMax'),
   server_reset_query: note('servers are reset by what their clients have done; nothing is to be configured'),
   server_reset_query_always: ITSELF,
-  server_check_query: note('a server that is lost is noticed without a query'),
-  server_check_delay: note('a server that is lost is noticed without a query'),
+  server_check_query: CHECKED,
+  server_check_delay: CHECKED,
   server_round_robin: note('the server that was used last is used next'),
   server_fast_close: ITSELF,
   server_login_retry: note('pauses between attempts grow by themselves, up to a second'),
@@ -86,6 +107,9 @@ const globals: Readonly<Record<string, Meaning>> = {
   log_connections: LOGS,
   log_disconnections: LOGS,
   log_pooler_errors: LOGS,
+  query_wait_notify: note('a client that waits is told when it is refused: 53000, with the reason'),
+  login_notify_message: NOT_YET,
+  scram_iterations: note('secrets in auth.users are used as they are; of clear text 4,096 are made'),
   log_stats: note('the numbers are at /metrics'),
   logfile: LOGS,
   syslog: LOGS,
@@ -124,20 +148,22 @@ const shared: Readonly<Record<string, Meaning>> = {
   default_pool_size: number('pool.size'),
   min_pool_size: number('pool.sizeMin'),
   reserve_pool_size: number('pool.sizeReserve'),
-  reserve_pool_timeout: duration('pool.reserveAfter'),
+  // 0 takes the reserve away: see `fitSizes`.
+  reserve_pool_timeout: { path: 'pool.reserveAfter', as: (value) => (Number(value) > 0 ? seconds(value) : undefined) },
   max_db_connections: cap('pool.sizeTotal'),
   autodb_idle_timeout: duration('unusedMax'),
   max_prepared_statements: {
     path: 'pool.preparedMax',
-    as: (value) => (Number(value) === 0 ? undefined : Number(value)),
+    as: (value) => (Number(value) > 0 ? Number(value) : undefined),
+    note: (value) => (Number(value) > 0 ? '' : 'prepared statements are not switched off: they work in every mode'),
   },
   // 0: used once; here, for as long as that may take.
   pool_idle_timeout: duration('pool.unusedMax'),
   server_lifetime: { path: 'pool.lifetimeMax', as: (value) => (Number(value) === 0 ? '100ms' : seconds(value)) },
   server_idle_timeout: duration('pool.idleMax'),
-  server_connect_timeout: duration('pool.connectMax'),
+  server_connect_timeout: limit('pool.connectMax'),
   query_timeout: duration('pool.queryMax'),
-  query_wait_timeout: { path: 'pool.waitMax', as: (value) => (Number(value) === 0 ? '24h' : seconds(value)) },
+  query_wait_timeout: limit('pool.waitMax'),
   client_idle_timeout: duration('pool.clientIdleMax'),
   idle_transaction_timeout: duration('pool.idleInTransactionMax'),
   transaction_timeout: duration('pool.transactionMax'),
@@ -156,7 +182,13 @@ const defaults: Readonly<Record<string, string>> = {
   query_wait_timeout: '120',
   server_connect_timeout: '15',
   client_login_timeout: '60',
+  max_packet_size: '2147483647',
 };
+const SOCKET_FOLDER = '/tmp';
+const METHOD = 'md5';
+const SIZE = 20;
+/** Servers of a host, where nothing is said (config/schema). */
+const HOST_SERVERS = 100;
 
 /** Keys of a line of [databases]. */
 const ofDatabase: Readonly<Record<string, Meaning>> = {
@@ -198,7 +230,7 @@ const METHODS = ['trust', 'md5', 'scram-sha-256', 'cert', 'hba'];
 
 /** Throws an Error that says what is wrong with the file. `include`: gives the text of a file that it includes. */
 export function importPgbouncer(ini: string, include: (file: string) => string): Imported {
-  const sections = sectionsOf(ini, include);
+  const sections = readIni(ini, include);
   const main = sections.get('pgbouncer') ?? new Map();
   const found = new Finding();
   const config: Json = {};
@@ -218,9 +250,10 @@ export function importPgbouncer(ini: string, include: (file: string) => string):
     found.notes.push('[databases] is empty: every name leads to 127.0.0.1:5432 until you say otherwise');
     databases['*'] = { hosts: ['127.0.0.1:5432'], ...common };
   }
+  fitHosts(Object.values(databases) as Json[], found);
   for (const [name, line] of sections.get('users') ?? []) {
     const user = structuredClone((config.users as Json | undefined)?.['*'] ?? {}) as Json;
-    for (const [key, value] of connectionString(line)) found.apply(ofUser, key, value, user, `[users] ${name}: `);
+    for (const [key, value] of readConnectionString(line)) found.apply(ofUser, key, value, user, `[users] ${name}: `);
     config.users = { ...(config.users as Json | undefined), [name]: user };
   }
   for (const name of sections.keys())
@@ -235,6 +268,8 @@ const own = new Set([
   'listen_addr',
   'unix_socket_dir',
   'auth_type',
+  'auth_hba_file',
+  'auth_ident_file',
   'verbose',
   'admin_users',
   'auth_user',
@@ -250,8 +285,12 @@ class Finding {
   apply(meanings: Readonly<Record<string, Meaning>>, key: string, value: string, config: Json, where = ''): void {
     const meaning = Object.hasOwn(meanings, key) ? meanings[key] : undefined;
     if (meaning === undefined) this.notes.push(`${where}${key} = ${value}: not known`);
-    else if ('note' in meaning) this.notes.push(`${where}${key}: ${meaning.note}`);
-    else if (value !== '') put(config, meaning.path, meaning.as(value));
+    else if (!('path' in meaning)) this.notes.push(`${where}${key}: ${meaning.note}`);
+    else if (value !== '') {
+      put(config, meaning.path, meaning.as(value));
+      const told = meaning.note?.(value) ?? '';
+      if (told !== '') this.notes.push(`${where}${key} = ${value}: ${told}`);
+    }
   }
 }
 
@@ -261,13 +300,13 @@ function importListen(main: Section, config: Json, { notes }: Finding): void {
   if (first === undefined) notes.push('listen_addr is empty: pgweir listens on 127.0.0.1 all the same');
   if (addresses.length > 1) notes.push(`listen_addr: one address only, or 0.0.0.0 for all; ${first} is taken`);
   put(config, 'listen.host', first === '*' ? '0.0.0.0' : first === 'localhost' ? '127.0.0.1' : first);
-  const folder = main.get('unix_socket_dir');
-  if (folder !== undefined && folder !== '') put(config, 'listen.socketDir', folder);
+  const folder = main.get('unix_socket_dir') ?? SOCKET_FOLDER;
+  if (folder !== '') put(config, 'listen.socketDir', folder);
   if (Number(main.get('verbose') ?? 0) > 0) put(config, 'log.level', 'debug');
 }
 
 function importAuth(main: Section, config: Json, { notes }: Finding): void {
-  const type = main.get('auth_type') ?? 'md5';
+  const type = main.get('auth_type') ?? METHOD;
   if (METHODS.includes(type)) put(config, 'auth.method', type);
   else {
     put(config, 'auth.method', 'scram-sha-256');
@@ -275,7 +314,14 @@ function importAuth(main: Section, config: Json, { notes }: Finding): void {
   }
   const query = authQueryOf(main, new Map(), notes);
   if (query !== undefined) put(config, 'auth.query', query);
-  if (!['trust', 'cert'].includes(type) && !main.has('auth_file')) {
+  if (type === 'hba') {
+    for (const [key, path] of [
+      ['auth_hba_file', 'auth.hba'],
+      ['auth_ident_file', 'auth.ident'],
+    ] as const)
+      if ((main.get(key) ?? '') !== '') put(config, path, main.get(key));
+  } else if (main.has('auth_hba_file')) notes.push('auth_hba_file: only auth_type = hba reads it');
+  if (!['trust', 'cert'].includes(type) && query === undefined && !main.has('auth_file')) {
     put(config, 'auth.users', 'userlist.txt');
     notes.push('auth_file is not set: users are looked for in userlist.txt, in PgBouncer’s format');
   }
@@ -295,7 +341,7 @@ function authQueryOf(main: Section, line: Section, notes: string[]): Json | unde
 }
 
 function databaseOf(name: string, line: string, main: Section, common: Json, found: Finding): Json {
-  const values = connectionString(line);
+  const values = readConnectionString(line);
   const authKeys = ['auth_user', 'auth_query', 'auth_dbname'];
   const database: Json = structuredClone(common);
   const port = values.get('port') ?? '5432';
@@ -311,7 +357,9 @@ function databaseOf(name: string, line: string, main: Section, common: Json, fou
   const [host = '127.0.0.1'] = hosts;
   const address = host.includes(':') ? `[${host}]` : host;
   const password = values.get('password');
-  if (password !== undefined) {
+  if (password !== undefined && !values.has('user'))
+    found.notes.push(`${name}: its password is of no use without user: PgBouncer does not look at it either`);
+  else if (password !== undefined) {
     const file = `${name === '*' ? 'default' : name.replace(/[^\w.-]/g, '_')}.password`;
     found.secrets.push({ file, text: `${password}\n` });
     found.notes.push(`${name}: its password belongs into the file ${file}, readable by pgweir only`);
@@ -321,47 +369,43 @@ function databaseOf(name: string, line: string, main: Section, common: Json, fou
     if (!['host', 'port', 'password', ...authKeys].includes(key))
       found.apply(ofDatabase, key, value, database, `${name}: `);
   const query = authKeys.some((key) => values.has(key)) ? authQueryOf(main, values, found.notes) : undefined;
+  fitSizes(database, main);
   return { hosts: [`${address}:${port.split(',')[0]}`], ...database, ...(query && { authQuery: query }) };
+}
+
+interface Sizes {
+  size?: number;
+  sizeMin?: number;
+  sizeReserve?: number;
+}
+
+/** Sizes that PgBouncer takes and we refuse, or that mean something else there. */
+function fitSizes(database: Json, main: Section): void {
+  database.pool ??= {};
+  const pool = database.pool as Sizes;
+  const size = pool.size ?? SIZE;
+  if ((pool.sizeMin ?? 0) > size) pool.sizeMin = size;
+  if (Number(main.get('reserve_pool_timeout') ?? 5) === 0 && pool.sizeReserve !== undefined) delete pool.sizeReserve;
+}
+
+/** PgBouncer has no limit for the servers of a host: ours is not to be in the way of what the pools were before. */
+function fitHosts(databases: readonly Json[], { notes }: Finding): void {
+  const wanted = new Map<string, number>();
+  const hostOf = ({ hosts }: Json) => (hosts as string[])[0]!;
+  for (const database of databases) {
+    const { size = SIZE, sizeReserve = 0 } = (database.pool ?? {}) as Sizes;
+    wanted.set(hostOf(database), (wanted.get(hostOf(database)) ?? 0) + size + sizeReserve);
+  }
+  for (const database of databases)
+    if (wanted.get(hostOf(database))! > HOST_SERVERS) database.serversMax = wanted.get(hostOf(database));
+  for (const [host, servers] of wanted)
+    notes.push(
+      `${host}: at most ${Math.max(servers, HOST_SERVERS)} servers over all databases and users (databases.*.serversMax); PgBouncer has no such limit, Postgres has max_connections`,
+    );
 }
 
 function withDefaults(main: Section): Section {
   return new Map([...Object.entries(defaults), ...main]);
-}
-
-/** Lines of `key = value` beneath `[section]`; ; and # begin comments. */
-function sectionsOf(ini: string, include: (file: string) => string, depth = 0): Map<string, Section> {
-  if (depth > 10) throw new Error('%include goes in a circle');
-  const sections = new Map<string, Section>();
-  let section: Section | null = null;
-  for (const [index, raw] of ini.split(/\r?\n/).entries()) {
-    const line = raw.trim();
-    if (line === '' || line.startsWith(';') || line.startsWith('#')) continue;
-    const [, file] = /^%include\s+(.+)$/.exec(line) ?? [];
-    if (file !== undefined) {
-      for (const [name, values] of sectionsOf(include(file), include, depth + 1))
-        sections.set(name, new Map([...(sections.get(name) ?? []), ...values]));
-      continue;
-    }
-    const [, name] = /^\[(\w+)\]$/.exec(line) ?? [];
-    if (name !== undefined) {
-      section = sections.get(name) ?? new Map();
-      sections.set(name, section);
-      continue;
-    }
-    const [, key, value] = /^("(?:[^"]|"")+"|[^\s=]+)\s*=\s*(.*)$/.exec(line) ?? [];
-    if (key === undefined || section === null)
-      throw new Error(`line ${index + 1}: expected key = value beneath [section]`);
-    section.set(key.replace(/^"(.*)"$/, '$1').replaceAll('""', '"'), value!);
-  }
-  return sections;
-}
-
-/** key=value key='it''s' … as libpq has them. */
-function connectionString(line: string): Map<string, string> {
-  const values = new Map<string, string>();
-  for (const [, key, quoted, bare] of line.matchAll(/([\w]+)\s*=\s*(?:'((?:[^']|'')*)'|(\S*))/g))
-    values.set(key!, quoted?.replaceAll("''", "'") ?? bare ?? '');
-  return values;
 }
 
 function put(config: Json, path: string, value: unknown): void {

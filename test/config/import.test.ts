@@ -92,6 +92,54 @@ t.test('PgBouncer’s defaults hold where they are felt', async (t) => {
   t.match(config.auth, { method: 'md5', users: 'userlist.txt', admins: [] });
 });
 
+t.test('what PgBouncer takes loads here, and means the same', async (t) => {
+  const { yaml, notes } = importPgbouncer(
+    `
+[databases]
+small = host=h min_pool_size=10 pool_size=5 query_wait_timeout=-1 pool_mode=statement
+secret = host=h password=forgotten
+big = host=h pool_size=200 max_db_connections=0
+%include dbs.ini
+[users]
+ann = query_wait_timeout=-1 pool_size=-1
+[pgbouncer]
+auth_hba_file = /nowhere
+auth_user = asks
+client_login_timeout = 0
+server_connect_timeout = 0
+reserve_pool_size = 5
+reserve_pool_timeout = 0
+query_wait_timeout = 9
+max_prepared_statements = 0
+client_tls_sslmode = verify-full
+client_tls_key_file = k
+client_tls_cert_file = c
+client_tls_ca_file = ca
+server_tls13_ciphers = TLS_AES_256_GCM_SHA384
+query_wait_notify = 5
+`,
+    (file) => (file === 'dbs.ini' ? 'other = host=h2\n' : ''),
+  );
+  const { databases, listen, auth, users } = load(yaml);
+  t.match(databases.small!.pool, { size: 5, sizeMin: 5, waitMax: 9_000, sizeReserve: 0, connectMax: 86_400_000 });
+  t.equal(databases.secret!.passwordFile, undefined);
+  t.equal(databases.other!.hosts[0]!.host, 'h2', 'an included file goes on in the section');
+  t.same([databases.small!.serversMax, databases.big!.serversMax, databases.other!.serversMax], [225, 225, 100]);
+  t.match(users.ann, { pool: { size: undefined } });
+  t.match(listen, { loginTimeout: 86_400_000, socketDir: '/tmp', messageMax: 2 ** 30, tls: { mode: 'verify-ca' } });
+  t.match(auth, { hba: null, users: null, query: { user: 'asks' } });
+  const told = notes.join('\n');
+  for (const word of [
+    'auth_hba_file',
+    'secret: its password',
+    'verify-full',
+    'max_prepared_statements',
+    'h:5432: at most 225',
+  ])
+    t.match(told, word);
+  t.notMatch(told, 'not known');
+});
+
 t.test('a key that every object has is not known either', async (t) => {
   const { notes } = importPgbouncer('[databases]\na = toString=1\n[pgbouncer]\nconstructor = 1\n', nothing);
   t.match(notes.join('\n'), /constructor = 1: not known[\s\S]*a: toString = 1: not known/);
@@ -100,6 +148,7 @@ t.test('a key that every object has is not known either', async (t) => {
 t.test('what it cannot read it says, with the line', async (t) => {
   t.throws(() => importPgbouncer('[pgbouncer]\nnonsense\n', nothing), /line 2: expected key = value/);
   t.throws(() => importPgbouncer('%include a\n', () => '%include a\n'), /circle/);
+  t.throws(() => importPgbouncer('[databases]\n%include a\n', () => '\nx\n'), /a, line 2: expected/);
 });
 
 t.test('PgBouncer’s own example', async (t) => {
