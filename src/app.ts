@@ -22,12 +22,13 @@ import { Users } from './client/users.ts';
 import { adviceFor } from './config/advice.ts';
 import { controlDatabaseOf, databaseOf, isNamed, userOf } from './config/entries.ts';
 import type { Loaded } from './config/load.ts';
-import type { Config, DatabaseConfig } from './config/schema.ts';
+import { type Config, type DatabaseConfig, RESTART_KEYS } from './config/schema.ts';
 import { CreditBook, type Residents } from './credits/book.ts';
 import { descriptorOf, type ListeningSockets } from './fleet/handover.ts';
 import { Admission } from './guard/admission.ts';
 import { Breakers } from './guard/breakers.ts';
 import { Door } from './guard/door.ts';
+import { readToken } from './ops/access.ts';
 import { Bypass, type Watched } from './ops/bypass.ts';
 import { Console } from './ops/console.ts';
 import { Controls } from './ops/controls.ts';
@@ -171,6 +172,7 @@ export class App {
       onEvent: (event, fields) => this.log.info(fields, event),
     });
     this.#targets = targets;
+    this.#checkToken(options.config);
     this.#hba = readHba(options.config, (file) => this.#path(file));
     this.#groups = new Groups(
       (sql, values) => this.#askMembers(sql, values),
@@ -279,6 +281,7 @@ export class App {
       checks: () => this.#checks(),
       metrics: () => this.#metrics.render(),
       contentType: this.#metrics.contentType,
+      onProblem: (url, problem) => this.log.error({ url, problem }, 'a request over HTTP cannot be answered'),
     });
   }
 
@@ -418,6 +421,11 @@ export class App {
     return resolve(dirname(this.#options.file), file) as File;
   }
 
+  /** It is read again with each request: here only so that what is wrong with it shows at once. */
+  #checkToken({ ops }: Config): void {
+    if (ops.tokenFile !== null) readToken(this.#path(ops.tokenFile));
+  }
+
   #readUsers(config: Config): Users {
     return Users.read(this.#path(config.auth.users));
   }
@@ -510,6 +518,7 @@ export class App {
     let hba: Hba | null;
     let clientTls: ClientTls | null;
     try {
+      this.#checkToken(config);
       users = this.#readUsers(config);
       hba = readHba(config, (file) => this.#path(file));
       clientTls = readClientTls(config.listen.tls, (file) => this.#path(file));
@@ -517,9 +526,8 @@ export class App {
       return [messageOf(thrown)];
     }
     const before = this.config;
-    for (const key of ['host', 'port', 'socketDir'] as const) {
-      if (before.listen[key] !== config.listen[key]) this.log.warn(`listen.${key} needs a restart to take effect`);
-    }
+    for (const key of changedKeys(before, config))
+      if (RESTART_KEYS.includes(key)) this.log.warn(`${key} needs a restart to take effect`);
     this.config = config;
     this.#secrets.reload(users, before);
     this.#hba = hba;

@@ -2,6 +2,7 @@
 /** The command line: commands and flags, no logic. Everything that runs is app (or config, for check and schema). */
 import { spawn } from 'node:child_process';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { isIPv6 } from 'node:net';
 import { dirname, resolve } from 'node:path';
 import { Command } from 'commander';
 import { App } from './app.ts';
@@ -157,7 +158,9 @@ remote(program.command('explain').description('print why a request was refused')
   .argument('<id>', "the id in the error's DETAIL")
   .action((id: string, flags: RemoteFlags) =>
     ask(flags, async (to) => {
-      const record = await to.explain(Number(id.replace(/^id=/, '')));
+      const [, number] = /^(?:id=)?(\d+)$/.exec(id) ?? [];
+      if (number === undefined) throw new Error('the id is a number, as in id=4711 of the error’s DETAIL');
+      const record = await to.explain(Number(number));
       return flags.json ? JSON.stringify(record) : explanationOf(record);
     }),
   );
@@ -216,6 +219,7 @@ function checkFile(file: string): { problems: string[]; advice: string[] } {
     ['auth.users', auth.users],
     ['auth.hba', auth.hba],
     ['auth.ident', auth.ident],
+    ['ops.tokenFile', config.ops.tokenFile],
   ] as const;
   const missing = named.flatMap(([key, name]) =>
     name === null || existsSync(at(name)) ? [] : [`${key}: there is no ${at(name)} here`],
@@ -237,14 +241,17 @@ function importFile(file: string, out: string | undefined): void {
   try {
     const { yaml, notes, secrets } = importPgbouncer(read(file), read);
     if (out === undefined) return console.log(yaml);
-    for (const [path, text, mode] of [
+    const files = [
       [resolve(out), yaml, 0o644] as const,
       ...secrets.map((each) => [resolve(dirname(out), each.file), each.text, 0o600] as const),
-    ])
-      writeFileSync(path, text, { mode, flag: 'wx' });
+    ];
+    for (const [path] of files)
+      if (existsSync(path)) throw new Error(`${path} is there already: choose another place with --out`);
+    for (const [path, text, mode] of files) writeFileSync(path, text, { mode, flag: 'wx' });
     console.log([`${out}: written. Try it with: pgweir check ${out}`, ...notes.map((each) => `  ${each}`)].join('\n'));
   } catch (thrown) {
-    program.error(`pgweir: ${messageOf(thrown)}`);
+    console.error(`pgweir: ${messageOf(thrown)}`);
+    process.exit(1);
   }
 }
 
@@ -263,11 +270,18 @@ async function setSwitch(
   return `set to ${state}${flags.for === undefined ? '' : ` for ${flags.for}`}${answer.warning === '' ? '' : `; ${answer.warning}`}`;
 }
 
+/** Where a pgweir with this ops.host is reached from here. */
+function urlOf(host: string, port: number): string {
+  if (host === '0.0.0.0') return urlOf('127.0.0.1', port);
+  if (host === '::') return urlOf('::1', port);
+  return `http://${isIPv6(host) ? `[${host}]` : host}:${port}`;
+}
+
 /** Prints what a running pgweir says; exits with 1 when it does not. */
 async function ask(flags: RemoteFlags, question: (to: Remote) => Promise<string>): Promise<void> {
   try {
     const ops = flags.config === undefined ? null : orExit(loadConfig(resolve(flags.config), process.env)).ops;
-    const url = flags.url ?? `http://${ops?.host ?? '127.0.0.1'}:${ops?.port ?? 9432}`;
+    const url = flags.url ?? urlOf(ops?.host ?? '127.0.0.1', ops?.port ?? 9432);
     const inConfig = ops?.tokenFile === null || ops === null ? null : resolve(dirname(flags.config!), ops.tokenFile);
     const tokenFile = flags.tokenFile ?? inConfig;
     console.log(await question(new Remote({ url, tokenFile, user: flags.user }, process.env.PGPASSWORD ?? '')));

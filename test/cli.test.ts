@@ -177,6 +177,8 @@ t.test('status and switch ask a running pgweir, and say so when there is none', 
   await t.rejects(client.query('SELECT 7'), { code: '53000' });
   t.match(run('switch', 'list', ...to), { status: 0, stdout: /batch +batch +off +0% .* postgres +a test/ });
   t.match(run('switch', 'set', 'nothing', 'off', ...to), { status: 1, stderr: /there is no switch and no class/ });
+  t.match(run('switch', 'set', 'nothing', 'off', '--dry-run', ...to), { status: 1, stderr: /there is no switch/ });
+  t.match(run('explain', 'abc', ...to), { status: 1, stderr: /the id is a number/ });
   t.match(run('switch', 'clear', 'batch', ...to), { status: 0 });
   t.match(run('switch', 'passthrough', 'on', ...to), { status: 0 });
   t.same((await client.query('SELECT 7 AS n')).rows, [{ n: 7 }], 'passthrough lets all pass');

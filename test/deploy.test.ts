@@ -1,6 +1,6 @@
 /** What is deployed beside pgweir: alert rules speak of metrics that there are, and of pages that there are; promtool judges them. */
 import { spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
@@ -23,7 +23,8 @@ interface Manifest {
     template: {
       spec: {
         terminationGracePeriodSeconds: number;
-        securityContext: { runAsNonRoot: boolean };
+        securityContext: { runAsNonRoot: boolean; runAsUser: number; fsGroup: number };
+        volumes: { secret?: { defaultMode: number } }[];
         containers: {
           ports: { containerPort: number }[];
           livenessProbe: object;
@@ -116,8 +117,23 @@ t.test('Kubernetes: probes that do not ask the database, a drain that may end, a
     [config.listen.port, config.ops.port],
   );
   t.match(container!.securityContext, { readOnlyRootFilesystem: true, allowPrivilegeEscalation: false });
-  t.equal(template.spec.securityContext.runAsNonRoot, true);
+  const { runAsNonRoot, runAsUser, fsGroup } = template.spec.securityContext;
+  t.equal(runAsNonRoot, true);
+  t.equal(fsGroup, runAsUser, 'files of a secret are root’s, and of this group');
+  t.equal(config.ops.tokenFile, '/run/secrets/pgweir/token', 'who reads it brings a token');
   t.ok(of('PodDisruptionBudget').spec.minAvailable < replicas, 'a node may be emptied');
+});
+
+t.test('what the pages show of a configuration loads', async (t) => {
+  for (const page of ['README.md', ...readdirSync(join(root, 'docs')).map((name) => `docs/${name}`)]) {
+    if (!page.endsWith('.md')) continue;
+    for (const [, block] of read(page).matchAll(/^```yaml\n(.*?)^```/gms)) {
+      // What a page is not about is left out there.
+      const missing = { auth: { method: 'trust' }, databases: { '*': { hosts: ['db:5432'] } } };
+      const loaded = parseConfig(JSON.stringify({ ...missing, ...(parse(block!) as object) }), page, {});
+      t.same(loaded.ok ? [] : loaded.problems, [], `${page}: ${block!.slice(0, 60)}`);
+    }
+  }
 });
 
 t.test('compose: its files are there, and its configurations load', async (t) => {

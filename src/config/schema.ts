@@ -16,7 +16,7 @@ const SHARE = /^(\d+(?:\.\d+)?)%$/;
 
 function measure(pattern: RegExp, units: Record<string, number>, example: string) {
   return z
-    .string()
+    .string({ error: `expected a value like ${example}` })
     .regex(pattern, `expected a value like ${example}`)
     .transform((text) => {
       const [, amount, unit] = pattern.exec(text)!;
@@ -25,6 +25,7 @@ function measure(pattern: RegExp, units: Record<string, number>, example: string
 }
 
 const duration = () => measure(DURATION, DURATION_UNITS, '250ms, 5s, 10m, 1h or 7d');
+const positive = () => duration().refine((ms) => ms > 0, 'expected more than nothing');
 const size = () => measure(SIZE, SIZE_UNITS, '64KiB or 256MiB');
 const share = () => measure(SHARE, {}, '5%');
 const count = (min = 0) => z.int().min(min);
@@ -123,7 +124,7 @@ const listen = z
     applicationNameAddHost: onOff(z.enum(['off', 'on']))
       .prefault('off')
       .describe('on: the application_name of a session ends with the client’s address and port.'),
-    loginTimeout: duration().prefault('15s').describe('Longest time from connecting to being logged in.'),
+    loginTimeout: positive().prefault('15s').describe('Longest time from connecting to being logged in.'),
     ignoreParameters: z
       .array(z.string())
       .prefault([])
@@ -300,7 +301,7 @@ const poolShape = {
   lifetimeMax: duration()
     .prefault('1h')
     .describe('A server older than this (with up to 10 % jitter) is closed when free; 0s: never.'),
-  connectMax: duration().prefault('5s').describe('Longest time for one connection attempt, login included.'),
+  connectMax: positive().prefault('5s').describe('Longest time for one connection attempt, login included.'),
   idleInTransactionMax: duration()
     .prefault('0s')
     .describe('A client idle in a transaction for longer is ended with 25P03; 0s: off.'),
@@ -541,7 +542,6 @@ const classes = z
   .refine((all) => all.reduce((sum, { floor }) => sum + floor, 0) <= 1, 'the floors together must not exceed 100%')
   .describe('Kinds of requests and their priorities; the first match wins, and what matches nothing is "normal".');
 
-const positive = () => duration().refine((ms) => ms > 0, 'expected more than nothing');
 const every = () =>
   positive().prefault('30s').describe('How often it is asked; no sample for six times as long counts as none.');
 const lag = () =>
@@ -648,7 +648,7 @@ const position = onOff(z.union([z.enum(['on', 'off', 'hold']), share()]));
 
 const switches = z
   .record(
-    z.string(),
+    z.string().regex(/^[\w-]{1,63}$/, 'the name of a switch is made of letters, digits, _ and -'),
     z
       .strictObject({
         class: z.string().optional().describe('The class that it is for.'),
@@ -854,4 +854,8 @@ export type ClassMatch = ClassConfig['match'][number];
 export type CacheConfig = Config['cache'];
 export type CacheRule = CacheConfig['sets'][string][number];
 export type Consistency = CacheRule['consistency'];
+/** What a reload leaves as it is until the next start. */
+export const RESTART_KEYS: readonly string[] =
+  'listen.host, listen.port, listen.socketDir, ops.host, ops.port, state.dir, log.format'.split(', ');
+
 export type SwitchConfig = Config['switches'][string];

@@ -1,5 +1,5 @@
 /**
- * Who may change something over HTTP. Called by ops/http.
+ * Who may read and who may change something over HTTP. Called by ops/http.
  *
  * The one idea: a browser of somebody who may is the way in for somebody who may not. So besides a token or an admin's login,
  * the request must name this host in Host (else it may be a name that was made to point here: DNS rebinding), and
@@ -14,6 +14,7 @@ import { md5Of, type Users, verifierOf } from '../client/users.ts';
 import type { Config } from '../config/schema.ts';
 import { md5Secret } from '../protocol/md5.ts';
 import { isPasswordOf } from '../protocol/scram.ts';
+import { messageOf } from '../util/errors.ts';
 
 /** Its `actor`, or why not, with the HTTP status to say so. */
 export type Access = { actor: string } | { status: 401 | 403 | 429; why: string };
@@ -27,9 +28,40 @@ interface House {
   now: number;
 }
 
-/** Does the request bring the token? Without one configured, everybody does. */
-export function hasToken(headers: IncomingHttpHeaders, tokenFile: string | null): boolean {
-  return tokenFile === null || isEqual(headers.authorization ?? '', `Bearer ${readFileSync(tokenFile, 'utf8').trim()}`);
+/** The token, which may be another one at each request. Throws an Error that names the key. */
+export function readToken(file: string): string {
+  try {
+    return readFileSync(file, 'utf8').trim();
+  } catch (thrown) {
+    throw new Error(`ops.tokenFile cannot be read: ${messageOf(thrown)}`);
+  }
+}
+
+function hasToken(headers: IncomingHttpHeaders, tokenFile: string): boolean {
+  return isEqual(headers.authorization ?? '', `Bearer ${readToken(tokenFile)}`);
+}
+
+/**
+ * Why this request may not read, with the HTTP status to say so; null: it may. Who listens on a loopback address without a token relies on
+ * nobody else reaching that, and a browser there can be led to it by a name.
+ */
+export function whyNotRead(
+  headers: IncomingHttpHeaders,
+  ops: Config['ops'],
+): { status: 401 | 403; why: string } | null {
+  if (ops.tokenFile !== null)
+    return hasToken(headers, ops.tokenFile)
+      ? null
+      : { status: 401, why: 'this needs the token of ops.tokenFile as a bearer token' };
+  return isLoopback(ops.host) && !isOwnHost(headers, ops) ? { status: 403, why: FOREIGN_HOST } : null;
+}
+
+const FOREIGN_HOST = 'the header Host must be the address of this server, or localhost';
+
+/** The request was not led here by a name that somebody else has made to point here. */
+function isOwnHost({ host = '' }: IncomingHttpHeaders, ops: Config['ops']): boolean {
+  const name = host.replace(/:\d+$/, '').replace(/^\[(.*)\]$/, '$1');
+  return isIP(name) !== 0 || name === 'localhost' || name === ops.host;
 }
 
 /** May this request, from `address`, change something? */
@@ -38,14 +70,15 @@ export async function accessOf(
   address: string,
   { ops, auth, users, failures, now }: House,
 ): Promise<Access> {
-  if (auth.method === 'trust' && !isLoopback(ops.host))
-    return { status: 403, why: 'changes are off, because auth.method is trust and ops.host is not a loopback address' };
   // A browser sends no token by itself.
   if (ops.tokenFile !== null && hasToken(headers, ops.tokenFile)) return { actor: 'token' };
-  const { host = '', origin } = headers;
-  const name = host.replace(/:\d+$/, '').replace(/^\[(.*)\]$/, '$1');
-  if (isIP(name) === 0 && name !== 'localhost' && name !== ops.host)
-    return { status: 403, why: 'the header Host must be the address of this server' };
+  if (auth.method === 'trust' && !isLoopback(ops.host))
+    return {
+      status: 403,
+      why: 'with auth.method trust everybody could be an admin: use the token of ops.tokenFile, another method, or a loopback address as ops.host',
+    };
+  const { host, origin } = headers;
+  if (!isOwnHost(headers, ops)) return { status: 403, why: FOREIGN_HOST };
   const site = headers['sec-fetch-site'];
   const isForeign = origin !== undefined && origin !== `http://${host}` && origin !== `https://${host}`;
   if (isForeign || (site !== undefined && site !== 'same-origin' && site !== 'none'))

@@ -295,8 +295,8 @@ export class Console {
       case 'classes':
         return table({ columns: classColumns, rows: classRows(snapshot) });
       case 'fds':
-        return error(SqlState.FeatureNotSupported, 'sockets are not handed over by the console', {
-          hint: 'RELOAD changes the configuration without a restart',
+        return error(SqlState.FeatureNotSupported, 'sockets are not shown', {
+          hint: 'UPGRADE hands them over to the version that is installed now',
         });
       default: {
         const known = pgbouncerTable(what, snapshot);

@@ -20,7 +20,7 @@ import type { Users } from '../client/users.ts';
 import type { Config } from '../config/schema.ts';
 import { type Clock, every } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
-import { type Access, accessOf, hasToken } from './access.ts';
+import { type Access, accessOf, whyNotRead } from './access.ts';
 import type { Coupling } from './coupling.ts';
 import { pageAt } from './dashboard.ts';
 import type { Events } from './events.ts';
@@ -47,6 +47,8 @@ export interface OpsOptions {
   switches: Switchboard;
   /** Gives the process id of the one that takes over; rejects with why there is none. */
   upgrade: () => Promise<number>;
+  /** A request could not be answered. */
+  onProblem: (url: string, problem: string) => void;
   clock: Clock;
 }
 
@@ -61,7 +63,6 @@ const LIVE_MAX = 20;
 const PAGE_POLICY =
   "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 const WRONG_TYPE: Answer = { status: 415, body: 'the content type must be application/json\n' };
-const NEEDS_TOKEN: Answer = { status: 401, body: 'this needs the token of ops.tokenFile as a bearer token\n' };
 const noteSchema = z.strictObject({ what: z.string().min(1).max(500), subject: z.string().max(200).prefault('') });
 
 const wishSchema = z.strictObject({
@@ -87,7 +88,11 @@ export class OpsServer {
   constructor(options: OpsOptions) {
     this.#options = options;
     this.#server = createServer((request, response) => {
-      this.#answer(request, response).catch(() => response.writeHead(500).end());
+      this.#answer(request, response).catch((thrown) => {
+        this.#options.onProblem(request.url ?? '', messageOf(thrown));
+        if (response.headersSent) return response.destroy();
+        response.writeHead(500).end(`${messageOf(thrown)}\n`);
+      });
     });
   }
 
@@ -118,7 +123,8 @@ export class OpsServer {
   async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const url = new URL(request.url ?? '/', 'http://ops');
     const [, name] = /^\/switches\/([\w-]+)$/.exec(url.pathname) ?? [];
-    if (url.pathname === '/live' && request.method === 'GET' && this.#mayRead(request)) return this.#live(response);
+    const isLive = url.pathname === '/live' && request.method === 'GET';
+    if (isLive && this.#refuseReading(request) === null) return this.#live(response);
     const answer =
       name !== undefined
         ? await this.#change(request, name)
@@ -136,8 +142,10 @@ export class OpsServer {
     response.end(answer.body);
   }
 
-  #mayRead({ headers }: IncomingMessage): boolean {
-    return hasToken(headers, this.#options.config().ops.tokenFile);
+  /** The answer to who may not read; null: it may. */
+  #refuseReading({ headers }: IncomingMessage): Answer | null {
+    const refused = whyNotRead(headers, this.#options.config().ops);
+    return refused === null ? null : { status: refused.status, body: `${refused.why}\n` };
   }
 
   /** The status, now and every second, until the reader goes away. */
@@ -163,7 +171,7 @@ export class OpsServer {
   }
 
   async #read(request: IncomingMessage, url: URL): Promise<Answer> {
-    if (request.method !== 'GET' && request.method !== 'HEAD') return { status: 405, body: 'only GET\n' };
+    if (request.method !== 'GET' && request.method !== 'HEAD') return { status: 405, body: `only GET here; ${PATHS}` };
     const { checks, isReady, metrics, contentType } = this.#options;
     const json = (value: unknown): Answer => ({ status: 200, body: JSON.stringify(value), type: JSON_TYPE });
     const page = pageAt(url.pathname);
@@ -186,10 +194,12 @@ export class OpsServer {
       case '/history.json':
       case '/events.json':
       case '/coupling.json':
-      case '/live':
-        if (!this.#mayRead(request)) return NEEDS_TOKEN;
+      case '/live': {
+        const refused = this.#refuseReading(request);
+        if (refused !== null) return refused;
         if (url.pathname === '/metrics') return { status: 200, body: await metrics(), type: contentType };
         return json(this.#data(url));
+      }
       default:
         return this.#explain(request, url);
     }
@@ -213,7 +223,8 @@ export class OpsServer {
   #explain(request: IncomingMessage, url: URL): Answer {
     const [, id] = /^\/refusals\/(\d{1,15})$/.exec(url.pathname) ?? [];
     if (id === undefined) return { status: 404, body: PATHS };
-    if (!this.#mayRead(request)) return NEEDS_TOKEN;
+    const refused = this.#refuseReading(request);
+    if (refused !== null) return refused;
     const record = this.#options.explain(Number(id));
     if (record === null)
       return {
@@ -270,6 +281,8 @@ export class OpsServer {
     if (!wish.success || position === undefined || forMs === undefined)
       return { status: 400, body: 'expected {"state": "on|off|hold|25%|default", "for": "10m", "reason": "…"}\n' };
     const before = switches.find(name);
+    const unknown = switches.problemOf(name);
+    if (unknown !== null) return { status: 404, body: `${unknown}\n` };
     const done = wish.data.dryRun
       ? { warning: '' }
       : switches.set({ name, position, forMs, reason: wish.data.reason, actor: access.actor });

@@ -1,5 +1,5 @@
 /** The generated pages docs/config.md and docs/metrics.md, as text. Called by scripts/docs.mjs and the tidy test. */
-import { jsonSchema, laterKeys, laterValues } from '../config/schema.ts';
+import { jsonSchema, laterKeys, laterValues, RESTART_KEYS } from '../config/schema.ts';
 import { histograms, metrics } from './metrics.ts';
 
 interface Node {
@@ -31,8 +31,7 @@ value may be \`\${VAR}\`. An environment variable overrides a key: \`PGWEIR_\`, 
 of a key by one, for example \`PGWEIR_LISTEN__CLIENTS_MAX=100\`. An unknown key is an error, with its line and column.
 \`pgweir check FILE\` checks, \`pgweir schema\` prints the JSON Schema. Relative paths start at the file's directory.
 
-HUP or the console's \`RELOAD\` loads the file again: all of it takes effect, or nothing. \`listen.host\`, \`listen.port\` and
-\`listen.socketDir\` need a restart.
+HUP or the console's \`RELOAD\` loads the file again: all of it takes effect, or nothing. These need a restart: ${RESTART_KEYS.map((key) => `\`${key}\``).join(', ')}.
 
 | key | type | default | meaning |
 | --- | --- | --- | --- |

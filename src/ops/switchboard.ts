@@ -75,6 +75,12 @@ export class Switchboard {
     admission.setPassthrough(saved.isPassthrough, config());
   }
 
+  /** Why nothing with this name can be set; null: it can. */
+  problemOf(name: string): string | null {
+    if (name === PASSTHROUGH || this.#keyOf(name) !== null) return null;
+    return `there is no switch and no class "${name}" (pgweir switch list)`;
+  }
+
   /** Does what somebody wants. Gives what went wrong, or what they should know ('' when nothing). */
   set(wish: Wish): { problem: string } | { warning: string } {
     const { name, position } = wish;
@@ -87,7 +93,7 @@ export class Switchboard {
       return { warning: this.#save(wish) };
     }
     const key = this.#keyOf(name);
-    if (key === null) return { problem: `there is no switch and no class "${name}"` };
+    if (key === null) return { problem: this.problemOf(name)! };
     const { switches } = this.#admission;
     if (position === null) switches.clear(key, now);
     else switches.set(key, this.#settingOf(wish, position), now);

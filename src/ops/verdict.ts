@@ -171,7 +171,7 @@ function ofPools({ pools }: Judged): Finding[] {
       'AMBER',
       `${waiting} wait for a server of ${database}/${user}`,
       '',
-      'SHOW POOLS; is somebody idle in a transaction? SHOW SERVERS',
+      'SHOW POOLS; SHOW CLASSES: permits far above at_work is somebody idle in a transaction',
     ),
     ...finding(failure !== '', 'AMBER', `servers of ${database}/${user} cannot be opened: ${failure}`, '', ''),
   ]);

@@ -80,6 +80,39 @@ t.test('who guesses passwords over HTTP is refused for a while', async (t) => {
   t.equal(await statusOf('second', 'right'), 200);
 });
 
+t.test('nor can it read, where no token is asked for', async (t) => {
+  const proxy = await start(t);
+  const statusOf = async (path: string, host: string) => {
+    const response = await new Promise<http.IncomingMessage>((resolve, reject) =>
+      http.get({ host: '127.0.0.1', port: proxy.opsPort, path, headers: { host } }, resolve).on('error', reject),
+    );
+    response.destroy();
+    return response.statusCode;
+  };
+  for (const path of ['/status.json', '/metrics', '/live', '/coupling.json', '/refusals/1'])
+    t.equal(await statusOf(path, 'evil.example'), 403, path);
+  t.equal(await statusOf('/metrics', `localhost:${proxy.opsPort}`), 200);
+  t.equal(await statusOf('/livez', 'evil.example'), 200, 'orchestrators ask by any name');
+  const open = await start(t, { ops: { host: '0.0.0.0', port: 0 } });
+  t.equal((await fetch(`http://127.0.0.1:${open.opsPort}/metrics`, { headers: { host: 'pgweir' } })).status, 200);
+});
+
+t.test('a token that cannot be read is told at the start, at a reload, and to who asks', async (t) => {
+  await t.rejects(
+    start(t, { ops: { port: 0, tokenFile: '/nowhere/token' } }),
+    /ops.tokenFile cannot be read: .*ENOENT/,
+  );
+  const token = temporaryFile('token', 'sesame\n');
+  const proxy = await start(t, { auth: { method: 'trust' }, ops: { host: '0.0.0.0', port: 0, tokenFile: token.path } });
+  const bearer = { authorization: 'Bearer sesame' };
+  t.equal((await post(proxy.opsPort, 'batch', bearer)).status, 200, 'whatever the method is');
+  token.remove();
+  t.match(proxy.app.reload(), [/ops.tokenFile cannot be read/]);
+  const response = await fetch(`http://127.0.0.1:${proxy.opsPort}/metrics`, { headers: bearer });
+  t.match([response.status, await response.text()], [500, /ops.tokenFile cannot be read/]);
+  t.match(proxy.log.join('\n'), /cannot be answered/);
+});
+
 t.test('a browser that was led here cannot set one', async (t) => {
   const proxy = await start(t);
   const statusOf = async (headers: Record<string, string>) =>
