@@ -113,7 +113,7 @@ if (positionals[0] === 'overload') {
 const POOL = 16;
 const BASELINE = 'bench/baseline.json';
 /** How often a scenario whose ratio has fallen is measured again before that is believed: bad seconds pass, bad code stays. */
-const REPEATS = 2;
+const REPEATS = 5;
 const baseline =
   options.check && existsSync(BASELINE) ? (JSON.parse(readFileSync(BASELINE, 'utf8')) as Baseline) : null;
 const rounds = Number(options.rounds ?? (options.quick ? 3 : 5));
