@@ -130,15 +130,20 @@ export class Admission {
 
   /** Sheds and admits what time brings. `wall`: wall-clock ms; `lagMs`: how late the event loop is. */
   tick(now: number, wall: number, lagMs: number): void {
-    if (this.switches.tick(now, wall, this.#weather)) this.applySwitches();
+    if (this.switches.tick(now, wall, this.#weatherAt(now))) this.applySwitches();
     for (const gate of this.#gates.values()) gate.tick(now, lagMs);
     this.tarpit.tick(now, lagMs);
   }
 
-  /** Bad: a host is slower than normal, or a class has more than it can have. Wait: a host is short of credits. */
-  get #weather(): Weather {
+  /**
+   * Bad: a host is slower than normal, or a class has more than it can have. Wait: a host is short of credits. A host that everybody
+   * has left for another does not count.
+   */
+  #weatherAt(now: number): Weather {
+    const all = [...this.#gates.values()];
+    const inUse = all.filter((gate) => gate.isInUse(now));
     let isShort = false;
-    for (const gate of this.#gates.values()) {
+    for (const gate of inUse.length > 0 ? inUse : all) {
       if (gate.ratio > RATIO_MAX || gate.lanes.some((lane) => lane.queue.isOverloaded)) return 'bad';
       isShort ||= gate.zone === 'RED' || gate.zone === 'BLACK';
     }

@@ -90,6 +90,8 @@ const QUEUE_BYTES_MAX = 16 * 1024 * 1024;
 /** A queue that is not empty for so long may be overloaded, in ms; and in means of the longest work (controlled delay: interval). */
 const INTERVAL_MIN_MS = 100;
 const INTERVAL_MEANS = 3;
+/** A host that nobody has asked for so long is not in use. */
+const USED_MS = 60_000;
 
 export class Gate implements PermitHost {
   #lanes: readonly Lane[] = [];
@@ -100,6 +102,9 @@ export class Gate implements PermitHost {
   #budget: Budget = unlimited;
   #outage: Outage | null = null;
   #isDispatching = false;
+  /** What had been asked here at the last tick, and when the last of it was. */
+  #offered = 0;
+  #askedAt = Number.NEGATIVE_INFINITY;
   readonly #tarpit: Tarpit;
 
   constructor(rules: GateRules, tarpit = new Tarpit()) {
@@ -151,6 +156,11 @@ export class Gate implements PermitHost {
       meanMs: Number(meanMs.toFixed(2)),
       costMs: Number(costMs.toFixed(2)),
     };
+  }
+
+  /** Somebody has asked here of late. */
+  isInUse(now: number): boolean {
+    return now - this.#askedAt < USED_MS || this.atWork > 0 || this.waiting > 0;
   }
 
   /** Servers at work now. */
@@ -316,6 +326,10 @@ export class Gate implements PermitHost {
 
   /** Everything that time brings. `lagMs`: how late the event loop is. */
   tick(now: number, lagMs = 0): void {
+    let offered = 0;
+    for (const { counts } of this.#lanes) offered += counts.offered;
+    if (offered !== this.#offered) this.#askedAt = now;
+    this.#offered = offered;
     this.#limit.tick(now, this.#isBound, lagMs);
     const interval = this.#intervalMs;
     for (const lane of this.#lanes) {

@@ -13,14 +13,15 @@
  * with the number at work (correlation, as in failsafe-go's adaptive limiter): that alone ends Gradient2's drift.
  *
  * Invariants: min ≤ limit ≤ max; what is slow is not learned as normal: baselines move only while the limit does not bind
- * and ρ is not above 1; a limit that nobody reaches does not grow; it starts at min, where baselines are those of calm.
+ * and ρ is not above 1; a limit that nobody reaches does not grow; it starts at min, where baselines are those of calm; ρ is of
+ * the last minute: what is not known any more is taken for normal, unless something is at work from which nothing comes back.
  */
 import { Baselines, type Weather } from './baselines.ts';
 
 export interface Limit {
   /** Servers that may be at work; not whole, so that it can move slowly. */
   readonly value: number;
-  /** Latency relative to what is normal; 1: normal, or not known. */
+  /** Latency relative to what is normal, of late; 1: normal, or not known. */
   readonly ratio: number;
   /** What is normal. */
   readonly baselines: Baselines;
@@ -57,6 +58,8 @@ export class FixedLimit implements Limit {
 const WINDOW_MS = 1_000;
 /** A window that is not sure by then is judged by what there is. */
 const WINDOW_MAX_MS = 5_000;
+/** With fewer samples it is judged by nothing, and goes on: at one a second for twenty. For so long what was found before holds. */
+const KNOWN_MS = 30_000;
 const SAMPLES_MIN = 20;
 /** How sure the mean of a window must be: its standard error. */
 const ERROR_MAX = 0.03;
@@ -88,8 +91,11 @@ export class AdaptiveLimit implements Limit {
   #isBound = false;
   #wasBound = false;
   #isLate = false;
-  /** Of the last window. */
+  /** It goes on because too few statements come. */
+  #isSparse = false;
+  /** Of the last window, and when that was. */
   #ratio = 1;
+  #knownAt = 0;
   /** Of past windows: mean servers at work, and log of ρ. */
   readonly #history: { atWork: number; log: number }[] = [];
 
@@ -111,7 +117,7 @@ export class AdaptiveLimit implements Limit {
   }
 
   sample(shape: number, ms: number, atWork: number): void {
-    const above = this.baselines.sample(shape, ms, this.#weather, this.#ratio);
+    const above = this.baselines.sample(shape, ms, this.#weather, this.#slowdown);
     if (above === null) {
       this.#cold++;
       return;
@@ -127,13 +133,30 @@ export class AdaptiveLimit implements Limit {
     return this.#ratio < 1 / NEAR ? 'quick' : 'calm';
   }
 
+  /**
+   * How much longer everything takes at this moment, as the last window and this one agree; 1: not known. A baseline that is
+   * too low would keep the limit down for ever, one that is too high is corrected.
+   */
+  get #slowdown(): number {
+    if (this.#count === 0 || this.#isSparse) return 1;
+    return Math.min(this.#ratio, Math.exp(this.#logSum / this.#count));
+  }
+
   tick(now: number, isBound: boolean, lagMs: number): void {
-    if (this.#since < 0) this.#since = now;
+    if (this.#since < 0) this.#since = this.#knownAt = now;
     this.#isBound ||= isBound;
     this.#isLate ||= lagMs > LAG_MAX_MS;
     const elapsed = now - this.#since;
     if (elapsed < WINDOW_MS || (!this.#isSure && elapsed < WINDOW_MAX_MS)) return;
-    if (this.#count >= SAMPLES_MIN && !this.#isLate) this.#judge();
+    // What a late loop has measured is not believed; that nothing came is.
+    if (this.#count === 0 || !this.#isLate) {
+      const isEnough = this.#count >= SAMPLES_MIN;
+      this.#isSparse ||= !isEnough;
+      if (!isEnough && now - this.#knownAt < KNOWN_MS) return;
+      if (isEnough) this.#judge();
+      else this.#guess();
+      this.#knownAt = now;
+    }
     this.#since = now;
     this.#count = 0;
     this.#cold = 0;
@@ -143,6 +166,7 @@ export class AdaptiveLimit implements Limit {
     this.#wasBound = this.#isBound;
     this.#isBound = false;
     this.#isLate = false;
+    this.#isSparse = false;
   }
 
   /** The window has enough samples for its mean to mean something. */
@@ -161,9 +185,17 @@ export class AdaptiveLimit implements Limit {
     const gradient = Math.min(1, Math.max(0.5, 1 / this.#ratio));
     const isWarm = this.#cold <= COLD_MAX * (this.#cold + this.#count);
     const isWanted = this.#isBound && atWork >= this.value / 2;
-    if (this.#ratio > NEAR) this.#move(gradient * this.value);
+    // Twenty samples may be slow by chance: where they are all that there is, a limit that is enough stays what it is.
+    const isChance = this.#isSparse && !this.#isBound;
+    if (this.#ratio > NEAR && !isChance) this.#move(gradient * this.value);
     else if (isWanted && isWarm && (this.#ratio < 1.02 || this.#correlation() <= CORRELATION_MAX))
       this.#move(this.value + Math.sqrt(this.value));
+  }
+
+  /** So few statements that what is missing of twenty counts as normal. */
+  #guess(): void {
+    const isStuck = this.#isBound && this.#count + this.#cold === 0;
+    if (!isStuck) this.#ratio = Math.exp(this.#logSum / SAMPLES_MIN);
   }
 
   #move(to: number): void {

@@ -2,6 +2,7 @@
  * Simulation: the adaptive limit (guard/limit) before a model of a database that does `knee` statements at once and shares
  * itself among more, under a load that is always there. It must find the knee, and follow it.
  */
+import fc from 'fast-check';
 import t from 'tap';
 import { AdaptiveLimit } from '../../src/guard/limit.ts';
 import { randomOf } from '../fixtures/random.ts';
@@ -90,4 +91,94 @@ t.test('what a late event loop has measured is not believed', async (t) => {
   t.ok(limit.value >= before, `${before} to ${limit.value}`);
   for (let second = 20; second < 25; second++) window(1000 * second, 50, 0);
   t.ok(limit.value < before / 2, 'but what is true is');
+});
+
+/** A limit that has found its way, and then has met with trouble: everything took `factor` times as long. Shape 1 takes 5 ms. */
+function troubled(factor: number, seed = 1) {
+  const random = randomOf(seed);
+  const limit = new AdaptiveLimit(2, 40);
+  let now = 0;
+  const pass = (seconds: number, perSecond: number, ms: number, { shape = 1, isBound = false, lagMs = 0 } = {}) => {
+    for (const end = now + 1000 * seconds; now < end; ) {
+      now += TICK_MS;
+      const due = (perSecond * TICK_MS) / 1000;
+      const count = Math.floor(due) + (random() < due % 1 ? 1 : 0);
+      for (let n = 0; n < count; n++) limit.sample(shape, ms, Math.max(1, limit.value));
+      limit.tick(now, isBound, lagMs);
+    }
+  };
+  pass(60, 200, 5, { isBound: true });
+  pass(20, 50, 5 * factor, { isBound: true });
+  return { limit, pass };
+}
+
+t.test('how slow it was is forgotten when little is asked, or nothing', async (t) => {
+  for (const perSecond of [0, 0.2, 1, 3]) {
+    const { limit, pass } = troubled(5);
+    t.ok(limit.ratio > 4 && limit.value < 2.5, `${limit.ratio}, ${limit.value}`);
+    pass(70, perSecond, 5);
+    t.ok(limit.ratio < 1.01, `${limit.ratio} at ${perSecond} a second`);
+    t.ok(limit.value < 2.5, 'which lets in no more by itself');
+  }
+});
+
+t.test('a late event loop knows when nothing is asked, but not how long something takes', async (t) => {
+  const { limit, pass } = troubled(5);
+  pass(70, 2, 5, { lagMs: 200 });
+  t.ok(limit.ratio > 4, `${limit.ratio}`);
+  pass(70, 0, 5, { lagMs: 200 });
+  t.equal(limit.ratio, 1);
+});
+
+t.test('while it is slow that is known of few statements as well, and not learned as normal', async (t) => {
+  for (const perSecond of [0.5, 1, 3]) {
+    const { limit, pass } = troubled(5);
+    pass(3600, perSecond, 25);
+    t.ok(limit.ratio > 2, `${limit.ratio} at ${perSecond} a second`);
+    t.ok(Math.abs(limit.baselines.costOf(1) - 5) < 0.1, `${limit.baselines.costOf(1)} ms`);
+  }
+});
+
+t.test('a host of which somebody waits for an answer, and gets none, is not taken for well', async (t) => {
+  const { limit, pass } = troubled(5);
+  pass(600, 0, 5, { isBound: true });
+  t.ok(limit.ratio > 4, `${limit.ratio}`);
+});
+
+t.test('a limit grows for long statements, too, of which it sees three a second', async (t) => {
+  const { limit, pass } = troubled(1);
+  pass(200, 1, 600, { shape: 2 });
+  pass(20, 50, 25, { isBound: true });
+  t.ok(limit.value < 2.5, `${limit.value}`);
+  pass(300, 3, 600, { shape: 2, isBound: true });
+  t.ok(limit.value > 10, `${limit.value}`);
+});
+
+t.test('few statements that are slow by chance take nothing from a limit that is enough', async (t) => {
+  const { limit, pass } = troubled(1);
+  const before = limit.value;
+  pass(600, 1, 6);
+  t.equal(limit.value, before);
+});
+
+t.test('what is new after trouble is learned as it is, so that the limit comes back', async () => {
+  const input = fc.record({
+    factor: fc.double({ min: 1.5, max: 10, noNaN: true }),
+    // Beyond the window in which the trouble ended.
+    quiet: fc.integer({ min: 6, max: 120 }),
+    trickle: fc.double({ min: 0, max: 3, noNaN: true }),
+    perSecond: fc.integer({ min: 30, max: 300 }),
+    seed: fc.nat(),
+  });
+  fc.assert(
+    fc.property(input, ({ factor, quiet, trickle, perSecond, seed }) => {
+      const { limit, pass } = troubled(factor, seed);
+      pass(quiet, trickle, 5);
+      pass(120, perSecond, 5, { shape: 2, isBound: true });
+      const learned = limit.baselines.costOf(2);
+      if (learned < 4.7 || learned > 5.3) throw new Error(`${learned} ms`);
+      if (limit.value < 20) throw new Error(`a limit of ${limit.value}`);
+    }),
+    { numRuns: 60 },
+  );
 });
