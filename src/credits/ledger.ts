@@ -15,8 +15,8 @@
  * Units: balance in the ledger's own unit (credits, percent); rates in units per second; work rate in servers at work.
  * Source: research on burst credits (estimator, plausibility); Kalman, "A New Approach to Linear Filtering", 1960.
  *
- * Invariants: pure; 0 ≤ lower ≤ balance ≤ capacity; κ is never negative; an implausible sample changes nothing until others
- * agree with it.
+ * Invariants: pure; 0 ≤ lower ≤ balance ≤ capacity; κ is never negative; an implausible sample changes nothing until those right
+ * behind it agree with it.
  */
 import type { WorkLog } from './work.ts';
 
@@ -170,8 +170,11 @@ export class Ledger {
     if (sample.observedAt <= anchor.observedAt) return 'repeated';
     // A metric of five minutes that is looked at every half: what has not changed says nothing new, for a while.
     const isFull = sample.value >= this.spec.capacity - this.spec.quantum;
-    if (sample.value === anchor.value && !isFull && sample.observedAt - anchor.observedAt < UNCHANGED_MS)
+    if (sample.value === anchor.value && !isFull && sample.observedAt - anchor.observedAt < UNCHANGED_MS) {
+      // But it says that what came between was not so.
+      if (this.#isNewest(sample)) this.#suspects = [];
       return 'repeated';
+    }
     if (!this.#isPlausible(anchor, sample)) {
       const isUp = sample.value > anchor.value;
       if (!this.#isAgreed(sample, isUp ? AGREE_UP : AGREE_DOWN)) return 'quarantined';
@@ -224,10 +227,15 @@ export class Ledger {
     return this.estimate(at)?.balance ?? 0;
   }
 
-  /** `sample` and those before it that were not believed agree with each other. */
-  #isAgreed(sample: Sample, wanted: number): boolean {
+  /** No sample that was not believed is as new. */
+  #isNewest({ observedAt }: Sample): boolean {
     const last = this.#suspects.at(-1);
-    if (last !== undefined && sample.observedAt <= last.observedAt) return false;
+    return last === undefined || observedAt > last.observedAt;
+  }
+
+  /** `sample` and those right before it, which were not believed either, agree with each other. */
+  #isAgreed(sample: Sample, wanted: number): boolean {
+    if (!this.#isNewest(sample)) return false;
     const isLike = (other: Sample) => {
       const seconds = (sample.observedAt - other.observedAt) / 1000;
       return Math.abs(sample.value - other.value) <= PLAUSIBLE * this.#rateMax * seconds + 2 * this.spec.quantum;

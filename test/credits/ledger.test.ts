@@ -1,4 +1,5 @@
 /** credits/ledger, glide, forecast, zone, host: one thing at a time; test/sim/credits shows what they do together. */
+import fc from 'fast-check';
 import t from 'tap';
 import { Forecaster, feasibility } from '../../src/credits/forecast.ts';
 import { HostCredits, type LedgerConfig } from '../../src/credits/host.ts';
@@ -81,6 +82,76 @@ t.test('zeros and jumps are not believed at once', async (t) => {
   const drops = [4, 5].map((n) => ledger.observe({ value: 100, observedAt: now + n * 5 * MINUTE }));
   t.same(drops, ['quarantined', 'moved'], 'downwards two');
   t.equal(ledger.observe({ value: 100, observedAt: now }), 'repeated', 'older than what is known');
+});
+
+/** A reserve in percent, of which nothing is known but what it says: 59, and then every minute what is read. */
+function reserve() {
+  const credits = new HostCredits(
+    [
+      {
+        ...config,
+        name: 'burst',
+        capacity: 100,
+        earn: null,
+        spendMax: null,
+        kappa: 100 / 14_400,
+        quantum: 1,
+        reserve: 5,
+      },
+    ],
+    nothing,
+  );
+  let now = 0;
+  const read = (value: number) => {
+    credits.observe('burst', { value, observedAt: now }, now);
+    for (const end = now + MINUTE; now < end; now += 1000) credits.tick(now);
+    return credits.ledgers[0]!;
+  };
+  credits.tick(now);
+  read(59);
+  return read;
+}
+
+t.test(
+  'one odd sample is forgotten when the next says what was known, and two that are apart do not agree',
+  async (t) => {
+    const read = reserve();
+    for (let n = 0; n < 5; n++) {
+      t.equal(read(0).missing, 'suspect');
+      const { missing, estimate, zone, received } = read(59);
+      t.same([missing, zone, received.moved], ['', 'AMBER', 0]);
+      t.ok(estimate!.balance > 50, `${estimate!.balance}`);
+    }
+    read(0);
+    t.equal(read(0).received.moved, 1, 'two in a row do');
+  },
+);
+
+t.test('an old sample that comes once more says nothing against a newer one', async (t) => {
+  const ledger = new Ledger(config, new WorkLog());
+  ledger.observe({ value: 300, observedAt: 0 });
+  t.equal(ledger.observe({ value: 0, observedAt: 3 * MINUTE }), 'quarantined');
+  t.equal(ledger.observe({ value: 300, observedAt: 0 }), 'repeated');
+  t.equal(ledger.observe({ value: 300, observedAt: 2 * MINUTE }), 'repeated');
+  t.equal(ledger.suspects, 1);
+  t.equal(ledger.observe({ value: 0, observedAt: 4 * MINUTE }), 'moved');
+});
+
+t.test('zeros that are never two in a row move nothing, whatever comes between', async () => {
+  fc.assert(
+    fc.property(fc.array(fc.record({ step: fc.integer({ min: -1, max: 1 }), isOdd: fc.boolean() })), (steps) => {
+      const read = reserve();
+      let value = 59;
+      for (const { step, isOdd } of steps) {
+        if (isOdd && read(0).missing !== 'suspect') throw new Error('a zero was believed');
+        value += step;
+        const { missing, estimate, received } = read(value);
+        if (received.moved !== 0 || estimate!.balance < value - 10) throw new Error(`moved to ${estimate!.balance}`);
+        if (missing !== '') throw new Error(`${missing} after ${value}`);
+      }
+    }),
+    { numRuns: 100 },
+  );
 });
 
 t.test('the first sample is believed, but not a first zero', async (t) => {
