@@ -185,7 +185,7 @@ export class App {
     const natureOf = (number: number) => this.#judge.natureOf(number);
     this.#usage = new Usage(natureOf, () => this.#clock.wall());
     this.#journal = new Journal(this.#clock, natureOf, (fields, message) => this.log.info(fields, message));
-    this.#admission = new Admission(options.config);
+    this.#admission = new Admission(options.config, this.#clock.now());
     this.#caches = new Caches(
       (sql, done) => this.#parser.parse(sql, done),
       this.#clock,
@@ -218,7 +218,14 @@ export class App {
       () => admission.classes.hits,
     );
     this.#events = new Events(() => this.#clock.wall());
-    const switches = new Switchboard(admission, () => this.config, this.#clock, state, this.#shares);
+    const switches = new Switchboard({
+      admission,
+      config,
+      clock: this.#clock,
+      state,
+      shares: this.#shares,
+      onProblem: (problem) => this.log.error(problem),
+    });
     for (const problem of state.problems) this.log.error(problem);
     this.#controls = new Controls({
       pools: () => this.#pools.all,
@@ -248,6 +255,7 @@ export class App {
             },
       handOver: () => {
         this.#memory.handOver();
+        this.#switches.handOver();
         this.#listener.handOver();
       },
       closeOps: () => this.#ops.close(),
@@ -313,7 +321,10 @@ export class App {
       stopPools,
       stopGates,
       every(this.#clock, SHARES_MS, () => this.#shares.tick()),
-      every(this.#clock, EVENTS_MS, () => this.#events.look(this.snapshot(), this.#switches.rows())),
+      every(this.#clock, EVENTS_MS, () => {
+        this.#switches.tick();
+        this.#events.look(this.snapshot(), this.#switches.rows());
+      }),
       every(this.#clock, SAMPLE_MS, () => this.#history.sample(this.snapshot(), this.#clock.wall())),
       every(this.#clock, GROUPS_MS, () => void this.#groups.refresh()),
       every(this.#clock, BYPASS_MS, () => void this.#bypass.look(this.#watched())),
@@ -436,7 +447,7 @@ export class App {
     this.#journal.slowMs = this.config.log.slow;
     this.#credits.configure(this.config, residentsOf(databases));
     this.#admission.setBudgets(this.#credits.hosts);
-    this.#admission.configure(this.config);
+    this.#admission.configure(this.config, this.#clock.now());
     const isCached = this.config.cache.mode !== 'off' && databases.some(({ cache }) => cache !== null);
     this.#judge.want({
       reads: isCached || databases.some(({ pool, reads }) => pool.share === 'auto' || reads !== 'primary'),

@@ -38,11 +38,12 @@ export class Admission {
   /** What a host may spend, by its address; those that are not here are not limited. */
   #budgets: ReadonlyMap<string, Budget> = new Map();
 
-  constructor(config: Config) {
-    this.configure(config);
+  /** `now`: monotonic ms, as everywhere. */
+  constructor(config: Config, now: number) {
+    this.configure(config, now);
   }
 
-  configure({ admission, limit, classes, instances, switches }: Config): void {
+  configure({ admission, limit, classes, instances, switches }: Config, now: number): void {
     this.isConfigured = classes.length > 0 || limit.mode !== 'off' || this.#budgets.size > 0;
     this.isOn = this.isConfigured && !this.isPassthrough;
     this.mode = admission.mode;
@@ -56,6 +57,7 @@ export class Admission {
     this.switches.configure(
       new Map(Object.entries(switches).map(([name, each]) => [each.class ?? name, each.state])),
       Object.keys(switches).filter((name) => switches[name]!.match !== undefined),
+      now,
     );
     this.applySwitches();
   }
@@ -157,9 +159,9 @@ export class Admission {
   }
 
   /** The panic lever: plain pooling, without admission and sharing. Caps of hosts stay. */
-  setPassthrough(isPassthrough: boolean, config: Config): void {
+  setPassthrough(isPassthrough: boolean, config: Config, now: number): void {
     this.isPassthrough = isPassthrough;
-    this.configure(config);
+    this.configure(config, now);
   }
 
   /** All gates by the address of their host, for ops. */

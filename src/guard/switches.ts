@@ -7,7 +7,8 @@
  * The one idea: closing takes effect at once, opening never does. What has been shut out comes back in steps, each of which
  * must hold for a while; when the database does worse meanwhile, a step is taken back.
  *
- * Invariant: a switch that nobody has touched is what the configuration says.
+ * Invariants: a switch that nobody has touched is what the configuration says; nothing opens at once, be it by hand, because its time
+ * is over, or by a reload, and a restart changes none of that. What the configuration says at a start takes effect at once.
  */
 
 /** 'off': refused. 'hold': waits. A number: this share of the requests passes. */
@@ -23,6 +24,12 @@ export interface Setting {
   at: number;
 }
 
+/** What is kept over a restart: what is set, and the share that passes of what comes back. */
+export interface SavedSwitches {
+  settings: Iterable<readonly [string, Setting]>;
+  ramps: Iterable<readonly [string, number]>;
+}
+
 /** 'good': the database does not mind. 'wait': no step further for now. 'bad': it does worse. */
 export type Weather = 'good' | 'wait' | 'bad';
 
@@ -34,6 +41,8 @@ const STEPS = [0.01, 0.05, 0.1, 0.25, 0.5, 1];
 const DWELL_MS = 20_000;
 /** How long the database must do worse before a step is taken back. */
 const STEP_BACK_MS = 5_000;
+/** How long it takes from nothing to all, when nothing is in the way. */
+const RAMP_MS = DWELL_MS * (STEPS.length - 1);
 
 interface Ramp {
   step: number;
@@ -48,9 +57,13 @@ export class Switches {
   readonly #ramps = new Map<string, Ramp>();
 
   /** What the configuration says; `own` are those that are for requests of any class. */
-  configure(base: ReadonlyMap<string, Position>, own: readonly string[] = []): void {
+  configure(base: ReadonlyMap<string, Position>, own: readonly string[], now: number): void {
+    const names = new Set([...this.#base.keys(), ...base.keys()]);
+    const before = new Map([...names].map((name) => [name, this.valveOf(name)]));
     this.#base = base;
     this.#own = own;
+    // What passes as before goes on as it was, a ramp included.
+    for (const [name, valve] of before) if (this.valveOf(name) !== valve) this.#change(name, valve, now);
   }
 
   /** Those for requests of any class that do not let all pass. */
@@ -63,9 +76,20 @@ export class Switches {
     return this.#settings;
   }
 
-  /** As they were before a restart. */
-  restore(settings: Iterable<readonly [string, Setting]>): void {
-    for (const [name, setting] of settings) this.#settings.set(name, setting);
+  /** What comes back, and the share of it that passes. */
+  get ramps(): ReadonlyMap<string, number> {
+    return new Map([...this.#ramps].map(([name, { step }]) => [name, STEPS[step]!]));
+  }
+
+  /** As they were before a restart. What was over long ago is forgotten: it would have come back by now. */
+  restore({ settings, ramps }: SavedSwitches, now: number, wall: number): void {
+    for (const [name, setting] of settings) {
+      if (setting.until === null || wall < setting.until + RAMP_MS) this.#settings.set(name, setting);
+    }
+    for (const [name, share] of ramps) {
+      const step = STEPS.findIndex((each) => each >= share);
+      if (step < STEPS.length - 1) this.#ramps.set(name, { step, since: now });
+    }
   }
 
   set(name: string, setting: Setting, now: number): void {

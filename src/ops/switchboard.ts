@@ -47,8 +47,20 @@ const savedSchema = z.object({
       }),
     ]),
   ),
+  /** Files of earlier versions have none. */
+  ramps: z.array(z.tuple([z.string(), z.number().min(0).max(1)])).default([]),
   isPassthrough: z.boolean(),
 });
+
+export interface SwitchboardHouse {
+  admission: Admission;
+  config: () => Config;
+  clock: Clock;
+  state: StateDir;
+  shares: Shares;
+  /** What nobody is there to be told. */
+  onProblem: (message: string) => void;
+}
 
 const FILE = 'switches.json';
 /** The panic lever: no admission, no sharing, plain pooling. */
@@ -62,17 +74,40 @@ export class Switchboard {
   readonly #clock: Clock;
   readonly #state: StateDir;
   readonly #shares: Shares;
+  readonly #onProblem: (message: string) => void;
+  /** What was written last, or could not be. */
+  #saved: string;
+  #isHandedOver = false;
 
-  constructor(admission: Admission, config: () => Config, clock: Clock, state: StateDir, shares: Shares) {
+  constructor({ admission, config, clock, state, shares, onProblem }: SwitchboardHouse) {
     this.#admission = admission;
     this.#config = config;
     this.#clock = clock;
     this.#state = state;
     this.#shares = shares;
+    this.#onProblem = onProblem;
     const saved = state.load(FILE, savedSchema);
-    if (saved === null) return;
-    admission.switches.restore(saved.settings);
-    admission.setPassthrough(saved.isPassthrough, config());
+    if (saved !== null) {
+      const now = clock.now();
+      admission.switches.restore(saved, now, clock.wall());
+      admission.setPassthrough(saved.isPassthrough, config(), now);
+    }
+    this.#saved = JSON.stringify(this.#kept);
+  }
+
+  /** Writes down what has changed by itself. */
+  tick(): void {
+    if (!this.#state.isKept || this.#isHandedOver || JSON.stringify(this.#kept) === this.#saved) return;
+    try {
+      this.#write();
+    } catch (thrown) {
+      this.#onProblem(`switches could not be saved: ${messageOf(thrown)}`);
+    }
+  }
+
+  /** Another process writes the same files from here on. */
+  handOver(): void {
+    this.#isHandedOver = true;
   }
 
   /** Why nothing with this name can be set; null: it can. */
@@ -89,7 +124,7 @@ export class Switchboard {
       if (position !== 'on' && position !== 'off' && position !== null) return { problem: 'passthrough is on or off' };
       if (wish.forMs !== null)
         return { problem: 'passthrough has no time limit: it is on until somebody sets it to off' };
-      this.#admission.setPassthrough(position === 'on', this.#config());
+      this.#admission.setPassthrough(position === 'on', this.#config(), now);
       return { warning: this.#save(wish) };
     }
     const key = this.#keyOf(name);
@@ -147,14 +182,27 @@ export class Switchboard {
 
   #save(wish: Wish): string {
     if (!this.#state.isKept) return 'it will be forgotten at a restart, because state.dir is not set';
+    if (this.#isHandedOver) return 'it holds for the clients that this process still has: another has taken over';
     try {
-      const { switches, isPassthrough } = this.#admission;
-      this.#state.save(FILE, { settings: [...switches.settings], isPassthrough });
+      this.#write();
       this.#state.append('audit.jsonl', { at: new Date(this.#clock.wall()).toISOString(), ...wish });
       return '';
     } catch (thrown) {
       return `it could not be saved: ${messageOf(thrown)}`;
     }
+  }
+
+  /** What outlives a restart. */
+  get #kept(): z.output<typeof savedSchema> {
+    const { switches, isPassthrough } = this.#admission;
+    return { settings: [...switches.settings], ramps: [...switches.ramps], isPassthrough };
+  }
+
+  /** Throws when it cannot be written; that is tried again when there is something else to write. */
+  #write(): void {
+    const kept = this.#kept;
+    this.#saved = JSON.stringify(kept);
+    this.#state.save(FILE, kept);
   }
 }
 

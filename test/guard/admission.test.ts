@@ -30,9 +30,9 @@ function house() {
       return reserve.zone;
     },
   };
-  const admission = new Admission(loaded.config);
+  const admission = new Admission(loaded.config, 0);
   admission.setBudgets(new Map([['old:5432', budget]]));
-  admission.configure(loaded.config);
+  admission.configure(loaded.config, 0);
   let now = 0;
   /** For so many seconds a statement of `ms` every 20 ms at `gate`; null: nobody asks anything. */
   const run = (seconds: number, gate: Gate | null, ms = 5) => {

@@ -11,14 +11,15 @@ const setting = (position: Position, until: number | null = null) => ({
   at: 0,
 });
 
-function house(base: [string, Position][] = []) {
+function house(base: [string, Position][] = [], at = 0) {
   const switches = new Switches();
-  switches.configure(new Map(base));
-  let now = 0;
+  let now = at;
+  const reload = (to: [string, Position][]) => switches.configure(new Map(to), [], now);
+  reload(base);
   const pass = (ms: number, weather: Weather = 'good') => {
     for (const until = now + ms; now < until; now += 100) switches.tick(now, now, weather);
   };
-  return { switches, pass, now: () => now };
+  return { switches, pass, reload, now: () => now };
 }
 
 t.test('closing takes effect at once; what nobody has touched is what the configuration says', async (t) => {
@@ -76,12 +77,69 @@ t.test('steps are taken back while the database does worse, but never to nothing
   t.equal(switches.valveOf('a'), 0.05);
 });
 
-t.test('what was set is there after a restart', async (t) => {
-  const { switches, now } = house();
+t.test(
+  'what was set is there after a restart, unless it has been over for as long as it takes to come back',
+  async (t) => {
+    const { switches, now } = house();
+    switches.set('a', setting('off'), now());
+    switches.set('b', setting('off', 1_000), now());
+    for (const [wall, b] of [
+      [500, 0],
+      [5_000, 0.01],
+      [100_999, 0.01],
+      [101_000, 1],
+      [7 * 86_400_000, 1],
+    ] as const) {
+      const { switches: next } = house();
+      next.restore(switches, 0, wall);
+      next.tick(0, wall, 'good');
+      t.same([next.valveOf('a'), next.valveOf('b')], [0, b], `${wall}`);
+      t.equal(next.settings.has('b'), wall === 500);
+    }
+  },
+);
+
+t.test('a restart takes nothing back of a ramp, and skips nothing', async (t) => {
+  for (const passed of [0, 21_000, 81_000, 101_000]) {
+    const { switches, pass, now } = house();
+    switches.set('a', setting('off'), now());
+    switches.set('a', setting('on'), now());
+    pass(passed);
+    const { switches: next, pass: passNext } = house();
+    next.restore(switches, 0, now());
+    t.equal(next.valveOf('a'), switches.valveOf('a'));
+    passNext(101_000);
+    t.equal(next.valveOf('a'), 1);
+  }
+});
+
+t.test('another configuration opens as a hand does', async (t) => {
+  const { switches, pass, reload, now } = house([
+    ['a', 'off'],
+    ['b', 'hold'],
+    ['c', 0.05],
+    ['d', 'off'],
+  ]);
+  const valves = () => ['a', 'b', 'c', 'd'].map((name) => switches.valveOf(name));
+  reload([
+    ['a', 'on'],
+    ['b', 'on'],
+    ['c', 0.25],
+  ]);
+  t.same(valves(), [0.01, 0.01, 0.1, 0.01], 'what is not named any more as well');
+  pass(21_000);
+  t.same(valves(), [0.05, 0.05, 0.25, 0.05]);
+  reload([
+    ['a', 0.5],
+    ['c', 'off'],
+    ['d', 'hold'],
+  ]);
+  t.same(valves(), [0.05, 0.05, 0, 'hold'], 'a ramp goes on as it was; closing takes effect at once');
+  pass(101_000);
+  t.same(valves(), [0.5, 1, 0, 'hold']);
   switches.set('a', setting('off'), now());
-  const { switches: next } = house();
-  next.restore(switches.settings);
-  t.equal(next.valveOf('a'), 0);
+  reload([]);
+  t.equal(switches.valveOf('a'), 0, 'what somebody has set stays');
 });
 
 t.test('nothing opens by more than a step in a dwell, whatever is done', async () => {
@@ -89,11 +147,14 @@ t.test('nothing opens by more than a step in a dwell, whatever is done', async (
   const action = fc.oneof(
     fc.record({ set: fc.constantFrom<Position>('on', 'off', 'hold', 0.01, 0.25), until: fc.constantFrom(null, 500) }),
     fc.constant('clear' as const),
+    fc.constant('restart' as const),
+    fc.record({ reload: fc.constantFrom<Position>('on', 'off', 'hold', 0.1) }),
     fc.record({ pass: fc.constantFrom(100, 5_000, 20_000), isHealthy: fc.boolean() }),
   );
   fc.assert(
     fc.property(fc.array(action, { maxLength: 30 }), (actions) => {
-      const { switches, pass, now } = house();
+      let { switches, pass, reload, now } = house();
+      let base: Position = 'on';
       let before = 1;
       let roseAt = Number.NEGATIVE_INFINITY;
       const look = () => {
@@ -108,7 +169,15 @@ t.test('nothing opens by more than a step in a dwell, whatever is done', async (
       };
       for (const each of actions) {
         if (each === 'clear') switches.clear('a', now());
-        else if ('set' in each)
+        else if (each === 'restart') {
+          const saved = { settings: [...switches.settings], ramps: [...switches.ramps] };
+          const at = now();
+          ({ switches, pass, reload, now } = house([['a', base]], at));
+          switches.restore(saved, at, at);
+        } else if ('reload' in each) {
+          base = each.reload;
+          reload([['a', base]]);
+        } else if ('set' in each)
           switches.set('a', setting(each.set, each.until === null ? null : now() + each.until), now());
         else
           for (let left = each.pass; left > 0; left -= 100) {
@@ -126,7 +195,7 @@ t.test('nothing opens by more than a step in a dwell, whatever is done', async (
 t.test('of several switches the tightest rules', async (t) => {
   const switches = new Switches();
   const set = (name: string, position: Position) => switches.set(name, setting(position), 0);
-  switches.configure(new Map(), ['any', 'other']);
+  switches.configure(new Map(), ['any', 'other'], 0);
   t.equal(switches.tightest(['class', 'any']), 1);
   t.same([...switches.turned], []);
   set('any', 0.5);

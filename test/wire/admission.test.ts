@@ -463,6 +463,15 @@ t.test('a switch set in the console takes effect at once, survives a restart, is
   t.same(sqlstates(await again.ask(job)), ['53000'], 'of a hundred one passes');
   const text = await (await fetch(`http://127.0.0.1:${next.opsPort}/metrics`)).text();
   t.match(text, /pgweir_class_passing_ratio\{host="[^"]+",class="workflow"\} 0.01/);
+  await next.stop();
+
+  const last = await start(t, 4, more);
+  const lastConsole = await open(t, last.port, { database: 'pgweir' });
+  t.match(
+    await row(lastConsole),
+    ['jobs', 'workflow', 'on', /^[15]%$/, null, null, null],
+    'a ramp goes on after a restart',
+  );
 });
 
 t.test('a switch that holds keeps requests until it lets go, and passthrough ends all of it', async (t) => {
