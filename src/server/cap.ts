@@ -4,19 +4,26 @@
  * server/pool before it connects.
  *
  * The one idea: at the cap, an idle server of the pool that has most of them makes room; when none is idle, the pool
- * stands in a queue, and a pool that holds more servers than the first there gives one up when it becomes free.
+ * stands in a queue, and a pool that holds more servers than the neediest there gives one up when it becomes free. Where there
+ * are more pools than servers they take turns, TURN_MS each.
  */
+import type { Clock } from '../util/clock.ts';
 
 /** What a cap needs to know of a pool. */
 export interface Tenant {
   /** Servers open or being opened. */
   readonly serverCount: number;
   readonly idleCount: number;
+  /** When the newest of its servers was opened. */
+  readonly openedAt: number;
   /** Closes the server that has been idle longest. */
   evictIdle(): void;
   /** There is room: connect now. */
   onRoom(): void;
 }
+
+/** Who has one server keeps it for so long, even from who has none: connecting is not to be most of what they do. */
+const TURN_MS = 100;
 
 export class Cap {
   serversMax: number;
@@ -61,12 +68,12 @@ export class Cap {
     return true;
   }
 
-  /** A connection of some tenant is gone. */
-  release(): void {
+  /** A connection of `tenant` is gone, which has had its turn: others that have as few come first. */
+  release(tenant: Tenant): void {
     this.count--;
     if (this.count >= this.serversMax) return;
-    const [next] = this.#queue;
-    if (next === undefined) return;
+    const next = this.#neediest((each) => each.serverCount + (each === tenant ? 1 : 0));
+    if (next === null) return;
     this.#queue.delete(next);
     next.onRoom();
   }
@@ -76,10 +83,30 @@ export class Cap {
     this.#queue.delete(tenant);
   }
 
-  /** Should `tenant`, which has a server to spare or to hand on, give it up for the first in the queue? */
-  owes(tenant: Tenant): boolean {
-    const [next] = this.#queue;
-    return next !== undefined && next !== tenant && tenant.serverCount > next.serverCount + 1;
+  /**
+   * Should `tenant`, which has `count` servers with the one to spare or to hand on, give that up for another in the queue? Not if
+   * it then has fewer; but who has none is next after a while.
+   */
+  owes(tenant: Tenant, count: number, clock: Clock): boolean {
+    if (this.#queue.size === 0) return false;
+    const next = this.#neediest((each) => (each === tenant ? Number.POSITIVE_INFINITY : each.serverCount));
+    if (next === null || next === tenant) return false;
+    if (next.serverCount > 0 || count > 1) return count > next.serverCount + 1;
+    return clock.now() - tenant.openedAt >= TURN_MS;
+  }
+
+  /** Of those in the queue the one that has least, the oldest of several; null: nobody is there. */
+  #neediest(countOf: (tenant: Tenant) => number): Tenant | null {
+    let neediest: Tenant | null = null;
+    let least = Number.POSITIVE_INFINITY;
+    for (const tenant of this.#queue) {
+      const count = countOf(tenant);
+      if (neediest !== null && count >= least) continue;
+      neediest = tenant;
+      least = count;
+      if (least === 0) break;
+    }
+    return neediest;
   }
 
   /** Is someone else in the queue, so that a server should not stay idle? */
@@ -123,7 +150,7 @@ export class Room {
   take(): boolean {
     for (const [index, cap] of this.#caps.entries()) {
       if (cap.take(this.#tenant)) continue;
-      for (const taken of this.#caps.slice(0, index)) taken.release();
+      for (const taken of this.#caps.slice(0, index)) taken.release(this.#tenant);
       return false;
     }
     return true;
@@ -136,7 +163,7 @@ export class Room {
   }
 
   release(): void {
-    for (const cap of this.#caps) cap.release();
+    for (const cap of this.#caps) cap.release(this.#tenant);
   }
 
   leaveQueue(): void {
@@ -144,8 +171,8 @@ export class Room {
   }
 
   /** Asked for every request. */
-  get owes(): boolean {
-    for (const cap of this.#caps) if (cap.owes(this.#tenant)) return true;
+  owes(count: number, clock: Clock): boolean {
+    for (const cap of this.#caps) if (cap.owes(this.#tenant, count, clock)) return true;
     return false;
   }
 

@@ -88,6 +88,8 @@ export class ServerPool implements Tenant, ClusterTenant {
   clients = 0;
   /** When it was last seen in use. */
   usedAt: number;
+  /** When the newest of its servers was opened. */
+  openedAt = 0;
   isPaused = false;
   config: PoolConfig;
   catalog: Catalog | null;
@@ -284,7 +286,7 @@ export class ServerPool implements Tenant, ClusterTenant {
    * put to work.
    */
   share({ settings }: Waiter, wish: Wish, mayOpen: boolean): Line | null {
-    if (!this.#mayServe || this.waiters.size > 0 || this.#place.room.owes || !this.#vitals.breaker.isClosed)
+    if (!this.#mayServe || this.waiters.size > 0 || this.#owes(this.serverCount) || !this.#vitals.breaker.isClosed)
       return null;
     const server = this.idle.last;
     const best = this.lines.best(settings, wish);
@@ -320,7 +322,8 @@ export class ServerPool implements Tenant, ClusterTenant {
   #boardWaiters(line: Line): void {
     for (let waiter = this.waiters.first; waiter !== null; waiter = this.waiters.first) {
       const { wish } = waiter;
-      const mayBoard = wish !== null && this.#mayServe && !this.#stock.isOld(line.server) && !this.#place.room.owes;
+      const mayBoard =
+        wish !== null && this.#mayServe && !this.#stock.isOld(line.server) && !this.#owes(this.serverCount);
       if (!mayBoard || !line.suits(waiter.settings, wish)) return;
       this.waiters.remove(waiter);
       this.#countServed(waiter);
@@ -391,7 +394,13 @@ export class ServerPool implements Tenant, ClusterTenant {
   #isSpent(server: ServerConnection): boolean {
     if (server.isDoomed || this.#isClosed || this.isPaused) return true;
     if (this.serverCount >= this.config.size + this.config.sizeReserve) return true;
-    return this.#stock.isOld(server) || this.#place.room.owes;
+    // It is in no list at the moment.
+    return this.#stock.isOld(server) || this.#owes(this.serverCount + 1);
+  }
+
+  /** One of `count` servers is to be given up for another pool. */
+  #owes(count: number): boolean {
+    return this.#place.room.owes(count, this.#clock);
   }
 
   /**
@@ -639,6 +648,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   }
 
   #onOpened(server: ServerConnection): void {
+    this.openedAt = this.#clock.now();
     this.#cluster.onConnected();
     this.giveBack(server);
     this.#grow();

@@ -84,6 +84,39 @@ t.test('servers of a database and of a user, whose idle ones make room', async (
   t.equal(proxy.bugs(), 0);
 });
 
+t.test('with fewer servers than users, all of whom always want one, they take turns', async (t) => {
+  const proxy = await startProxy(postgres.port, { pool: { waitMax: '15s' }, database: { serversMax: 1 } });
+  t.teardown(() => proxy.stop());
+  const startedAt = performance.now();
+  let isOver = false;
+  /** Clients of whom some wait at any time; with how many statements they have had. */
+  const ask = async (user: string) => {
+    const served = { count: 0 };
+    const run = async (client: pg.Client) => {
+      while (!isOver) {
+        await client.query('SELECT pg_sleep(0.005)');
+        served.count++;
+      }
+      await client.end();
+    };
+    const clients = Array.from({ length: 8 }, () => connect(proxy.port, { user }));
+    return { served, end: Promise.all((await Promise.all(clients)).map(run)) };
+  };
+  const anna = await ask('anna');
+  const bert = await ask('bert');
+  const before = anna.served.count;
+  await until(() => bert.served.count >= 50 && anna.served.count >= before + 50, 'both to be served');
+  isOver = true;
+  await Promise.all([anna.end, bert.end]);
+  const turns = (performance.now() - startedAt) / 100;
+  const connects = proxy.app.snapshot().pools.reduce((sum, { counts }) => sum + counts.connects, 0);
+  t.ok(connects <= turns + 3, `${connects} connects, in ${Math.ceil(turns)} turns`);
+  t.equal(
+    proxy.app.snapshot().pools.reduce((sum, { counts }) => sum + counts.refused.wait, 0),
+    0,
+  );
+});
+
 t.test('the reserve opens for who has waited for long', async (t) => {
   const proxy = await startProxy(postgres.port, {
     pool: { size: 1, sizeReserve: 1, reserveAfter: '300ms', waitMax: '2s' },
