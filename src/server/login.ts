@@ -160,12 +160,21 @@ interface Progress {
   key: Buffer | null;
 }
 
-/** Opens a connection and logs in; the whole attempt takes at most `limitMs`. */
-export async function openServer(target: ServerTarget, secret: Secret, limitMs: number): Promise<LoggedIn> {
+/** Opens a connection and logs in; the whole attempt takes at most `limitMs`, and ends when `signal` says so. */
+export async function openServer(
+  target: ServerTarget,
+  secret: Secret,
+  limitMs: number,
+  signal?: AbortSignal,
+): Promise<LoggedIn> {
+  if (signal?.aborted) throw unwanted();
   let socket: net.Socket | null = null;
   let timer: NodeJS.Timeout | undefined;
+  let onAbort = () => {};
   const progress: Progress = { isLoggedIn: false, key: null };
-  const timeout = new Promise<never>((_, reject) => {
+  const end = new Promise<never>((_, reject) => {
+    onAbort = () => reject(unwanted());
+    signal?.addEventListener('abort', onAbort);
     timer = setTimeout(() => {
       const late = new ServerLoginError(
         progress.isLoggedIn ? `connectQuery takes longer than ${limitMs} ms` : `no login within ${limitMs} ms`,
@@ -181,9 +190,9 @@ export async function openServer(target: ServerTarget, secret: Secret, limitMs: 
     return logIn(socket, target, secret, progress);
   };
   const attempted = attempt();
-  attempted.catch(() => {}); // When the timeout wins, its later failure is of no interest.
+  attempted.catch(() => {}); // When it is ended, its later failure is of no interest.
   try {
-    return await Promise.race([attempted, timeout]);
+    return await Promise.race([attempted, end]);
   } catch (thrown) {
     (socket as net.Socket | null)?.on('error', () => {}).destroy();
     // What connectQuery runs would go on without us.
@@ -203,7 +212,12 @@ export async function openServer(target: ServerTarget, secret: Secret, limitMs: 
     throw new ServerLoginError(messageOf(thrown), fields);
   } finally {
     clearTimeout(timer);
+    signal?.removeEventListener('abort', onAbort);
   }
+}
+
+function unwanted(): ServerLoginError {
+  return new ServerLoginError('the connection is not wanted any more');
 }
 
 /** `isPlain`: no TLS will be spoken on it. */

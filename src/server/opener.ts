@@ -7,10 +7,10 @@
  *
  * The one idea: what has failed once fails again, so after a failure the whole pool rests before the next attempt, and what
  * cannot work before somebody changes something is answered without one. Between an attempt and its end the pool may have
- * moved: an attempt knows its place, and what comes of it counts only if that is the pool's still.
+ * moved: an attempt knows its place, is ended when the pool leaves that, and what comes of it counts no longer.
  *
- * Invariants: at most CONNECTS_MAX attempts at a time; room that was taken for a server is released when the attempt fails,
- * or by the server's end; those who ask what servers report (`learn`) are told once.
+ * Invariants: at most CONNECTS_MAX attempts at a time, at the place where the pool is; room that was taken for a server is
+ * released when the attempt fails, or by the server's end; those who ask what servers report (`learn`) are told once.
  */
 import { isDeepStrictEqual } from 'node:util';
 import type { PoolConfig } from '../config/schema.ts';
@@ -62,7 +62,7 @@ const PERMANENT_MS = 1_000;
 const LIFETIME_JITTER = 0.1;
 
 export class Opener {
-  /** Attempts under way. */
+  /** Attempts under way, at the place where the pool is. */
   connecting = 0;
   /** What servers report at login; null until one has answered. */
   baseline: Settings | null = null;
@@ -75,6 +75,8 @@ export class Opener {
   /** Ends the rest after a failure; null: none is kept. */
   #cancelRest: (() => void) | null = null;
   #learners: Learner[] = [];
+  /** Ends the attempts under way. */
+  #ending = new AbortController();
   #isClosed = false;
 
   constructor(options: OpenerOptions) {
@@ -111,17 +113,18 @@ export class Opener {
     try {
       loggedIn = await this.#logIn(place);
     } catch (thrown) {
-      this.connecting--;
+      const isHere = isAt(place);
+      if (isHere) this.connecting--;
       place.room.release();
-      if (!isAt(place)) return onMayOpen(); // It says nothing of where servers are by now.
+      if (!isHere) return onMayOpen(); // It says nothing of where servers are by now.
       return this.#onFailed(thrown instanceof ServerLoginError ? thrown : new ServerLoginError(messageOf(thrown)));
     }
-    this.connecting--;
     if (!isAt(place)) {
       discard(loggedIn);
       place.room.release();
       return onMayOpen();
     }
+    this.connecting--;
     this.#onOpened(this.#make(loggedIn, place, (closed, reason) => onClosed(closed, place, reason)));
   }
 
@@ -151,15 +154,16 @@ export class Opener {
 
   async #logIn({ target, host }: Place): Promise<LoggedIn> {
     const { secret: ask, config } = this.#options;
+    const { signal } = this.#ending;
     const secret = await ask(false);
     try {
-      return await host.connector.open(() => openServer(target, secret, config().connectMax));
+      return await host.connector.open(() => openServer(target, secret, config().connectMax, signal));
     } catch (thrown) {
       // The password may have been changed: read it again, once.
       if (!(thrown instanceof ServerLoginError) || thrown.sqlstate !== SqlState.InvalidPassword) throw thrown;
       const again = await ask(true);
       if (isDeepStrictEqual(again, secret)) throw thrown;
-      return host.connector.open(() => openServer(target, again, config().connectMax));
+      return host.connector.open(() => openServer(target, again, config().connectMax, signal));
     }
   }
 
@@ -213,8 +217,11 @@ export class Opener {
     this.#cancelRest = null;
   }
 
-  /** What has failed was elsewhere, or otherwise configured: the next attempt need not wait. */
-  forgetFailure(): void {
+  /** The pool is elsewhere, or otherwise configured: what is under way is ended, what has failed forgotten; nothing keeps the next attempt. */
+  move(): void {
+    this.#ending.abort();
+    this.#ending = new AbortController();
+    this.connecting = 0;
     this.failure = null;
     this.wake();
   }
@@ -237,6 +244,7 @@ export class Opener {
   /** No more attempts. */
   close(): void {
     this.#isClosed = true;
+    this.#ending.abort();
     this.#cancelRest?.();
   }
 }

@@ -556,7 +556,7 @@ export class ServerPool implements Tenant, ClusterTenant {
       room = this.#enter(host);
     }
     this.#place = { target, host, room };
-    this.#opener.forgetFailure();
+    this.#opener.move();
     this.reconnect();
   }
 

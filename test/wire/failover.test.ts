@@ -6,7 +6,8 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { open, send, sqlstates, types } from '../fixtures/raw.ts';
+import { OCCUPY, open, send, sqlstates, types } from '../fixtures/raw.ts';
+import { startRelay } from '../fixtures/relay.ts';
 import { type Member, type Replicas, startReplicas } from '../fixtures/replicas.ts';
 import { type Proxy as Pgweir, startProxy, until } from '../fixtures/stack.ts';
 import { LOG_ROWS, LOG_TABLE, Writers } from '../fixtures/writers.ts';
@@ -247,4 +248,29 @@ t.test('a reload in the middle of an outage leaves nobody held by what is gone',
   await a.restart();
   t.same(await answer, [['7']]);
   t.same(await client.rows('SELECT 8'), [['8']]);
+});
+
+t.test('attempts at a host that is silent end when servers are wanted elsewhere', async (t) => {
+  const replicas = await startReplicas(['a'], { isSynchronous: false });
+  t.after(() => replicas.stop());
+  const [{ port }] = replicas.members as [Member];
+  let isSilent = false;
+  const front = await startRelay(t, port, () => isSilent);
+  const hosts = [`127.0.0.1:${front}`];
+  const proxy = await startProxy(0, {
+    pool: { size: 3, sizeTotal: 3, connectMax: '60s', waitMax: '60s' },
+    database: { hosts },
+  });
+  t.after(() => proxy.stop());
+  const [busy, ...others] = await Promise.all([1, 2, 3].map(() => open(t, proxy.port)));
+  await busy!.rows(OCCUPY);
+  isSilent = true;
+  const answers = others.map((client) => client.rows('SELECT 7'));
+  const [pool] = proxy.app.snapshot().pools;
+  await until(() => pool!.connecting === 2, 'two attempts');
+  hosts[0] = `127.0.0.1:${port}`;
+  t.same(proxy.app.reload(), []);
+  t.same(await Promise.all(answers), [[['7']], [['7']]], 'they are served long before connectMax');
+  await until(() => proxy.app.snapshot().hosts[0]!.count === 1, 'the attempts to be over');
+  t.equal(proxy.bugs(), 0);
 });
