@@ -4,7 +4,7 @@
  * known of a database's functions. Made and ticked by app, which hands out what `of` gives.
  *
  *     of ──▶ kept ──unused for long──▶ closed
- *              ├──▶ standbys, one for each host that is read from, and gone with it
+ *              ├──▶ standbys, one for each host that is read from; they stay with it when it is retired, and are gone with it
  *              └──reload──▶ its user or its entry is another ──▶ retired ──the last client leaves──▶ closed
  *
  * The one idea: names of databases and users are the clients' to choose (`*`), so whatever is kept by a name is also forgotten,
@@ -166,18 +166,17 @@ export class Pools {
     const { isShort } = this.#options;
     return new Replicas({
       cluster,
-      poolAt: (host) => this.#standbyOf(pool, host),
+      poolAt: (host) => this.#standbyOf(pool, config, host),
       lagMax: config.lagMax,
       isWanted: config.reads === 'spill' ? () => isShort(addressOf(cluster.primary)) : () => true,
     });
   }
 
-  /** The pool on a standby that goes with a pool of the primary. */
-  #standbyOf({ database, user, book, config, serial }: ServerPool, at: HostConfig): ServerPool {
+  /** The pool on a standby that goes with a pool of the primary, `of` the database as that was made for: it may be gone since. */
+  #standbyOf({ database, user, book, config, serial }: ServerPool, of: DatabaseConfig, at: HostConfig): ServerPool {
     const key = JSON.stringify([serial, addressOf(at)]);
     let standby = this.#standbys.get(key);
     if (standby === undefined) {
-      const of = databaseOf(this.#config, database)!;
       standby = new ServerPool({
         ...this.#optionsOf(database, user, of),
         target: this.#options.targets.of(database, user, of, at),
@@ -206,14 +205,16 @@ export class Pools {
 
   /** Everything that time brings to them; those that nobody needs any more are closed. */
   tick(now: number): void {
-    for (const pool of this.#retired.keys()) {
+    const forgotten = new Set<string>();
+    for (const [pool, of] of this.#retired) {
       pool.tick();
       if (pool.clients + pool.atWork > 0) continue;
-      pool.close('the configuration has changed');
       this.#retired.delete(pool);
+      if (of === 'primary') this.#close(pool, 'the configuration has changed');
+      else pool.close('the configuration has changed');
+      forgotten.add(pool.database);
       this.#options.clusters.sweep(this.#config.databases);
     }
-    const forgotten = new Set<string>();
     for (const [key, { pool }] of this.#kept) {
       pool.tick();
       if (!pool.isUnused) pool.usedAt = now;
@@ -239,13 +240,18 @@ export class Pools {
   }
 
   #forget(key: string, pool: ServerPool): void {
-    pool.close('unused');
     this.#kept.delete(key);
+    this.#close(pool, 'unused');
     this.#options.onEvent('an unused pool is forgotten', { database: pool.database, user: pool.user });
-    for (const [at, standby] of this.#standbys) {
+  }
+
+  /** Closes a pool of the primary, and those on standbys that go with it. */
+  #close(pool: ServerPool, reason: string): void {
+    pool.close(reason);
+    for (const [key, standby] of this.#standbys) {
       if (standby.book !== pool.book) continue;
-      standby.close('unused');
-      this.#standbys.delete(at);
+      standby.close(reason);
+      this.#standbys.delete(key);
     }
   }
 

@@ -9,7 +9,11 @@ const SQL = 'CREATE TABLE rows (id int PRIMARY KEY); CREATE UNLOGGED TABLE fast 
 
 async function start(
   t: Test,
-  { pool = {}, ...database }: { pool?: Record<string, unknown>; [key: string]: unknown } = {},
+  {
+    pool = {},
+    top = {},
+    ...database
+  }: { pool?: Record<string, unknown>; top?: Record<string, unknown>; [key: string]: unknown } = {},
 ) {
   const replicas = await startReplicas(['a', 'b'], { sql: SQL, isSynchronous: false });
   t.after(() => replicas.stop());
@@ -22,6 +26,7 @@ async function start(
       reads: 'replica',
       ...database,
     },
+    top,
   });
   t.after(() => proxy.stop());
   return { replicas, proxy, a, b };
@@ -142,6 +147,44 @@ t.test('a reload while a standby reads: it comes to its end, shown as what it is
   t.same(await answer, [['10000000']]);
   await readsFrom(other, b);
   await until(() => !proxy.app.snapshot().standbyPools.includes(before), 'it to be gone');
+  t.equal(proxy.bugs(), 0);
+});
+
+t.test('a client whose database or entry is gone reads on, and leaves nothing behind', async (t) => {
+  const users: Record<string, unknown> = {};
+  const databases: Record<string, unknown> = { unused: { hosts: ['127.0.0.1:1'] } };
+  const { proxy, a, b } = await start(t, { top: { users, databases } });
+  const named = (dbname: string) => ({
+    hosts: [a, b].map(({ port }) => `127.0.0.1:${port}`),
+    tls: { mode: 'disable' },
+    control: { user: 'postgres' },
+    reads: 'replica',
+    dbname,
+  });
+  Object.assign(databases, { postgres: named('postgres'), other: named('postgres') });
+  t.same(proxy.app.reload(), []);
+  const stays = await open(t, proxy.port);
+  const { cluster } = proxy.app.snapshot().pools[0]!;
+  await until(() => cluster.freshAsOf(cluster.hosts[1]!) > 0, 'the standby to be fresh');
+  t.equal(proxy.app.snapshot().standbyPools.length, 0, 'nobody has read there yet');
+  delete databases.postgres;
+  t.same(proxy.app.reload(), []);
+  await readsFrom(stays, b);
+  for (const hasEntry of [true, false, true]) {
+    const client = await open(t, proxy.port, { database: 'other' });
+    await readsFrom(client, b);
+    if (hasEntry) users.postgres = { pool: { size: 3 } };
+    else delete users.postgres;
+    t.same(proxy.app.reload(), []);
+    await readsFrom(client, b);
+    client.end();
+    await until(() => proxy.app.snapshot().pools.length === 1, 'the pool of who has left to be gone');
+    t.equal(proxy.app.snapshot().standbyPools.length, 1, 'and that on the standby with it');
+  }
+  stays.end();
+  await until(() => proxy.app.snapshot().pools.length === 0, 'no pool');
+  t.equal(proxy.app.snapshot().standbyPools.length, 0);
+  await until(() => proxy.app.snapshot().hosts.every(({ count }) => count === 0), 'no server');
   t.equal(proxy.bugs(), 0);
 });
 
