@@ -132,6 +132,11 @@ export class Cluster {
     return this.#tenants.size === 0;
   }
 
+  /** One pool is there, and no other. */
+  get isLast(): boolean {
+    return this.#tenants.size === 1;
+  }
+
   get isProbed(): boolean {
     return this.#probes.size > 0;
   }

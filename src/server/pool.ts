@@ -252,15 +252,21 @@ export class ServerPool implements Tenant, ClusterTenant {
     return Math.max(1, Math.floor(this.config.pinnedMax * this.config.size));
   }
 
-  /** Nobody uses it: it can be forgotten. */
+  /** Nobody uses it: it can be forgotten. Of those that only look out for their host to be back one is enough. */
   get isUnused(): boolean {
-    return (
-      this.clients === 0 &&
-      this.serverCount === 0 &&
-      this.waiters.size === 0 &&
-      !this.#opener.hasLearners &&
-      !this.#opener.isResting
-    );
+    const isInUse = this.clients + this.openCount + this.waiters.size > 0 || this.#opener.hasLearners;
+    if (isInUse) return false;
+    return this.#isLookout ? !this.#cluster.isLast : this.connecting === 0 && !this.#opener.isResting;
+  }
+
+  /** It is to have its least number of servers although nobody asks: it has met them, and nothing must be changed before it can. */
+  get keepsMinimum(): boolean {
+    return this.config.sizeMin > 0 && this.baseline !== null && !this.#opener.failure?.isPermanent;
+  }
+
+  /** While nobody waits somebody must find out when an outage is over; probes do, where there are any. */
+  get #isLookout(): boolean {
+    return this.#cluster.hold.isClosed && !this.#cluster.isProbed && this.openCount === 0;
   }
 
   /** Gives a free server, or a refusal, at once; null: `waiter` will be called. */
@@ -610,15 +616,13 @@ export class ServerPool implements Tenant, ClusterTenant {
   #grow(): void {
     while (this.#opener.mayOpen) {
       const { hold, isProbed } = this.#cluster;
-      // While nobody waits somebody must find out when it is over; probes do, where there are any.
-      const isLookout = hold.isClosed && !isProbed && this.serverCount === 0;
       if (hold.isClosed && isProbed) return;
       const isWanted =
-        isLookout ||
+        (this.#isLookout && this.connecting === 0) ||
         (this.waiters.size > this.connecting + this.#stock.checking && !this.isPaused) ||
         (this.#opener.hasLearners && this.serverCount === 0) ||
         (this.#isWanted && this.connecting === 0);
-      const isForLater = this.serverCount < this.config.sizeMin && this.baseline !== null && !this.isPaused;
+      const isForLater = this.serverCount < this.config.sizeMin && this.keepsMinimum && !this.isPaused;
       if ((!isWanted && !isForLater) || this.serverCount >= this.#sizeNow) return;
       // Pools that take servers from each other only to have them would never end.
       if (!(isWanted ? this.#place.room.take() : this.#place.room.takeSpare())) return;

@@ -218,7 +218,7 @@ export class Pools {
     for (const [key, { pool }] of this.#kept) {
       pool.tick();
       if (!pool.isUnused) pool.usedAt = now;
-      else if (pool.config.sizeMin === 0 && !this.#isKept(pool, now)) {
+      else if (!pool.keepsMinimum && !this.#isKept(pool, now)) {
         this.#forget(key, pool);
         forgotten.add(pool.database);
       }

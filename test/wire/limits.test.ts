@@ -5,6 +5,7 @@
 import type pg from 'pg';
 import t from 'tap';
 import { RawClient } from '../fixtures/raw.ts';
+import { startRelay } from '../fixtures/relay.ts';
 import { connect, startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
 const postgres = await withPostgres();
@@ -220,6 +221,46 @@ t.test('a database that "*" stands for is forgotten when it is not used', async 
   await again.end();
   t.equal(proxy.bugs(), 0);
 });
+
+t.test('a least number of servers keeps no pool of a database that there is not, or no longer', async (t) => {
+  const proxy = await startProxy(postgres.port, { pool: { sizeMin: 1 }, database: { unusedMax: '500ms' } });
+  t.teardown(() => proxy.stop());
+  const { pools } = proxy.app.snapshot();
+  t.equal(pools.length, 0);
+  for (let n = 0; n < 5; n++) await t.rejects(connect(proxy.port, { database: `none${n}` }), { code: '3D000' });
+  await until(() => proxy.app.snapshot().pools.length === 0, 'names that mean nothing to be forgotten');
+  await ask('CREATE DATABASE third');
+  const client = await connect(proxy.port, { database: 'third' });
+  await client.query('SELECT 1');
+  await client.end();
+  const [third] = proxy.app.snapshot().pools;
+  await until(() => third!.idleCount === 1, 'its server to be kept');
+  await ask('DROP DATABASE third WITH (FORCE)');
+  await until(() => proxy.app.snapshot().pools.length === 0, 'it to be forgotten');
+  t.equal(proxy.bugs(), 0);
+});
+
+t.test(
+  'while a host is away one pool finds out when it is back, and names that mean nothing are forgotten',
+  async (t) => {
+    let isAway = true;
+    const front = await startRelay(t, postgres.port, (_, link) => {
+      if (isAway) link.lose();
+      return isAway;
+    });
+    const proxy = await startProxy(front, { database: { hold: { for: '0s' } } });
+    t.teardown(() => proxy.stop());
+    for (let n = 0; n < 5; n++) await t.rejects(connect(proxy.port, { database: `none${n}` }), { code: '57P03' });
+    t.ok(proxy.app.snapshot().clusters[0]!.hold.isClosed);
+    await until(() => proxy.app.snapshot().pools.length === 1, 'all others to be forgotten');
+    isAway = false;
+    await until(() => !proxy.app.snapshot().clusters[0]!.hold.isClosed, 'it to be found');
+    const client = await connect(proxy.port);
+    await client.query('SELECT 1');
+    await client.end();
+    t.equal(proxy.bugs(), 0);
+  },
+);
 
 t.test('a pool of a database with a name is kept, or forgotten after pool.unusedMax', async (t) => {
   const named = (unusedMax: string) => ({
