@@ -252,10 +252,14 @@ export class ServerPool implements Tenant, ClusterTenant {
     return Math.max(1, Math.floor(this.config.pinnedMax * this.config.size));
   }
 
+  /** Somebody has it, or waits for something of it. */
+  get isInUse(): boolean {
+    return this.clients + this.atWork + this.waiters.size > 0 || this.#opener.hasLearners;
+  }
+
   /** Nobody uses it: it can be forgotten. Of those that only look out for their host to be back one is enough. */
   get isUnused(): boolean {
-    const isInUse = this.clients + this.openCount + this.waiters.size > 0 || this.#opener.hasLearners;
-    if (isInUse) return false;
+    if (this.isInUse || this.openCount > 0) return false;
     return this.#isLookout ? !this.#cluster.isLast : this.connecting === 0 && !this.#opener.isResting;
   }
 

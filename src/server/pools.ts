@@ -208,7 +208,7 @@ export class Pools {
     const forgotten = new Set<string>();
     for (const [pool, of] of this.#retired) {
       pool.tick();
-      if (pool.clients + pool.atWork > 0) continue;
+      if (pool.isInUse) continue;
       this.#retired.delete(pool);
       if (of === 'primary') this.#close(pool, 'the configuration has changed');
       else pool.close('the configuration has changed');

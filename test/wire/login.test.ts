@@ -5,6 +5,7 @@ import t from 'tap';
 import { startup, Version } from '../../src/protocol/encode.ts';
 import { Authority } from '../fixtures/certificates.ts';
 import { RawClient, sqlstates } from '../fixtures/raw.ts';
+import { startRelay } from '../fixtures/relay.ts';
 import { connect, startProxy, temporaryFile, until, withPostgres } from '../fixtures/stack.ts';
 
 const authority = new Authority();
@@ -265,6 +266,34 @@ t.test('a server that lets us in without proof is not believed', async (t) => {
   });
   t.teardown(() => proxy.stop());
   await t.rejects(connect(proxy.port), { code: '57P03', detail: /has not proved/ });
+});
+
+t.test('a client that waits for the first server is let in although a reload retires its pool', async (t) => {
+  const waiting: (() => void)[] = [];
+  const front = await startRelay(t, postgres.port, (_, link) =>
+    !link.isFirst ? false : new Promise<void>((go) => waiting.push(go)),
+  );
+  const users: Record<string, unknown> = {};
+  const proxy = await startProxy(front, { top: { users } });
+  t.after(() => proxy.stop());
+  const client = RawClient.open(proxy.port);
+  await until(() => waiting.length === 1, 'the login of the server');
+  const [pool] = proxy.app.snapshot().pools;
+  users.postgres = { pool: { size: 3 } };
+  t.same(proxy.app.reload(), []);
+  // Another pool is looked at right after those that were retired.
+  const other = RawClient.open(proxy.port);
+  await until(() => waiting.length === 2, 'the login of another');
+  const kept = proxy.app.snapshot().pools[0]!;
+  t.not(kept, pool);
+  const { usedAt } = kept;
+  await until(() => kept.usedAt > usedAt, 'a tick');
+  for (const go of waiting) go();
+  for (const each of [await client, await other]) {
+    t.same(await each.rows('SELECT 7'), [['7']]);
+    each.end();
+  }
+  t.equal(proxy.bugs(), 0);
 });
 
 t.test('who sends a cancel request and stays is shown the door', async (t) => {
