@@ -107,7 +107,8 @@ export class ServerPool implements Tenant, ClusterTenant {
   readonly #opener: Opener;
   readonly #refusals: Refusals;
   readonly #onEvent: PoolOptions['onEvent'];
-  #isClosed = false;
+  /** What who comes after its end is told; null: it is open. */
+  #closed: Refusal | null = null;
   #onDrained: (() => void)[] = [];
 
   constructor(options: PoolOptions) {
@@ -147,7 +148,7 @@ export class ServerPool implements Tenant, ClusterTenant {
       book: this.book,
       counts: this.counts,
       secret: options.secret,
-      isAt: (place) => place === this.#place && !this.#isClosed,
+      isAt: (place) => place === this.#place && this.#closed === null,
       onOpened: (server) => this.#onOpened(server),
       onFailed: (failure) => this.#onConnectFailed(failure),
       onClosed: (server, { room }, reason) => this.#onClosed(server, room, reason),
@@ -276,6 +277,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   /** Gives a free server, or a refusal, at once; null: `waiter` will be called. */
   lease(waiter: Waiter): ServerConnection | Refusal | null {
     waiter.waitingSince = this.#clock.now();
+    if (this.#closed !== null) return this.#closed;
     if (!this.#vitals.breaker.passes()) return this.#refuseUnhealthy();
     const server = this.#mayServe && this.waiters.size === 0 ? this.#stock.take(waiter.settings) : null;
     if (server !== null) {
@@ -402,7 +404,7 @@ export class ServerPool implements Tenant, ClusterTenant {
   }
 
   #isSpent(server: ServerConnection): boolean {
-    if (server.isDoomed || this.#isClosed || this.isPaused) return true;
+    if (server.isDoomed || this.#closed !== null || this.isPaused) return true;
     if (this.serverCount >= this.config.size + this.config.sizeReserve) return true;
     // It is in no list at the moment.
     return this.#stock.isOld(server) || this.#owes(this.serverCount + 1);
@@ -431,6 +433,7 @@ export class ServerPool implements Tenant, ClusterTenant {
    * knows already, otherwise after a connection attempt.
    */
   learn(done: Learner): void {
+    if (this.#closed !== null) return done(this.#closed);
     if (this.baseline !== null) return done(null);
     if (this.isUnreachable) return done(new ServerLoginError(this.#cluster.hold.why));
     this.#opener.learn(done);
@@ -572,13 +575,13 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   /** Closes everything. */
   close(reason: string): void {
-    this.#isClosed = true;
+    const refusal = fatal(SqlState.AdminShutdown, `terminating connection: ${reason}`);
+    this.#closed = refusal;
     this.channels.close(reason);
     this.#opener.close();
     this.#place.room.part();
     this.#cluster.part(this);
     this.closeServers(reason);
-    const refusal = fatal(SqlState.AdminShutdown, `terminating connection: ${reason}`);
     this.waiters.refuseAll(() => refusal);
     this.#opener.tell(refusal);
   }
@@ -638,7 +641,7 @@ export class ServerPool implements Tenant, ClusterTenant {
 
   /** It is not one of those that are leased, but counts for its host. */
   #openForChannels(): Promise<ServerConnection | null> {
-    const isWanted = !this.#isClosed && !this.isPaused && !this.#cluster.hold.isClosed;
+    const isWanted = this.#closed === null && !this.isPaused && !this.#cluster.hold.isClosed;
     if (!isWanted || !this.#takeRoom()) return Promise.resolve(null);
     return this.#opener.openApart(this.#place);
   }
@@ -685,7 +688,7 @@ export class ServerPool implements Tenant, ClusterTenant {
     room.release();
     this.#onEvent('server closed', { server: server.id, pid: server.pid, reason, wasIdle });
     this.#checkDrained();
-    if (!this.#isClosed) this.#grow();
+    if (this.#closed === null) this.#grow();
   }
 
   /** Servers by state, for ops. */

@@ -784,6 +784,18 @@ t.test('drain: idle clients are told to go, transactions are finished, new clien
   await until(async () => (await backends()).length === 0, 'the servers to be closed');
 });
 
+t.test('who comes to a pool that has been closed is refused', async (t) => {
+  const proxy = await startPool(t);
+  const client = await open(t, proxy.port);
+  const [pool] = proxy.app.snapshot().pools;
+  pool!.close('unused');
+  client.write(send.query('SELECT 1'));
+  t.same(sqlstates(await client.closed()), ['57P01']);
+  t.equal(pool!.waiting, 0);
+  const learned = new Promise((done) => pool!.learn(done));
+  t.match(await learned, { sqlstate: '57P01' });
+});
+
 t.test('no bug was counted', async (t) => {
   watcher.end(); // Only when no socket is left does the file come to its end.
   t.equal(
