@@ -54,6 +54,7 @@ export class Channels implements Owner {
   #isOpening = false;
   #isClosed = false;
   #hasLost = false;
+  /** RETRY_MS after it was last opened: what lived for longer is opened again at once. */
   #dueAt = 0;
   #idleSince = 0;
   readonly counts: ChannelCounts = { received: 0, delivered: 0, lost: 0 };
@@ -203,7 +204,6 @@ export class Channels implements Owner {
     this.#confirmed.clear();
     this.#hasLost ||= this.#listeners.size > 0;
     if (this.#listeners.size > 0) this.counts.lost++;
-    this.#dueAt = 0;
   }
 
   onProgress(): void {}

@@ -288,6 +288,28 @@ t.test('the host is a standby for a while: who was told that he listens does so 
   t.same(await heard(client), [['ch', 'again']]);
 });
 
+t.test('a connection that is lost at once, again and again, is not opened again at once', async (t) => {
+  let isAway = false;
+  const lost: number[] = [];
+  const front = await startRelay(t, postgres.port, (chunk, link) => {
+    if (!isAway || !chunk.includes('LISTEN "ch"')) return false;
+    lost.push(performance.now());
+    link.lose();
+    return true;
+  });
+  const proxy = await startProxy(front);
+  t.after(() => proxy.stop());
+  const client = await open(t, proxy.port);
+  await client.rows('LISTEN ch');
+  isAway = true;
+  poolOf(proxy).channels.reconnect('lost');
+  await until(() => lost.length === 6, 'it to be lost six times');
+  const ms = lost.at(-1)! - lost[0]!;
+  t.ok(ms > 5 * 400, `five times in ${Math.round(ms)} ms`);
+  isAway = false;
+  t.match((await client.until('N'))[0]!.body.toString(), /may have been missed/);
+});
+
 t.test('more channels than are shared are for a server of its own', async (t) => {
   const proxy = await start(t);
   const [a, speaker] = [await open(t, proxy.port), await open(t, proxy.port)];
