@@ -640,10 +640,13 @@ export class ServerPool implements Tenant, ClusterTenant {
   }
 
   /** It is not one of those that are leased, but counts for its host. */
-  #openForChannels(): Promise<ServerConnection | null> {
+  async #openForChannels(): Promise<ServerConnection | null> {
     const isWanted = this.#closed === null && !this.isPaused && !this.#cluster.hold.isClosed;
-    if (!isWanted || !this.#takeRoom()) return Promise.resolve(null);
-    return this.#opener.openApart(this.#place);
+    if (!isWanted || !this.#takeRoom()) return null;
+    const server = await this.#opener.openApart(this.#place);
+    if (server === null || !this.isPaused) return server;
+    server.close('paused meanwhile');
+    return null;
   }
 
   /** Room for a connection that no waiter stands in the queue for: if need be, that of an idle server. */
