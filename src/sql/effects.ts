@@ -132,6 +132,9 @@ export function findEffects(tokens: Tokens): Findings {
   }
   if (draft.isEmpty) return HARMLESS;
   const { unknown, needsParser, isEmpty: _, ...effects } = draft;
+  effects.settings = distinct(effects.settings);
+  effects.resets = distinct(effects.resets);
+  effects.pins = distinct(effects.pins);
   const isHarmless =
     !effects.isProbed &&
     !effects.isChecked &&
@@ -143,12 +146,17 @@ export function findEffects(tokens: Tokens): Findings {
   return { effects: isHarmless ? null : effects, unknown, needsParser };
 }
 
+/** What is in the list, each but once. */
+function distinct<T>(list: T[]): T[] {
+  return list.length < 2 ? list : [...new Set(list)];
+}
+
 /** Both effects together. */
 export function mergeEffects(a: Effects | null, b: Effects | null): Effects | null {
   if (a === null || b === null) return a ?? b;
   return {
-    settings: [...new Set([...a.settings, ...b.settings])],
-    resets: [...new Set([...a.resets, ...b.resets])],
+    settings: distinct([...a.settings, ...b.settings]),
+    resets: distinct([...a.resets, ...b.resets]),
     isResetAll: a.isResetAll || b.isResetAll,
     isProbed: a.isProbed || b.isProbed,
     isChecked: a.isChecked || b.isChecked,
@@ -157,7 +165,7 @@ export function mergeEffects(a: Effects | null, b: Effects | null): Effects | nu
     isForgetting: a.isForgetting && b.isForgetting,
     isCopyIn: a.isCopyIn || b.isCopyIn,
     isSignal: a.isSignal || b.isSignal,
-    pins: [...new Set([...a.pins, ...b.pins])],
+    pins: distinct([...a.pins, ...b.pins]),
     references: a.references.length > 0 ? a.references : b.references,
   };
 }
@@ -344,6 +352,7 @@ const transactional = new Set(['transaction_isolation', 'transaction_read_only',
 
 function findInSet(tokens: Tokens, from: number, end: number): void {
   let at = from;
+  const before = draft.settings.length;
   if (tokens.kinds[at + 1] === Token.Dot && at + 1 < end) return touch(settingName(tokens, at)); // session.x, local.x, …
   if (tokens.is(at, 'local')) return; // Ends with the transaction.
   if (tokens.is(at, 'session')) {
@@ -368,7 +377,7 @@ function findInSet(tokens: Tokens, from: number, end: number): void {
       if (at < end) touch(settingName(tokens, at));
   }
   // SET … TO DEFAULT is RESET: which of the two it was, the server will tell.
-  if (tokens.is(end - 1, 'default')) mark().resets.push(...draft.settings);
+  if (tokens.is(end - 1, 'default')) mark().resets.push(...draft.settings.slice(before));
 }
 
 /** A setting may have been given a value for the session. */

@@ -90,6 +90,15 @@ t.test('effects are found, in any statement of a text and however it is written'
   for (const [sql, part] of expected) t.match(find(sql).effects, part, sql);
 });
 
+t.test('SET … TO DEFAULT resets what it names, and nothing that stands before it in the text', async (t) => {
+  t.match(find('SET a = 1; SET b = DEFAULT; SET SESSION c TO DEFAULT').effects, {
+    settings: ['a', 'b', 'c'],
+    resets: ['b', 'c'],
+  });
+  t.match(find('SET a = DEFAULT;'.repeat(60_000)).effects, { settings: ['a'], resets: ['a'], pins: [] });
+  t.match(find("LOAD 'a'; SET b = 1;".repeat(20_000)).effects, { settings: ['b'], pins: ['load'] });
+});
+
 t.test('names of prepared statements are found with their place', async (t) => {
   t.match(find('DEALLOCATE PREPARE "a""b"').effects?.references[0], {
     command: 'deallocate',
