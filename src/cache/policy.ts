@@ -28,14 +28,14 @@ export type Hint =
 
 /** From the weakest promise to the strongest. */
 const strength: readonly Consistency[] = ['ttl', 'session', 'proxy', 'wal'];
-const HINT = /\/\*\+\s*pgweir\s+([^*]*?)\s*\*\//;
+const HINT = /\/\*\+\s*pgweir\s([^*]*)\*\//;
 const DURATION = /^(\d+)(ms|s|m|h)$/;
 const UNITS: Record<string, number> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000 };
 
 /** The hint in a comment of this text; null: there is none. */
 export function hintIn(text: string): Hint | null {
   if (!text.includes('/*+')) return null;
-  const words = HINT.exec(text)?.[1]?.split(/\s+/);
+  const words = HINT.exec(text)?.[1]?.trim().split(/\s+/);
   if (words === undefined) return null;
   const [command, ...settings] = words;
   if (command === 'nocache' && settings.length === 0) return { kind: 'nocache' };
@@ -104,5 +104,5 @@ function strictest(one: Policy, other: Policy): Policy {
 /** `pattern`: `table`, `schema.table`, with * for any characters. */
 function isNamed(pattern: string, { schema, name }: Relation): boolean {
   const wanted = pattern.includes('.') ? `${schema}.${name}` : name;
-  return globOf(pattern).test(wanted);
+  return globOf(pattern)(wanted);
 }

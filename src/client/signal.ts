@@ -17,13 +17,15 @@ export interface Signal {
   isBinary: boolean;
 }
 
+/** A longer text is another statement. */
+const TEXT_MAX = 200;
 const CALL =
-  /^\s*select\s+(?:pg_catalog\.)?(pg_(cancel|terminate)_backend)\s*\(\s*(?:(\d{1,10})|\$1)(?:::int(?:4|eger)?)?\s*(?:,\s*\d+\s*)?\)\s*(?:as\s+"?(\w+)"?\s*)?;?\s*$/i;
+  /^select\s+(?:pg_catalog\.)?(pg_(cancel|terminate)_backend)\s*\(\s*(?:(\d{1,10})|\$1)(?:::int(?:4|eger)?)?\s*(?:,\s*\d+\s*)?\)(?:\s*as\s+"?(\w+)"?)?\s*;?$/i;
 const BINARY = 1;
 
 /** The signal that is asked for; null: it is another statement. */
 export function signalIn({ text, isExtended, values: bind }: Question): Signal | null {
-  const call = CALL.exec(text);
+  const call = text.length > TEXT_MAX ? null : CALL.exec(text.trim());
   if (call === null) return null;
   const [, name, command, number, alias] = call as unknown as [string, string, string, string?, string?];
   const values = isExtended ? readValues(bind) : { pid: Number.NaN, isBinary: false };

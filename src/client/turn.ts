@@ -332,7 +332,7 @@ export function statementTimeoutOf(settings: Settings): number {
 
 /** A duration as Postgres writes it in ms: a number, or with the unit ms, s, min, h or d; 0 when it is none. */
 function millisOf(text: string | undefined): number {
-  const [, amount, unit] = /^\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?\s*$/.exec(text ?? '') ?? [];
+  const [, amount, unit] = /^(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?$/.exec(text?.trim() ?? '') ?? [];
   const units: Record<string, number> = { ms: 1, s: 1_000, min: 60_000, h: 3_600_000, d: 86_400_000 };
   return amount === undefined ? 0 : Number(amount) * units[unit ?? 'ms']!;
 }

@@ -208,14 +208,14 @@ function classOf(config: ClassConfig): Class {
 
 function matchOf(config: ClassMatch): Match {
   const { user, database, application, address } = config;
-  const applicationPattern = application === undefined ? null : globOf(application);
+  const isApplication = application === undefined ? null : globOf(application);
   const network = address === undefined ? null : networkOf(address);
   return {
     holdsIn: statementMatchOf(config),
     holdsFor: (client) =>
       (user === undefined || user === client.user) &&
       (database === undefined || database === client.database) &&
-      (applicationPattern === null || applicationPattern.test(client.application)) &&
+      (isApplication === null || isApplication(client.application)) &&
       (network === null || (client.address !== undefined && network(client.address))),
   };
 }

@@ -131,7 +131,7 @@ export function spell(name: string, value: string, login: string): string {
 function spellDateStyle(value: string, login: string): string | null {
   let [style, order] = login.split(', ') as [string, string?];
   let hasOrder = false;
-  for (const word of value.split(/\s*,\s*/)) {
+  for (const word of value.split(',')) {
     const trimmed = word.trim();
     if (orders[trimmed] !== undefined) {
       order = orders[trimmed];
