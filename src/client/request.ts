@@ -376,7 +376,8 @@ export class Requests {
 
   #onQuery(frame: Frame, server: ServerConnection): Handled {
     const { source, start, end } = frame;
-    const verdict = this.#judge.judge(source, start + HEADER, frame.isEnd ? end - 1 : start + frame.size);
+    // What is still to come of a text that has not arrived whole may do anything.
+    const verdict = frame.isEnd ? this.#judge.judge(source, start + HEADER, end - 1) : opaque;
     if (!this.#host.lease.mayRun(verdict)) return 'refused';
     for (const { name } of verdict.effects?.references ?? []) if (this.#mustAwait(name, server)) return 'again';
     const translation = translate(source.subarray(start + HEADER, end), verdict, this.#names);
@@ -546,7 +547,7 @@ export class Requests {
   /** A text too large to keep: it streams to the server under the client's own name, and the session is opaque. */
   #onHugeParse(frame: Frame, server: ServerConnection): Handled {
     this.#host.onRunning(opaque);
-    this.#host.onRan(this.#judge.judge(frame.source, frame.start, frame.start + frame.size), true);
+    this.#host.onRan(opaque, true);
     this.#unnamed.forget();
     server.unnamedId = 0;
     return this.#pass('Parse', frame, server, null);

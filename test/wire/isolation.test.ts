@@ -557,6 +557,21 @@ t.test('a session that turns standard_conforming_strings off cannot hide a setti
   t.same(await a.rows('SHOW statement_timeout'), [['77s']]);
 });
 
+for (const more of [-1, 0, 1, 5, 6]) {
+  t.test(`what a text of 1 MiB and ${more} bytes does at its end does not reach the next client`, async (t) => {
+    const proxy = await startPool(t);
+    const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
+    const [head, tail] = ['SELECT 1', '; SET statement_timeout = 7777'];
+    const size = 1024 * 1024 + more - 6; // Without header and zero.
+    const whole = send.query(head + ' '.repeat(size - head.length - tail.length) + tail);
+    t.equal(whole.length, 1024 * 1024 + more);
+    t.equal(types(await a.ask(whole)), 'TDCCZ');
+    t.same(await a.rows('SHOW statement_timeout'), [['7777ms']]);
+    a.end();
+    t.same(await b.rows('SHOW statement_timeout'), [['0']]);
+  });
+}
+
 t.test('a startup option that Postgres does not take is answered with Postgres’s own error', async (t) => {
   const proxy = await startPool(t);
   const a = await open(t, proxy.port, { options: '-c statement_timeout=abc' });
