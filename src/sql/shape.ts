@@ -126,6 +126,10 @@ const BACKSLASH = 0x5c;
 const SLASH = 0x2f;
 const STAR = 0x2a;
 const DASH = 0x2d;
+const PLUS = 0x2b;
+const DOT = 0x2e;
+const ZERO = 0x30;
+const UNDERSCORE = 0x5f;
 
 /** Cuts `source[start, end)` into `tokens`. */
 export function cut(tokens: Tokens, source: Buffer, start: number, end: number): void {
@@ -153,8 +157,7 @@ export function cut(tokens: Tokens, source: Buffer, start: number, end: number):
 }
 
 function cutWord(tokens: Tokens, source: Buffer, from: number, end: number): number {
-  let at = from + 1;
-  while (at < end && (classes[source[at]!]! >= LETTER || source[at] === DOLLAR)) at++;
+  const at = wordEnd(source, from + 1, end);
   const prefix = source[from]! | 0x20;
   if (
     at < end &&
@@ -280,14 +283,35 @@ function quotedEnd(source: Buffer, from: number, end: number, quote: number, has
   return end;
 }
 
+/**
+ * The end of the number that begins with the digit or dot at `from`. What it must not have as part of it, a comment or a string, would hide
+ * what follows; so where versions of Postgres differ (scan.l) both must end it in the same place. Up to 14 a name may stand right behind a number:
+ * 0x1F and 1_000 are one each, with the letters of a name and its dollars. Later ones take that for a number, or for an error.
+ */
 function numberEnd(source: Buffer, from: number, end: number): number {
-  let at = from + 1;
-  while (at < end) {
-    const byte = source[at]!;
-    const isSign = (byte === 0x2b || byte === DASH) && (source[at - 1]! | 0x20) === 0x65;
-    if (classes[byte]! >= LETTER || byte === 0x2e || isSign) at++;
-    else break;
-  }
+  let at = digitsEnd(source, from, end);
+  if (at >= end) return end;
+  const letter = source[at]! | 0x20;
+  const isBased = at === from + 1 && source[from] === ZERO && (letter === 0x78 || letter === 0x6f || letter === 0x62);
+  if (isBased || source[at] === UNDERSCORE) return wordEnd(source, at, end);
+  if (source[at] === DOT) at = digitsEnd(source, at + 1, end);
+  if (at >= end || (source[at]! | 0x20) !== 0x65) return at;
+  const hasSign = source[at + 1] === PLUS || source[at + 1] === DASH;
+  const exponent = hasSign ? at + 2 : at + 1;
+  const exponentEnd = digitsEnd(source, exponent, end);
+  return exponentEnd > exponent ? exponentEnd : at;
+}
+
+function digitsEnd(source: Buffer, from: number, end: number): number {
+  let at = from;
+  while (at < end && classes[source[at]!] === DIGIT) at++;
+  return at;
+}
+
+/** The end of the word that goes on at `from`. */
+function wordEnd(source: Buffer, from: number, end: number): number {
+  let at = from;
+  while (at < end && (classes[source[at]!]! >= LETTER || source[at] === DOLLAR)) at++;
   return at;
 }
 

@@ -1,4 +1,5 @@
 /** sql/shape and sql/effects: what tokens alone tell of a statement. */
+import fc from 'fast-check';
 import t from 'tap';
 import { type Effects, findEffects } from '../../src/sql/effects.ts';
 import { cut, shapeOf, Tokens } from '../../src/sql/shape.ts';
@@ -124,6 +125,48 @@ t.test('statements that differ in values only have one shape', async (t) => {
     shape("SELECT a FROM t WHERE b IN ($1) AND c = E'y' /* traceparent */"),
   );
   t.not(shape('select a from s.t'), shape('select a from r.t'));
+});
+
+/** The tokens of a text, from the one that begins at `from` on. */
+function tokensOf(sql: string, from: number): [kind: number, start: number, end: number][] {
+  const bytes = Buffer.from(sql);
+  cut(tokens, bytes, 0, bytes.length);
+  return Array.from(tokens.kinds.subarray(0, tokens.count), (kind, at): [number, number, number] => [
+    kind,
+    tokens.starts[at]!,
+    tokens.ends[at]!,
+  ]).filter(([, start]) => start >= from);
+}
+
+t.test('comments and strings begin and end in the same place, whatever number stands before them', async (t) => {
+  const numbers = `0 42 1. .5 1.5 1e5 1E-5 1.e+5 .5e-3 1e 1.5e 0x1e 0X1E_F 0o17 0b1 1_000 1_0e5 1_0e 0x 1a 1e5a`.split(
+    ' ',
+  );
+  const comment = fc.constantFrom("--'\n", '--$$\n', "/*'*/", "/* /* ' */ */", "-- /*'\n", '--');
+  const piece = fc.oneof(
+    comment,
+    fc.constantFrom("'a'", "e'\\''", '$$a$$', '"a"', 'a', ';', ' ', '1', '-', '+', '/', '*'),
+  );
+  const rest = fc.tuple(comment, fc.array(piece, { maxLength: 8 })).map(([first, more]) => first + more.join(''));
+  fc.assert(
+    fc.property(fc.constantFrom(...numbers), rest, (number, text) => {
+      const { length } = number;
+      t.same(tokensOf(number + text, length), tokensOf(' '.repeat(length) + text, length), number + text);
+    }),
+    { numRuns: 2_000 },
+  );
+});
+
+t.test('a number ends where every version of Postgres ends it, or an error of the name behind it', async (t) => {
+  const cuts = (sql: string) => tokensOf(sql, 0).map(([, start, end]) => sql.slice(start, end));
+  for (const number of ['1_000', '0x1E_F', '0o17', '0b01', '1.e+5', '.5e-3', '1.5E5', '1e-5', '1.5', '1_0e5'])
+    t.same(cuts(`${number} 'a'`), [number, "'a'"]);
+  t.same(cuts('1e-5-1e+'), ['1e-5', '-', '1', 'e', '+']);
+  t.same(cuts('1into t'), ['1', 'into', 't']);
+  t.same(cuts('1a$$ 1_0$$ 0x1$$ $$b$$'), ['1', 'a$$', '1_0$$', '0x1$$', '$$b$$']);
+  t.same(cuts('1e5$$b$$'), ['1e5', '$$b$$']);
+  t.same(cuts(String.raw`1e'\'b'`), ['1', String.raw`e'\'b'`]);
+  t.ok(find('SELECT a FROM t WHERE b = 1into c').needsParser);
 });
 
 t.test('unfinished strings, comments and names end with the text', async (t) => {

@@ -572,6 +572,22 @@ for (const more of [-1, 0, 1, 5, 6]) {
   });
 }
 
+for (const sql of [
+  "SELECT 0x1e--'\n; SET statement_timeout = 7777 --'",
+  "SELECT 1 WHERE 2 > 1e--'\n0; SET statement_timeout = 7777 --'",
+  'SELECT 1a$$; SET statement_timeout = 7777; SELECT 2 a$$',
+  'SELECT 1_0$$; SET statement_timeout = 7777; SELECT 2 _0$$',
+]) {
+  t.test(`a number hides nothing from the proxy: ${sql}`, async (t) => {
+    const proxy = await startPool(t);
+    const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
+    // Versions differ on which of these they take.
+    await a.ask(send.query(sql));
+    a.end();
+    t.same(await b.rows('SHOW statement_timeout'), [['0']]);
+  });
+}
+
 t.test('a startup option that Postgres does not take is answered with Postgres’s own error', async (t) => {
   const proxy = await startPool(t);
   const a = await open(t, proxy.port, { options: '-c statement_timeout=abc' });
