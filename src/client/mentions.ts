@@ -68,9 +68,10 @@ export function freeMentioned(
   { mentions }: Translation,
   server: ServerConnection,
 ): Note | null {
-  const order = effects!.references.filter(({ command }) => command === 'deallocate');
   const freed = mentions.filter(({ reference }) => reference.command === 'deallocate');
   if (freed.length === 0) return null;
+  const deallocates = effects!.references.filter(({ command }) => command === 'deallocate');
+  const order = new Map(deallocates.map((reference, index) => [reference, index]));
   const presences = freed.map(({ reference, statement }) => {
     names.undefine(reference.name, statement);
     names.change(reference.name);
@@ -83,7 +84,7 @@ export function freeMentioned(
     },
     dropped: () => {
       freed.forEach(({ reference, statement }, index) => {
-        if (order.indexOf(reference) < done) return;
+        if (order.get(reference)! < done) return;
         names.define(reference.name, statement);
         server.statements.add(statement, presences[index]);
       });

@@ -330,6 +330,22 @@ export class Requests {
     };
   }
 
+  /** As `#ran`, for the statements that a text executes, each once however often it is named: notes of notes have a depth that the stack bounds. */
+  #ranAll({ mentions }: Translation): Note | null {
+    const executed = mentions.filter(({ reference }) => reference.command === 'execute');
+    const verdicts = new Set(executed.map(({ statement }) => statement.verdict));
+    const notes = [...verdicts].map((verdict) => this.#ran(verdict)).filter((note) => note !== null);
+    if (notes.length === 0) return null;
+    return {
+      done() {
+        for (const note of notes) note.done?.();
+      },
+      dropped(isSkipped) {
+        for (const note of notes) note.dropped?.(isSkipped);
+      },
+    };
+  }
+
   /** A note for a text that runs: its own effects, and those of the statements that it names. */
   #running(verdict: Verdict, translation: Translation | null, server: ServerConnection): Note | null {
     this.#last = verdict;
@@ -344,9 +360,7 @@ export class Requests {
     if (effects.isForgetting) return this.#forgetting(verdict, server);
     let note = this.#ran(verdict);
     if (translation === null) return note;
-    for (const { reference, statement } of translation.mentions) {
-      if (reference.command === 'execute') note = both(note, this.#ran(statement.verdict));
-    }
+    note = both(note, this.#ranAll(translation));
     note = both(note, freeMentioned(this.#names, verdict, translation, server));
     return both(note, { replaceError: translation.replaceError });
   }

@@ -34,9 +34,21 @@ export function header(type: number, strings: string, rest: number): Buffer {
   return bytes;
 }
 
-/** `text` with the name that `reference` points at replaced. */
-export function rename(text: Buffer, reference: Reference, name: string): Buffer {
-  return Buffer.concat([text.subarray(0, reference.start), Buffer.from(`"${name}"`), text.subarray(reference.end)]);
+/** Another name for what a text names somewhere. */
+export interface Renaming {
+  reference: Reference;
+  name: string;
+}
+
+/** `text` with the names replaced that `renamings`, in its order, point at. */
+export function rename(text: Buffer, renamings: readonly Renaming[]): Buffer {
+  const pieces: Buffer[] = [];
+  let end = 0;
+  for (const { reference, name } of renamings) {
+    pieces.push(text.subarray(end, reference.start), Buffer.from(`"${name}"`));
+    end = reference.end;
+  }
+  return Buffer.concat([...pieces, text.subarray(end)]);
 }
 
 /** An error of the server about one of our names, put in terms of the client's. */

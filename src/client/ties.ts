@@ -25,7 +25,7 @@ export class Ties {
   wasPinned = false;
   #touched: Set<string> | null = null;
   /** Settings that its statements of SQL-level PREPARE touch. */
-  #prepared: string[] | null = null;
+  #prepared: Set<string> | null = null;
   #resets: Set<string> | null = null;
   #isProbeWanted = false;
   /** All that ties is statements of SQL-level PREPARE, which may become those of the protocol level. */
@@ -69,7 +69,7 @@ export class Ties {
   /** A statement with these effects has run, in a session with `settings`. */
   absorb(effects: Effects, settings: Settings): void {
     for (const name of effects.settings) this.#touch(name, settings);
-    if (effects.isPreparing) this.#prepared = [...(this.#prepared ?? []), ...effects.settings];
+    if (effects.isPreparing) this.#prepared = new Set([...(this.#prepared ?? []), ...effects.settings]);
     if (effects.references.some(({ command }) => command === 'execute'))
       for (const name of this.#prepared ?? []) this.#touch(name, settings);
     for (const name of effects.resets) this.#reset(name, settings);

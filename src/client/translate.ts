@@ -10,7 +10,7 @@ import { isOurs, type Statement } from '../server/statements.ts';
 import type { Reference } from '../sql/effects.ts';
 import type { Verdict } from '../sql/verdict.ts';
 import type { Names } from './names.ts';
-import { rename, withName } from './rewrite.ts';
+import { type Renaming, rename, withName } from './rewrite.ts';
 
 /** A statement of the protocol level that a text names. */
 interface Mention {
@@ -34,22 +34,24 @@ export function strangeName(name: string): string {
 export function translate(text: Buffer, { effects }: Verdict, names: Names): Translation | null {
   if (effects === null || effects.references.length === 0) return null;
   const mentions: Mention[] = [];
-  const words: { reference: Reference; ours: string }[] = [];
+  const renamings: Renaming[] = [];
   const gone = new Set<string>();
   for (const reference of effects.references) {
     const { name, command } = reference;
     const statement = gone.has(name) ? undefined : names.get(name);
     if (statement !== undefined) {
       mentions.push({ reference, statement });
-      words.push({ reference, ours: statement.name });
-    } else if (isOurs(name)) words.push({ reference, ours: strangeName(name) });
+      renamings.push({ reference, name: statement.name });
+    } else if (isOurs(name)) renamings.push({ reference, name: strangeName(name) });
     if (command === 'deallocate') gone.add(name);
   }
-  if (words.length === 0) return null;
+  if (renamings.length === 0) return null;
   return {
-    // From the end, so that places before stay where they are.
-    text: words.reduceRight((all, { reference, ours }) => rename(all, reference, ours), text),
+    text: rename(text, renamings),
     mentions,
-    replaceError: (bytes) => words.reduce((all, { reference, ours }) => withName(all, ours, reference.name), bytes),
+    replaceError: (bytes) => {
+      const theirs = new Map(renamings.map(({ reference, name }) => [name, reference.name]));
+      return [...theirs].reduce((all, [ours, name]) => withName(all, ours, name), bytes);
+    },
   };
 }

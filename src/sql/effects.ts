@@ -103,6 +103,8 @@ interface Draft {
   references: Reference[];
   unknown: string[];
   needsParser: boolean;
+  /** There is a PREPARE. */
+  hasPrepare: boolean;
   isEmpty: boolean;
 }
 
@@ -116,6 +118,7 @@ const blank = (): Draft => ({
   references: [],
   unknown: [],
   needsParser: false,
+  hasPrepare: false,
   isEmpty: true,
 });
 
@@ -131,7 +134,7 @@ export function findEffects(tokens: Tokens): Findings {
     first = at + 1;
   }
   if (draft.isEmpty) return HARMLESS;
-  const { unknown, needsParser, isEmpty: _, ...effects } = draft;
+  const { unknown, needsParser, hasPrepare: _, isEmpty: __, ...effects } = draft;
   effects.settings = distinct(effects.settings);
   effects.resets = distinct(effects.resets);
   effects.pins = distinct(effects.pins);
@@ -315,8 +318,8 @@ function afterName(tokens: Tokens, at: number): number {
  * unless it cannot be told from others in the same text (client/settle).
  */
 function findInPrepare(tokens: Tokens, first: number, end: number): void {
-  if (mark().references.some(({ command }) => command === 'prepare')) draft.isProbed = true;
-  else draft.isChecked = true;
+  if (mark().hasPrepare) draft.isProbed = true;
+  else draft.isChecked = draft.hasPrepare = true;
   findReference('prepare', tokens, first + 1);
   let at = first + 2;
   while (at < end && !tokens.is(at, 'as')) at++;
@@ -538,21 +541,24 @@ function findSetConfig(tokens: Tokens, open: number): void {
   else mark().pins.push('setting');
 }
 
-/** What pg_dump writes: set_config(name, '…', false) FROM pg_settings WHERE name = '…'. */
+/** What pg_dump writes, and nothing else: set_config(name, '…', false) FROM pg_settings WHERE name = '…'. */
 function nameInWhere(tokens: Tokens, open: number): string | null {
-  if (!tokens.is(open + 1, 'name')) return null;
-  for (let at = open; at + 3 < tokens.count; at++) {
-    if (!tokens.is(at, 'where') || !tokens.is(at + 1, 'name') || tokens.text(at + 2) !== '=') continue;
-    const isLast = at + 4 >= tokens.count || tokens.kinds[at + 4] === Token.Semicolon;
-    return isLast ? tokens.literal(at + 3) : null;
-  }
-  return null;
+  if (!tokens.is(open + 1, 'name') || tokens.kinds[open + 6] !== Token.Close || !tokens.is(open + 7, 'from'))
+    return null;
+  const view = tokens.is(open + 8, 'pg_catalog') && tokens.kinds[open + 9] === Token.Dot ? open + 10 : open + 8;
+  if (tokens.name(view) !== 'pg_settings' || !tokens.is(view + 1, 'where') || !tokens.is(view + 2, 'name')) return null;
+  const isLast = view + 5 >= tokens.count || tokens.kinds[view + 5] === Token.Semicolon;
+  return isLast && tokens.text(view + 3) === '=' ? tokens.literal(view + 4) : null;
 }
 
+/** Tokens of arguments that are looked at: calls may stand in one another. */
+const ARGUMENTS_MAX = 100;
+
 function isLocal(tokens: Tokens, open: number): boolean {
+  const end = Math.min(tokens.count, open + ARGUMENTS_MAX);
   let depth = 0;
   let argument = 0;
-  for (let at = open; at < tokens.count; at++) {
+  for (let at = open; at < end; at++) {
     const kind = tokens.kinds[at];
     if (kind === Token.Open) depth++;
     else if (kind === Token.Close && --depth === 0) return false;

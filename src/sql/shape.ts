@@ -243,8 +243,9 @@ function cutDollar(tokens: Tokens, source: Buffer, from: number, end: number): n
     return from + 1;
   }
   const tag = source.subarray(from, at + 1);
-  const closing = source.indexOf(tag, at + 1);
-  const stringEnds = closing === -1 || closing + tag.length > end ? end : closing + tag.length;
+  // Behind the text others may stand, which are not to be searched.
+  const closing = source.subarray(at + 1, end).indexOf(tag);
+  const stringEnds = closing === -1 ? end : at + 1 + closing + tag.length;
   tokens.add(Token.String, from, stringEnds);
   return stringEnds;
 }

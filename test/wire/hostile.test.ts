@@ -361,6 +361,18 @@ t.test('a Parse of 3 MiB is prepared, bound and run', async (t) => {
   await arena.beats();
 });
 
+t.test('a text that names one prepared statement thousands of times runs, and its effects are seen', async (t) => {
+  const arena = await startArena(t, { size: 3 });
+  const [client, next] = [await arena.open(), await arena.open()];
+  await client.ask([send.parse('s', "SELECT set_config('app.tenant', 'mine', false)"), send.sync()]);
+  const count = 15_000;
+  const messages = await client.ask(send.query('EXECUTE s;'.repeat(count)));
+  t.equal(messages.filter(({ type }) => type === 'D').length, count);
+  t.same(await client.rows('SHOW app.tenant'), [['mine']]);
+  t.same(await next.rows("SELECT coalesce(current_setting('app.tenant', true), '')"), [['']]);
+  await arena.beats();
+});
+
 // --- Floods, and sides that do not read -------------------------------------------------------------------------
 
 t.test('one row of 100 MB streams to a slow reader in bounded memory', async (t) => {
