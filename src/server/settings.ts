@@ -11,6 +11,7 @@
  * Names and values are Latin-1 strings: the bytes that came over the wire.
  */
 import { LRUCache } from 'lru-cache';
+import { fold } from '../util/fold.ts';
 import { spell } from './spelling.ts';
 
 export interface Settings {
@@ -98,7 +99,7 @@ export class SettingsBook {
     const custom = new Map(base.custom);
     for (const [name, value] of asked) {
       const known = reportedName(base, name);
-      if (known === null) custom.set(name.toLowerCase(), value);
+      if (known === null) custom.set(fold(name), value);
       else reported.set(known, spell(known, value, base.reported.get(known) ?? ''));
     }
     return this.intern(reported, custom);
@@ -108,7 +109,7 @@ export class SettingsBook {
 /** The reported spelling of a setting's name (names ignore case), or null when it is not reported. */
 export function reportedName(settings: Settings, name: string): string | null {
   if (settings.reported.has(name)) return name;
-  const lower = name.toLowerCase();
+  const lower = fold(name);
   for (const reported of settings.reported.keys()) if (reported.toLowerCase() === lower) return reported;
   return null;
 }

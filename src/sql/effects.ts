@@ -11,6 +11,7 @@
  *
  * Documented limits: triggers, rules, column defaults, casts and operators that call user functions are not seen.
  */
+import { fold } from '../util/fold.ts';
 import { harmlessFunctions } from './builtins.ts';
 import { Token, type Tokens } from './shape.ts';
 
@@ -337,9 +338,9 @@ function findReference(command: Reference['command'], tokens: Tokens, at: number
 
 /** The dotted name of a setting at `at`, in lower case. */
 function settingName(tokens: Tokens, at: number): string {
-  let name = tokens.name(at).toLowerCase();
+  let name = fold(tokens.name(at));
   for (let dot = at + 1; tokens.kinds[dot] === Token.Dot && dot < tokens.count; dot += 2) {
-    name += '.' + tokens.name(dot + 1).toLowerCase();
+    name += '.' + fold(tokens.name(dot + 1));
   }
   return name;
 }
@@ -537,7 +538,7 @@ function findSetConfig(tokens: Tokens, open: number): void {
   if (name !== null && isLocal(tokens, open)) return;
   if (name === null && tokens.kinds[open + 1] === Token.Parameter && isLocal(tokens, open)) return;
   const asked = name ?? nameInWhere(tokens, open);
-  if (asked !== null && tokens.kinds[open + 2] === Token.Comma) touch(asked.toLowerCase());
+  if (asked !== null && tokens.kinds[open + 2] === Token.Comma) touch(fold(asked));
   else mark().pins.push('setting');
 }
 

@@ -8,7 +8,9 @@
  *
  * Invariant: what is kept is immutable; a change of the catalogue makes another Relations (its `digest` differs).
  */
+
 import { createHash } from 'node:crypto';
+import { fold } from '../util/fold.ts';
 import type { Query } from './catalog.ts';
 import type { Named, Reading } from './reading.ts';
 
@@ -251,7 +253,7 @@ function fingerprint(rows: readonly Row[]): string {
 export function schemasOf(setting: string, user: string): string[] {
   const found: string[] = [];
   for (const [, quoted, plain] of setting.matchAll(/"((?:[^"]|"")*)"|([^\s,"]+)/g)) {
-    const name = quoted === undefined ? plain!.toLowerCase() : quoted.replaceAll('""', '"');
+    const name = quoted === undefined ? fold(plain!) : quoted.replaceAll('""', '"');
     found.push(name === '$user' ? user : name);
   }
   return [...new Set(found)];

@@ -11,6 +11,7 @@
  * or quoted name ends at the end of the text (the server will say what is wrong with it).
  */
 
+import { fold } from '../util/fold.ts';
 import { printable } from '../util/printable.ts';
 
 export const Token = {
@@ -81,7 +82,7 @@ export class Tokens {
     if (at < 0 || at >= this.count) return '';
     switch (this.kinds[at]) {
       case Token.Word:
-        return this.text(at).toLowerCase();
+        return fold(this.text(at));
       case Token.Quoted:
         return this.source.toString('latin1', this.starts[at]! + 1, this.ends[at]! - 1).replaceAll('""', '"');
       default:
@@ -118,6 +119,9 @@ for (let byte = 0; byte < 256; byte++) {
   if ((lower >= 0x61 && lower <= 0x7a) || byte === 0x5f || byte >= 0x80) classes[byte] = LETTER;
   if (byte >= 0x30 && byte <= 0x39) classes[byte] = DIGIT;
 }
+
+/** The bytes of words without regard to case; beyond ASCII they are parts of characters. */
+const lower = Uint8Array.from({ length: 256 }, (_, byte) => (byte < 0x80 ? byte | 0x20 : byte));
 
 const QUOTE = 0x27;
 const DOUBLE_QUOTE = 0x22;
@@ -361,7 +365,7 @@ function partsOf(tokens: Tokens, count: number): string[] {
   for (let at = 0; at < count; at++) {
     switch (tokens.kinds[at]) {
       case Token.Word:
-        parts.push(tokens.text(at).toLowerCase());
+        parts.push(fold(tokens.text(at)));
         break;
       case Token.String:
       case Token.Number:
@@ -405,7 +409,7 @@ export function numberOf(tokens: Tokens): number {
     switch (kind) {
       case Token.Word:
         for (let i = starts[at]!; i < ends[at]!; i++) {
-          const byte = source[i]! | 0x20;
+          const byte = lower[source[i]!]!;
           a = Math.imul(a ^ byte, 0x01000193);
           b = Math.imul(b ^ byte, 0x01000193);
         }

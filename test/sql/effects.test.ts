@@ -2,7 +2,7 @@
 import fc from 'fast-check';
 import t from 'tap';
 import { type Effects, findEffects } from '../../src/sql/effects.ts';
-import { cut, shapeOf, Tokens } from '../../src/sql/shape.ts';
+import { cut, numberOf, shapeOf, Tokens } from '../../src/sql/shape.ts';
 
 const tokens = new Tokens();
 
@@ -10,6 +10,12 @@ function find(sql: string) {
   const bytes = Buffer.from(sql);
   cut(tokens, bytes, 0, bytes.length);
   return findEffects(tokens);
+}
+
+function number(sql: string): number {
+  const bytes = Buffer.from(sql);
+  cut(tokens, bytes, 0, bytes.length);
+  return numberOf(tokens);
 }
 
 function shape(sql: string): string {
@@ -60,6 +66,8 @@ t.test('effects are found, in any statement of a text and however it is written'
     ["SELECT set_config('search_path', '', false)", { settings: ['search_path'] }],
     ["SELECT pg_catalog.set_config('A', x, y) FROM t", { settings: ['a'] }],
     ['SELECT "set_config"($1, $2, false)', { pins: ['setting'] }],
+    ["SELECT set_config(name, 'view', false) FROM pg_settings WHERE name = 'A'", { settings: ['a'], pins: [] }],
+    ["SELECT set_config(name, '1', false) FROM s UNION SELECT name FROM t WHERE name = 'a'", { pins: ['setting'] }],
     ['LISTEN x', { isProbed: true }],
     ['SELECT 1; listen x', { isProbed: true }],
     ['UNLISTEN *', { isUndoing: true }],
@@ -109,6 +117,20 @@ t.test('names of prepared statements are found with their place', async (t) => {
   });
   t.match(find('execute P1(2)').effects?.references[0], { command: 'execute', name: 'p1', start: 8, end: 10 });
   t.same(find('DEALLOCATE ALL').effects?.references, []);
+});
+
+t.test('names are folded as Postgres does it: A to Z', async (t) => {
+  const latin = (text: string) => Buffer.from(text).toString('latin1');
+  t.equal(find('EXECUTE ÉTé').effects?.references[0]?.name, latin('Été'));
+  t.same(find("SET App.Été = 1; SELECT set_config('App.ÉTÉ', '1', false)").effects?.settings, [
+    latin('app.Été'),
+    latin('app.ÉtÉ'),
+  ]);
+  // A bit apart in UTF-8, and other tables.
+  for (const [one, other] of ['éÉ', 'аА', '你佀'].map((pair) => [...pair])) {
+    t.not(number(`SELECT 1 FROM ${one}`), number(`SELECT 1 FROM ${other}`), `${one} ${other}`);
+  }
+  t.equal(number('SELECT 1 FROM a_B'), number('select 2 from A_b'));
 });
 
 t.test('what tokens cannot prove is left to the parser', async (t) => {

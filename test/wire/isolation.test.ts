@@ -588,6 +588,18 @@ for (const sql of [
   });
 }
 
+t.test('names beyond ASCII are those that Postgres takes them for', async (t) => {
+  const proxy = await startPool(t);
+  const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
+  await a.ask([send.parse('été', 'SELECT 42'), send.sync()]);
+  t.same(await a.rows('EXECUTE été'), [['42']]);
+  t.same(await a.rows('EXECUTE éTé'), [['42']]);
+  await a.rows("SET app.été = 'mine'");
+  t.same(await b.rows("SELECT coalesce(current_setting('app.été', true), '')"), [['']]);
+  t.same(await a.rows('SHOW app.été'), [['mine']]);
+  await pinned(proxy, 0);
+});
+
 t.test('a startup option that Postgres does not take is answered with Postgres’s own error', async (t) => {
   const proxy = await startPool(t);
   const a = await open(t, proxy.port, { options: '-c statement_timeout=abc' });
@@ -849,6 +861,10 @@ for (const [title, statements] of [
     ['SELECT pg_advisory_xact_lock(1)', 'BEGIN', 'SELECT pg_try_advisory_xact_lock(2)', 'COMMIT'],
   ],
   ['a cursor of a transaction', ['BEGIN', 'DECLARE c CURSOR FOR SELECT 1', 'FETCH c', 'COMMIT']],
+  [
+    'PREPARE of a name beyond ASCII',
+    ['PREPARE Été AS SELECT 1', 'EXECUTE Été', 'DEALLOCATE Été', 'PREPARE "É" AS SELECT 1', 'EXECUTE É'],
+  ],
   [
     'PREPARE',
     ['PREPARE p AS SELECT 1', 'EXECUTE p', 'BEGIN', 'PREPARE q (int) AS SELECT $1', 'EXECUTE q(1)', 'COMMIT'],
