@@ -139,8 +139,9 @@ export class App {
       doorOf: (addresses) => new Door(this.#admission, addresses),
       lineageOf: (addresses) => this.#memory.lineageOf(addresses),
       onLineage: (addresses, lineage) => {
+        const isFirst = this.#memory.lineageOf(addresses.split(',')) === null;
         this.#memory.saveLineage(addresses, lineage);
-        this.#caches.startAnew();
+        this.#caches.startAnew(isFirst);
       },
       onEvent: (event, fields, isAlarm) => (isAlarm ? this.log.warn(fields, event) : this.log.info(fields, event)),
     });
@@ -186,16 +187,17 @@ export class App {
     this.#usage = new Usage(natureOf, () => this.#clock.wall());
     this.#journal = new Journal(this.#clock, natureOf, (fields, message) => this.log.info(fields, message));
     this.#admission = new Admission(options.config, this.#clock.now());
+    const state = new StateDir(this.#path(options.config.state.dir));
+    const admission = this.#admission;
+    this.#memory = new Memory(admission, state, (problem) => this.log.error(problem));
     this.#caches = new Caches(
       (sql, done) => this.#parser.parse(sql, done),
       this.#clock,
       (event, fields) => this.log.info(fields, event),
+      this.#memory.told,
     );
     // Instances are told apart in cancel keys; until they share anything, chance is as good as a number.
     this.#listener = new Listener(Math.floor(Math.random() * 128), () => this.#listenerContext());
-    const state = new StateDir(this.#path(options.config.state.dir));
-    const admission = this.#admission;
-    this.#memory = new Memory(admission, state, (problem) => this.log.error(problem));
     this.#usage.restore(this.#memory.usage);
     this.#credits = new CreditBook(
       {
@@ -640,6 +642,7 @@ export class App {
     this.#listener.close();
     this.#console.close();
     this.#pools.close('the proxy is shutting down');
+    this.#memory.saveTold(this.#caches.told);
     this.#clusters.close();
     this.#secrets.close();
     for (const host of this.#pools.hosts) host.connector.close();

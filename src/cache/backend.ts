@@ -95,9 +95,12 @@ export class Backend {
     return this.#options.budget;
   }
 
-  /** `name`: what tells databases apart for all who share the backend. */
-  space(name: string): Space {
-    const space = new Space(this, createHash('sha256').update(name).digest('hex').slice(0, 16));
+  /**
+   * `name`: what tells databases apart for all who share the backend. Answers that were asked for before `since`, in wall-clock ms, are
+   * not believed: who comes to a space does not know what could not be told before.
+   */
+  space(name: string, since: number): Space {
+    const space = new Space(this, createHash('sha256').update(name).digest('hex').slice(0, 16), since);
     this.#spaces.add(space);
     return space;
   }
@@ -242,6 +245,8 @@ export interface Versions {
 
 /** One database in the backend. */
 export class Space {
+  /** Wall-clock ms since when all writes were told, or are known to be untold. */
+  readonly since: number;
   readonly #backend: Backend;
   readonly #prefix: string;
   /** As it was when last read; null: not known. */
@@ -249,14 +254,22 @@ export class Space {
   /** A write could not be told: nothing of before may count. */
   #mustRotate = false;
   #isRotating = false;
+  /** Commands that tell of writes, and have not been answered. */
+  #telling = 0;
 
-  constructor(backend: Backend, name: string) {
+  constructor(backend: Backend, name: string, since: number) {
     this.#backend = backend;
+    this.since = since;
     this.#prefix = `{pgweir:${name}}:`;
   }
 
   get backend(): Backend {
     return this.#backend;
+  }
+
+  /** Every write so far has been told: who comes after may believe what is there. */
+  get hasToldAll(): boolean {
+    return !this.#mustRotate && !this.#isRotating && this.#telling === 0;
   }
 
   mayRead(key: Buffer): boolean {
@@ -321,6 +334,7 @@ export class Space {
     }
     const { content } = opened;
     const isCurrent =
+      content.createdAt >= this.since &&
       content.epoch === epoch &&
       content.versions.length === of.length &&
       of.every(
@@ -407,6 +421,7 @@ export class Space {
       this.#mustRotate = true;
       return;
     }
+    this.#telling++;
     backend.run(
       0,
       (client) => {
@@ -418,6 +433,7 @@ export class Space {
         return pipeline.exec();
       },
       (answer) => {
+        this.#telling--;
         if (answer === null || answer.some(([error]) => error !== null)) this.#mustRotate = true;
       },
     );

@@ -2,12 +2,16 @@
  * The read caches of all databases: one memory for the answers of all of them, and for each database what is known of its tables. Made by app.
  *
  * The one idea: databases that are the same one behind different names are told apart; nobody is given what another name has asked for.
+ *
+ * Invariant: a write that the shared cache could not be told is not forgotten: a space is followed by one that knows of it, or
+ * nothing of before is believed.
  */
+import { createHash } from 'node:crypto';
 import type { CacheConfig, CacheRule } from '../config/schema.ts';
 import type { Parser } from '../sql/parser.ts';
 import type { Clock } from '../util/clock.ts';
 import { messageOf } from '../util/errors.ts';
-import { Backend } from './backend.ts';
+import { Backend, type Space } from './backend.ts';
 import { Cache } from './cache.ts';
 import { Freshness } from './freshness.ts';
 import { type Control, Schema } from './schema.ts';
@@ -55,13 +59,25 @@ export class Caches {
   #sweptAt = 0;
   #backend: Backend | null = null;
   #backendKey = 'null';
+  #url = '';
+  /** By place: databases of one place have one. */
+  readonly #spaces = new Map<string, Space>();
+  /** What the last process of this instance left: for the spaces that there are from the start. */
+  #told: Readonly<Record<string, number>>;
   /** Why there is no backend although one is configured; ''. */
   backendProblem = '';
 
-  constructor(parse: Parser['parse'], clock: Clock, onEvent: (event: string, fields: Record<string, unknown>) => void) {
+  /** `told`: what `told` was when the last process ended. */
+  constructor(
+    parse: Parser['parse'],
+    clock: Clock,
+    onEvent: (event: string, fields: Record<string, unknown>) => void,
+    told: Readonly<Record<string, number>> = {},
+  ) {
     this.#parse = parse;
     this.#clock = clock;
     this.#onEvent = onEvent;
+    this.#told = told;
   }
 
   get backend(): Backend | null {
@@ -86,6 +102,12 @@ export class Caches {
     return this.#caches.get(database)?.cache ?? null;
   }
 
+  /** The spaces that have been told of every write, and since when (Space.since): for the process that comes after. */
+  get told(): Record<string, number> {
+    const told = [...this.#spaces].filter(([, { hasToldAll }]) => hasToldAll);
+    return Object.fromEntries(told.map(([place, { since }]) => [this.#nameOf(place), since]));
+  }
+
   /** Makes what is new, and closes what is not wanted any more. */
   configure(config: CacheConfig, databases: readonly CachedDatabase[], backend: BackendConfig | null): void {
     this.#configureBackend(config.mode === 'off' ? null : backend);
@@ -106,6 +128,14 @@ export class Caches {
         if (kept.wal !== null) kept.wal.lagMax = config.wal.lagMax;
       }
     }
+    // What comes later may have been written to meanwhile, past the cache.
+    this.#told = {};
+    const places = new Set([...this.#caches.values()].map(({ place }) => place));
+    for (const [place, space] of this.#spaces) {
+      if (places.has(place)) continue;
+      space.close();
+      this.#spaces.delete(place);
+    }
   }
 
   /** A backend that cannot be is none: the proxy serves all the same. */
@@ -124,8 +154,37 @@ export class Caches {
       }
     }
     if (this.backendProblem !== '') this.#onEvent('cache backend', { state: 'disarmed', why: this.backendProblem });
+    this.#succeed(config?.url ?? '');
     // What is in memory counts as before.
-    for (const { cache, place } of this.#caches.values()) cache.space = this.#backend?.space(place) ?? null;
+    for (const { cache, place } of this.#caches.values()) cache.space = this.#spaceOf(place);
+  }
+
+  /** Spaces of the backend before are followed by what the one at `url` has for them: the same, if it is the same. */
+  #succeed(url: string): void {
+    const before = this.#url === url ? [...this.#spaces] : [];
+    this.#url = url;
+    this.#spaces.clear();
+    if (this.#backend === null) return;
+    for (const [place, { since, hasToldAll }] of before) {
+      const space = this.#backend.space(place, since);
+      if (!hasToldAll) space.invalidate('all');
+      this.#spaces.set(place, space);
+    }
+  }
+
+  #spaceOf(place: string): Space | null {
+    if (this.#backend === null) return null;
+    let space = this.#spaces.get(place);
+    if (space === undefined) {
+      space = this.#backend.space(place, this.#told[this.#nameOf(place)] ?? this.#clock.wall());
+      this.#spaces.set(place, space);
+    }
+    return space;
+  }
+
+  /** What a place is known by over a restart. */
+  #nameOf(place: string): string {
+    return createHash('sha256').update(`${this.#url} ${place}`).digest('hex');
   }
 
   #make(config: CacheConfig, database: CachedDatabase): Kept {
@@ -155,16 +214,20 @@ export class Caches {
       onDefined: () => schema.read(),
       stream: wal ?? { isReliable: () => false },
       servers,
-      space: this.#backend?.space(place) ?? null,
+      space: this.#spaceOf(place),
       clock: this.#clock,
     });
     return { cache, schema, wal, place };
   }
 
-  /** There is another primary somewhere, which need not have what was read of the one before. */
-  startAnew(): void {
+  /**
+   * There is another primary somewhere, which need not have what was read of the one before. `isFirst`: of one before nothing is known, and
+   * others need not hear of it: a restart does not empty what they share.
+   */
+  startAnew(isFirst: boolean): void {
     for (const { cache, schema, wal } of this.#caches.values()) {
-      cache.freshness.redefine();
+      if (isFirst) cache.freshness.redefineHere();
+      else cache.freshness.redefine();
       schema.reconnect();
       wal?.reconnect();
     }
@@ -186,10 +249,9 @@ export class Caches {
   }
 }
 
-function close({ cache, schema, wal }: Kept): void {
+function close({ schema, wal }: Kept): void {
   schema.close();
   wal?.close();
-  cache.space?.close();
 }
 
 function wantsWal(rules: readonly CacheRule[]): boolean {

@@ -1,6 +1,7 @@
 /**
  * What pgweir has learned and keeps over a restart: how long statements take when all is well (guard/baselines), and what
- * they spend of a reserve (credits/ledger); who was the primary; and who has asked for what (client/usage). Made and called by app.
+ * they spend of a reserve (credits/ledger); who was the primary; who has asked for what (client/usage); and at a clean end what of
+ * the shared cache has been told of every write (cache/caches). Made and called by app.
  *
  * The one idea: a restart in the middle of a throttled hour must not learn that slow is normal.
  */
@@ -15,6 +16,7 @@ const FILE = 'baselines.json';
 const LEDGERS = 'ledgers.json';
 const LINEAGES = 'lineages.json';
 const COUPLING = 'coupling.json';
+const TOLD = 'told.json';
 const savedSchema = z.record(z.string(), z.array(z.tuple([z.number(), z.number(), z.number()])));
 const learnedSchema = z.record(
   z.string(),
@@ -34,6 +36,8 @@ const lineagesSchema = z.record(
   z.object({ systemId: z.string(), timeline: z.number().int().positive(), address: z.string() }),
 );
 type Lineages = z.output<typeof lineagesSchema>;
+const toldSchema = z.record(z.string(), z.number());
+type Told = z.output<typeof toldSchema>;
 
 /** By the address of a host and the name of its ledger. */
 type LearnedByHost = z.output<typeof learnedSchema>;
@@ -49,6 +53,8 @@ export class Memory {
   readonly #lineages: Lineages;
   /** Who has asked for what. */
   readonly usage: readonly Period[];
+  /** What the last process had told of every write when it ended (Caches.told); nothing, if nobody knows. */
+  readonly told: Told;
 
   /** Remembers at once. */
   constructor(admission: Admission, state: StateDir, onProblem: (message: string) => void) {
@@ -60,6 +66,28 @@ export class Memory {
     this.learned = state.load(LEDGERS, learnedSchema) ?? {};
     this.#lineages = state.load(LINEAGES, lineagesSchema) ?? {};
     this.usage = state.load(COUPLING, periodsSchema) ?? [];
+    this.told = this.#takeTold();
+  }
+
+  /** It holds once: whoever is killed from here on leaves nothing of the kind. */
+  #takeTold(): Told {
+    const told = this.#state.load(TOLD, toldSchema) ?? {};
+    return Object.keys(told).length === 0 || this.#saveTold({}) ? told : {};
+  }
+
+  /** The end: these have been told of every write. */
+  saveTold(told: Told): void {
+    if (this.#state.isKept && !this.#isHandedOver) this.#saveTold(told);
+  }
+
+  #saveTold(told: Told): boolean {
+    try {
+      this.#state.save(TOLD, told);
+      return true;
+    } catch (thrown) {
+      this.#onProblem(`what the shared cache was told could not be saved: ${messageOf(thrown)}`);
+      return false;
+    }
   }
 
   /**

@@ -6,6 +6,8 @@ import { Redis } from 'ioredis';
 import t, { type Test } from 'tap';
 import { Backend, type Found, type Space } from '../../src/cache/backend.ts';
 import { bareOptions, placeOf } from '../../src/cache/backend-url.ts';
+import { Caches } from '../../src/cache/caches.ts';
+import { parseConfig } from '../../src/config/load.ts';
 import { freePort } from '../../src/embedded.ts';
 import * as encode from '../../src/protocol/encode.ts';
 import { systemClock } from '../../src/util/clock.ts';
@@ -26,7 +28,7 @@ function start(t: Test, port: number, pace = 50): { backend: Backend; space: Spa
     onEvent: (_, { state, why }) => states.push(`${state}: ${why}`),
     pace,
   });
-  const space = backend.space('db');
+  const space = backend.space('db', 0);
   const timer = setInterval(() => backend.tick(systemClock.now()), 5);
   t.after(() => {
     clearInterval(timer);
@@ -143,6 +145,139 @@ t.test('a write that could not be told makes all of before worthless', async (t)
   await armed(backend);
   await until(() => space.mayRead(key), 'the new epoch');
   t.equal((await ask(space, key)).content, null);
+});
+
+/** Is read in each step of the ramp. */
+const FIRST = Buffer.alloc(32);
+
+/** The caches of a whole process, before the backend on `port`; `configure` is a reload. */
+function startCaches(t: Test, port: number, told: Readonly<Record<string, number>> = {}) {
+  const caches = new Caches(
+    () => {},
+    systemClock,
+    () => {},
+    told,
+  );
+  const rules = [{ tables: ['a'], ttl: '1h' }];
+  const configure = ({ memoryMax = '64MiB', budget = BUDGET, mode = 'on', at = port } = {}) => {
+    const databases = { app: { hosts: ['127.0.0.1:1'], control: { user: 'c' }, cache: 'set' } };
+    const text = JSON.stringify({
+      auth: { method: 'trust' },
+      databases,
+      cache: { mode, memoryMax, sets: { set: rules } },
+    });
+    const loaded = parseConfig(text, 'test', {});
+    if (!loaded.ok) throw new Error(loaded.problems.join());
+    const { cache } = loaded.config;
+    const nowhere = () => Promise.reject(new Error('nowhere'));
+    const of = { name: 'app', servers: 5, place: 'place', openControl: nowhere, openChanges: nowhere };
+    const backend = { url: `redis://127.0.0.1:${at}`, budget, password: undefined, secret: '', problem: '' };
+    caches.configure(cache, [{ ...of, rules: cache.sets.set! }], backend);
+  };
+  configure();
+  const timer = setInterval(() => caches.tick(systemClock.now()), 5);
+  const close = () => {
+    clearInterval(timer);
+    caches.close();
+  };
+  t.after(close);
+  const space = () => caches.of('app')!.space!;
+  const readable = () => until(() => caches.of('app')?.space?.mayRead(FIRST) === true, 'that it may be read');
+  /** The first question of a space learns the epoch. */
+  const find = async () => {
+    await ask(space(), FIRST);
+    return (await ask(space(), FIRST)).content;
+  };
+  const keep = () =>
+    until(async () => {
+      const { content, versions } = await ask(space(), FIRST);
+      const createdAt = systemClock.wall();
+      if (content === null && versions !== null)
+        space().store({ key: FIRST, createdAt, ttlMs: 60_000, costMs: 2, descriptionEnd: 0, body }, versions);
+      return content !== null;
+    }, 'what was stored');
+  const write = () => caches.of('app')!.freshness.bump([1]);
+  return { caches, configure, readable, find, keep, write, close };
+}
+
+for (const [what, change] of Object.entries({
+  'the budget': { budget: 2 * BUDGET },
+  'the memory': { memoryMax: '65MiB' },
+  'both, and then the one before': { memoryMax: '65MiB', budget: 2 * BUDGET },
+})) {
+  t.test(`a write that could not be told is not forgotten when a reload changes ${what}`, async (t) => {
+    const redis = await FakeRedis.start();
+    t.after(() => redis.stop());
+    const { caches, configure, readable, find, keep, write } = startCaches(t, redis.port);
+    await readable();
+    await keep();
+    redis.fault = 'loading';
+    await until(async () => {
+      await find();
+      return !caches.backend!.arming.isTold;
+    }, 'not told any more');
+    write();
+    configure(change);
+    if (what.endsWith('before')) configure();
+    redis.fault = 'none';
+    await readable();
+    t.equal(await find(), null);
+    await keep();
+    await until(() => Object.keys(caches.told).length === 1, 'that all is told');
+  });
+}
+
+t.test('a write that is being told when a reload takes the connection away is told anew', async (t) => {
+  const redis = await FakeRedis.start();
+  t.after(() => redis.stop());
+  const { configure, readable, find, keep, write } = startCaches(t, redis.port);
+  await readable();
+  await keep();
+  redis.isDeaf = true;
+  const { commands } = redis;
+  write();
+  configure({ budget: 2 * BUDGET });
+  await until(() => redis.commands > commands, 'a command that comes to nothing');
+  redis.isDeaf = false;
+  await readable();
+  t.equal(await find(), null);
+});
+
+t.test('nothing of before is believed where writes were not told for a while', async (t) => {
+  const redis = await FakeRedis.start();
+  const other = await FakeRedis.start();
+  t.after(() => Promise.all([redis.stop(), other.stop()]));
+  const { configure, readable, find, keep } = startCaches(t, redis.port);
+  for (const away of [{ mode: 'off' }, { at: other.port }]) {
+    await readable();
+    await keep();
+    configure(away);
+    configure();
+    await readable();
+    t.equal(await find(), null, JSON.stringify(away));
+  }
+});
+
+t.test('over a restart what was told is believed, if the process before has said so at its end', async (t) => {
+  const redis = await FakeRedis.start();
+  t.after(() => redis.stop());
+  const first = startCaches(t, redis.port);
+  await first.readable();
+  await first.keep();
+  const { told } = first.caches;
+  first.write();
+  t.same(first.caches.told, {}, 'not while a write is being told');
+  await until(() => Object.keys(first.caches.told).length > 0, 'that it is told');
+  await first.keep();
+  const killed = startCaches(t, redis.port);
+  await killed.readable();
+  t.equal(await killed.find(), null, 'nobody knows what could not be told');
+  await until(async () => (await first.find()) !== null, 'that others go on');
+  first.close();
+  const next = startCaches(t, redis.port, told);
+  await next.readable();
+  await until(async () => (await next.find()) !== null, 'that nothing is lost');
+  t.same(next.caches.told, told, 'what was before the first is not believed by the last either');
 });
 
 t.test('the client keeps nothing, sends nothing again, and fails at once', async (t) => {

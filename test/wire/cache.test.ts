@@ -1,6 +1,10 @@
 /** The read cache end to end: what is answered without the database, and that it is what the database would have said. */
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { open, type RawClient, send, sqlstates, types } from '../fixtures/raw.ts';
+import { FakeRedis } from '../fixtures/resp.ts';
 import { connect, type Proxy as Pgweir, startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
 const postgres = await withPostgres({ settings: { max_prepared_transactions: '5' } });
@@ -502,4 +506,44 @@ t.test('a pipeline is never answered in part and then left alone', async (t) => 
   t.match(sqlstates(messages)[0], /57P01/);
   await Promise.all([lock.end(), killer.end()]);
   t.equal(proxy.bugs(), 0);
+});
+
+t.test('at its end it is written down what of the shared cache was told of every write, once', async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), 'pgweir-state-'));
+  const redis = await FakeRedis.start();
+  t.after(() => {
+    rmSync(dir, { recursive: true, force: true });
+    return redis.stop();
+  });
+  const told = () => JSON.parse(readFileSync(join(dir, 'told.json'), 'utf8'));
+  const startOnce = async () => {
+    const proxy = await startProxy(postgres.port, {
+      top: {
+        databases: { postgres: { hosts: [`127.0.0.1:${postgres.port}`], control: { user: 'postgres' }, cache: 'all' } },
+        cache: {
+          mode: 'on',
+          backend: { url: `redis://127.0.0.1:${redis.port}` },
+          sets: { all: [{ tables: ['plans'], ttl: '1h', consistency: 'proxy' }] },
+        },
+        state: { dir },
+      },
+    });
+    t.after(() => proxy.stop());
+    await until(() => proxy.app.snapshot().caches.sensesOf('postgres')?.schema.relations != null, 'the catalogue');
+    // Only now is it known who the primary is, and nobody else has to hear of the first.
+    await until(() => proxy.app.snapshot().clusters[0]!.roles.values().next().value?.role === 'primary', 'the primary');
+    return proxy;
+  };
+  await (await startOnce()).stop();
+  const first = told();
+  t.equal(Object.keys(first).length, 1);
+  const second = await startOnce();
+  t.same(told(), {}, 'whoever is killed leaves nothing');
+  await second.stop();
+  t.same(told(), first);
+  redis.fault = 'loading';
+  const third = await startOnce();
+  await (await open(t, third.port)).rows('UPDATE plans SET name = name WHERE id = 1');
+  await third.stop();
+  t.same(told(), {}, 'a write could not be told');
 });
