@@ -299,7 +299,7 @@ export class App {
   async start(): Promise<{ port: number; opsPort: number }> {
     this.#configure();
     // Who is the primary is found out before anybody asks.
-    this.#clusters.setHolds(this.config.databases);
+    this.#clusters.configure(this.config.databases);
     this.#groups.configure(this.#hba?.groups ?? []);
     this.#pools.openMinimum();
     const { inherited = {}, passCancel = () => {} } = this.#options;
@@ -549,7 +549,7 @@ export class App {
     this.log.level = config.log.level;
     this.#configure();
     this.#pools.reload(before);
-    this.#clusters.setHolds(config.databases);
+    this.#clusters.configure(config.databases);
     this.#clusters.sweep(config.databases);
     this.#pools.openMinimum();
     return [];

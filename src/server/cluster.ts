@@ -288,6 +288,11 @@ export class Cluster {
     for (const tenant of this.#tenants) tenant.onHold();
   }
 
+  /** The control user logs in to another database from here on. */
+  askAnew(): void {
+    for (const probe of this.#probes.values()) probe.reconnect();
+  }
+
   /** Called every fraction of a second. */
   tick(now: number): void {
     const isUrgent = this.hold.state !== 'open';

@@ -5,7 +5,8 @@
  * The one idea: a host is found out about once, whatever number of databases is on it, and an outage is one outage for all of
  * them; so a cluster is known by what it is made from, and a changed configuration leads to another one.
  *
- * Invariant: one is forgotten only when neither the configuration leads to it nor a pool is on it.
+ * Invariants: one is forgotten only when neither the configuration leads to it nor a pool is on it; its hosts are asked through a
+ * database that is configured, as long as there is one.
  */
 
 import { controlDatabaseOf } from '../config/entries.ts';
@@ -31,6 +32,17 @@ export interface ClustersOptions {
   onEvent: ClusterOptions['onEvent'];
 }
 
+interface Kept {
+  cluster: Cluster;
+  /** The database that the control user logs in to, and what it is configured as. */
+  entrance: Entrance;
+}
+
+interface Entrance {
+  config: DatabaseConfig;
+  database: string;
+}
+
 const PROBE_MS = 1_000;
 /** Where standbys are read from, hosts are asked so often in the time that their lag may be. */
 const PROBES_IN_LAG = 4;
@@ -38,41 +50,46 @@ const PROBES_IN_LAG = 4;
 export class Clusters {
   readonly #options: ClustersOptions;
   /** By what they are made from. */
-  readonly #clusters = new Map<string, Cluster>();
+  readonly #clusters = new Map<string, Kept>();
 
   constructor(options: ClustersOptions) {
     this.#options = options;
   }
 
-  [Symbol.iterator](): Iterator<Cluster> {
-    return this.#clusters.values();
+  *[Symbol.iterator](): Iterator<Cluster> {
+    for (const { cluster } of this.#clusters.values()) yield cluster;
   }
 
   /** The one that `database` lives on. */
   of(config: DatabaseConfig, database: string): Cluster {
+    return this.#keptOf(config, database).cluster;
+  }
+
+  #keptOf(config: DatabaseConfig, database: string): Kept {
     const { hosts, control, tls, reads, lagMax } = config;
     const addresses = hosts.map(addressOf);
     const key = JSON.stringify([addresses.join(), control, tls, reads, lagMax]);
-    let cluster = this.#clusters.get(key);
-    if (cluster === undefined) {
-      const { clock, targets, doorOf, lineageOf, onLineage, onEvent } = this.#options;
-      cluster = new Cluster({
-        hosts,
-        hold: config.hold,
-        door: doorOf(addresses),
-        clock,
-        probeMs: reads === 'primary' ? PROBE_MS : Math.min(PROBE_MS, lagMax / PROBES_IN_LAG),
-        openControl:
-          control === undefined
-            ? null
-            : (host) => targets.openControl(config, controlDatabaseOf(database, config), host),
-        lineage: lineageOf(addresses),
-        onLineage: (lineage) => onLineage(addresses.join(), lineage),
-        onEvent,
-      });
-      this.#clusters.set(key, cluster);
-    }
-    return cluster;
+    const known = this.#clusters.get(key);
+    if (known !== undefined) return known;
+    const { clock, targets, doorOf, lineageOf, onLineage, onEvent } = this.#options;
+    const openControl = (host: HostConfig) => {
+      const { entrance } = kept;
+      return targets.openControl(entrance.config, entrance.database, host);
+    };
+    const cluster = new Cluster({
+      hosts,
+      hold: config.hold,
+      door: doorOf(addresses),
+      clock,
+      probeMs: reads === 'primary' ? PROBE_MS : Math.min(PROBE_MS, lagMax / PROBES_IN_LAG),
+      openControl: control === undefined ? null : openControl,
+      lineage: lineageOf(addresses),
+      onLineage: (lineage) => onLineage(addresses.join(), lineage),
+      onEvent,
+    });
+    const kept: Kept = { cluster, entrance: { config, database: controlDatabaseOf(database, config) } };
+    this.#clusters.set(key, kept);
+    return kept;
   }
 
   /** One host of which nothing is found out, and that nobody is held for. It is not kept. */
@@ -90,25 +107,27 @@ export class Clusters {
     });
   }
 
-  /** Databases on the same hosts are held together: for as long as any of them wants. */
-  setHolds(databases: Databases): void {
-    const holds = new Map<Cluster, HoldConfig[]>();
+  /** What databases on the same hosts decide together. */
+  configure(databases: Databases): void {
+    const entrances = new Map<Kept, Entrance[]>();
     for (const [name, config] of Object.entries(databases)) {
-      const cluster = this.of(config, name);
-      holds.set(cluster, [...(holds.get(cluster) ?? []), config.hold]);
+      const kept = this.#keptOf(config, name);
+      const entrance = { config, database: controlDatabaseOf(name, config) };
+      entrances.set(kept, [...(entrances.get(kept) ?? []), entrance]);
     }
-    for (const [cluster, all] of holds)
-      cluster.hold.config = {
-        for: Math.max(...all.map((hold) => hold.for)),
-        requestsMax: Math.max(...all.map((hold) => hold.requestsMax)),
-        bytesMax: Math.max(...all.map((hold) => hold.bytesMax)),
-      };
+    for (const [kept, all] of entrances) {
+      kept.cluster.hold.config = holdOf(all.map(({ config }) => config.hold));
+      // Where they have been asked so far, if that is still there.
+      const same = all.find(({ database }) => database === kept.entrance.database);
+      kept.entrance = same ?? all[0]!;
+      if (same === undefined) kept.cluster.askAnew();
+    }
   }
 
   /** Forgets those that neither the configuration nor a pool has any more. */
   sweep(databases: Databases): void {
     const kept = new Set(Object.entries(databases).map(([name, each]) => this.of(each, name)));
-    for (const [key, cluster] of this.#clusters) {
+    for (const [key, { cluster }] of this.#clusters) {
       if (kept.has(cluster) || !cluster.isUnused) continue;
       cluster.close();
       this.#clusters.delete(key);
@@ -133,15 +152,24 @@ export class Clusters {
 
   /** Addresses of the primaries that cannot be reached. */
   get missing(): Set<string> {
-    const closed = [...this.#clusters.values()].filter(({ hold }) => hold.isClosed);
+    const closed = [...this].filter(({ hold }) => hold.isClosed);
     return new Set(closed.map(({ primary }) => addressOf(primary)));
   }
 
   tick(now: number): void {
-    for (const cluster of this.#clusters.values()) cluster.tick(now);
+    for (const cluster of this) cluster.tick(now);
   }
 
   close(): void {
-    for (const cluster of this.#clusters.values()) cluster.close();
+    for (const cluster of this) cluster.close();
   }
+}
+
+/** They are held for as long as any of them wants. */
+function holdOf(all: readonly HoldConfig[]): HoldConfig {
+  return {
+    for: Math.max(...all.map((hold) => hold.for)),
+    requestsMax: Math.max(...all.map((hold) => hold.requestsMax)),
+    bytesMax: Math.max(...all.map((hold) => hold.bytesMax)),
+  };
 }

@@ -40,6 +40,8 @@ export class Probe {
   #connection: ControlConnection | null = null;
   #isRunning = false;
   #isClosed = false;
+  /** What is being asked is the last of its connection. */
+  #isLast = false;
   #dueAt = Number.NEGATIVE_INFINITY;
   #failures = 0;
 
@@ -81,8 +83,7 @@ export class Probe {
         askedAt,
       });
     } catch (thrown) {
-      this.#connection?.close();
-      this.#connection = null;
+      this.#drop();
       if (this.#isClosed) return;
       if (isAnswer(thrown)) {
         this.#failures = 0;
@@ -91,13 +92,25 @@ export class Probe {
       else this.hurry();
     } finally {
       this.#isRunning = false;
-      if (this.#isClosed) this.#connection?.close();
+      if (this.#isClosed || this.#isLast) this.#drop();
+      this.#isLast = false;
     }
+  }
+
+  #drop(): void {
+    this.#connection?.close();
+    this.#connection = null;
+  }
+
+  /** It is asked on another connection from here on. */
+  reconnect(): void {
+    if (this.#isRunning) this.#isLast = true;
+    else this.#drop();
   }
 
   close(): void {
     this.#isClosed = true;
-    if (!this.#isRunning) this.#connection?.close();
+    if (!this.#isRunning) this.#drop();
   }
 }
 
