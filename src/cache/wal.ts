@@ -133,6 +133,8 @@ export class Wal {
     let again = RETRY_MS;
     try {
       this.#control ??= await open();
+      // Nobody has asked while there was no connection.
+      if (this.#unsettled.size > 0) void this.#settle();
       const now = clock.now();
       if (this.#stream === null && now - this.#triedAt >= STREAM_RETRY_MS) await this.#begin(now);
       if (this.tier === 'wal') {

@@ -7,17 +7,20 @@ import type { Cache } from '../../src/cache/cache.ts';
 import { Collector } from '../../src/cache/collector.ts';
 import { type Entry, isDue } from '../../src/cache/entry.ts';
 import { openEnvelope, seal } from '../../src/cache/envelope.ts';
+import { Freshness } from '../../src/cache/freshness.ts';
 import { hasVolatileParameter, hasVolatileString, type Identity, plainText } from '../../src/cache/key.ts';
 import { Misses } from '../../src/cache/misses.ts';
 import { Need } from '../../src/cache/need.ts';
 import { hintIn } from '../../src/cache/policy.ts';
 import { Store } from '../../src/cache/store.ts';
+import { type Heard, Wal } from '../../src/cache/wal.ts';
 import { Written } from '../../src/client/written.ts';
 import * as encode from '../../src/protocol/encode.ts';
 import { error, SqlState } from '../../src/protocol/sqlstate.ts';
 import { Decoder } from '../../src/server/decoding.ts';
-import { schemasOf } from '../../src/sql/relations.ts';
+import { type Relations, schemasOf } from '../../src/sql/relations.ts';
 import { harmless } from '../../src/sql/verdict.ts';
+import { FakeClock } from '../fixtures/clock.ts';
 
 /** `bytes` in pieces. */
 function cutAt(bytes: Buffer, cuts: readonly number[]): Buffer[] {
@@ -333,6 +336,56 @@ t.test('what the database would have to find without the cache', (t) => {
   t.match(need.verdict(3, 6), 'without the cache 6.5 servers would be needed, and there are 6.0');
   t.end();
 });
+
+t.test(
+  'a commit is settled although the connection that was asked about it is lost, and the stream is not',
+  async (t) => {
+    const clock = new FakeClock();
+    const freshness = new Freshness();
+    let hear: (heard: Heard) => void = () => t.fail();
+    let isDown = false;
+    let isVisible = false;
+    const query = async (sql: string) => {
+      if (isDown) throw new Error('lost');
+      if (sql.includes('flush_lsn')) return [['0/1']];
+      return sql.includes('pg_visible') && isVisible ? [['5']] : [];
+    };
+    const wal = new Wal(500, {
+      open: async () => {
+        if (isDown) throw new Error('down');
+        return { query, close() {} };
+      },
+      openChanges: async (tell) => {
+        hear = tell;
+        return { ping: () => tell({ kind: 'position', lsn: 1n }), close() {} };
+      },
+      freshness,
+      relations: () => ({ named: () => ({ oid: 7 }), withAncestors: () => [7] }) as unknown as Relations,
+      clock,
+      onEvent() {},
+    });
+    t.after(() => wal.close());
+    const pass = async (ms: number) => {
+      for (const end = clock.now() + ms; clock.now() < end; clock.advance(10))
+        await new Promise<void>((done) => setImmediate(done));
+    };
+    await pass(100);
+    hear({ kind: 'started' });
+    await pass(500);
+    const table = freshness.table(7);
+    hear({ kind: 'commit', xid: 5, tables: [['public', 'a']] });
+    await pass(50);
+    isDown = true;
+    await pass(500);
+    t.equal(table.unsettled, 1);
+    isDown = false;
+    isVisible = true;
+    await pass(2_000);
+    t.equal(wal.tier, 'wal');
+    t.equal(table.unsettled, 0);
+    t.ok(freshness.mayKeep(freshness.stamp([table])));
+  },
+);
 
 t.test('names in the stream of changes', (t) => {
   const heard: unknown[] = [];
