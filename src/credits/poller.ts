@@ -82,6 +82,8 @@ export class Poller {
   async #ask(entry: Entry): Promise<void> {
     const { counts, breaker } = entry;
     counts.reads++;
+    // The clock was set back: what was handed on is of a time that has not been.
+    if (entry.newest > this.#wall() + FUTURE_MS) entry.newest = Number.NEGATIVE_INFINITY;
     try {
       for (const reading of await breaker.fire()) {
         if (reading.observedAt > this.#wall() + FUTURE_MS)

@@ -13,6 +13,7 @@ import { HttpSource } from '../../src/credits/sources/http.ts';
 import { PrometheusSource } from '../../src/credits/sources/prometheus.ts';
 import type { Reading, Source } from '../../src/credits/sources/source.ts';
 import { SqlSource } from '../../src/credits/sources/sql.ts';
+import { until } from '../fixtures/stack.ts';
 
 type Answer = { status?: number; body: unknown };
 
@@ -172,6 +173,26 @@ t.test('CloudWatch by the real SDK: one call for a region, pages, partial data, 
   );
   isBroken = true;
   await t.rejects(new CloudWatch('eu-west-1', () => now).source(metric('x')).read(signal()), { name: /AccessDenied/ });
+});
+
+t.test('when the clock is set back, what is read from then on is new', async (t) => {
+  let wall = 10_000_000;
+  const poller = new Poller(
+    () => wall,
+    (_, problem) => t.fail(problem),
+  );
+  t.after(() => poller.close());
+  const readings: number[] = [];
+  poller.add('steady', { read: async () => [{ value: wall, observedAt: wall }] }, 1000, ({ value }) =>
+    readings.push(value),
+  );
+  const times = [wall, wall - 3_600_000, wall - 3_599_000];
+  for (const [index, time] of times.entries()) {
+    wall = time;
+    poller.tick(1000 * index);
+    await until(() => readings.length > index, `what is read at ${time}`);
+  }
+  t.same(readings, times);
 });
 
 t.test('a source that hangs, fails or repeats itself costs nobody anything, and is left alone', async (t) => {
