@@ -147,9 +147,10 @@ export class Alone implements ClientNames {
     return this.#judge.judge(source, start, textEnd === -1 ? end : textEnd);
   }
 
-  /** The Statement for the body of a Parse message. */
-  find(body: Buffer): Statement {
-    return this.#host.pool.statements.find(body, this.planSettings, (text) => this.judgeBody(text, 0, text.length));
+  /** The Statement for the body of a Parse message. `isCertain`: what it means depends on no settings that are not known. */
+  find(body: Buffer, isCertain = this.#host.lease.hasKnownSettings): Statement {
+    const { statements } = this.#host.pool;
+    return statements.find(body, this.planSettings, isCertain, (text) => this.judgeBody(text, 0, text.length));
   }
 
   /**

@@ -25,7 +25,7 @@ import {
   settleNote,
   settleQuery,
 } from './settle.ts';
-import { Ties } from './ties.ts';
+import { darkPins, Ties } from './ties.ts';
 
 /** Whose lease it is. */
 export interface Lessee extends Owner {
@@ -63,6 +63,8 @@ export class Lease {
   readonly #startup: Settings;
   /** What ties the client to its server; null until a statement first has an effect. */
   #ties: Ties | null = null;
+  /** What was sent sets how texts are understood, or may; it is not known yet, or holds for the transaction only. */
+  #hasSetting = false;
 
   constructor(client: Lessee, naming: Naming) {
     this.#client = client;
@@ -86,6 +88,21 @@ export class Lease {
   /** Statements have run whose effects are not known yet. */
   get isPending(): boolean {
     return this.#ties !== null && this.#ties.pendingVerdicts > 0;
+  }
+
+  /** Texts are understood by the settings that the client is known to have. */
+  get hasKnownSettings(): boolean {
+    return !this.#hasSetting && this.#ties?.isDark !== true;
+  }
+
+  /** A text is sent that changes how those behind it are understood, or may. */
+  noteSetting(): void {
+    this.#hasSetting = this.server !== null;
+  }
+
+  /** The server is free, and the client keeps it: whatever was set has been reported, or asked for. */
+  rest(): void {
+    if (!this.isPending) this.#hasSetting = false;
   }
 
   /** The server is to be asked something before it goes back. */
@@ -205,6 +222,8 @@ export class Lease {
     if (verdict.effects === null && verdict.shape === null) return true;
     const { pool } = this.#client;
     const effects = verdict.shape?.state === 'known' ? effectsOf(verdict, pool.catalog) : verdict.effects;
+    if (verdict.shape?.state === 'pending' || effects?.pins.some((reason) => darkPins.includes(reason)))
+      this.noteSetting();
     if (effects === null || !(effects.isProbed || effects.pins.length > 0)) return true;
     if (this.isFresh && !this.#tied.isCounted && pool.pinned >= pool.pinnedMax) return false;
     this.#tied.count();
@@ -374,6 +393,7 @@ export class Lease {
     const wasPinned = this.#ties?.wasPinned === true;
     this.#ties?.release();
     this.#ties = null;
+    this.#hasSetting = false;
     this.server = null;
     this.#lender = null;
     return wasPinned;

@@ -55,6 +55,13 @@ export class Names {
     this.#book.use(statement);
   }
 
+  /** `name`, which stands for `statement`, is to stand for another one of the same text. */
+  replace(name: string, statement: Statement, other: Statement): void {
+    this.#statements!.set(name, other);
+    this.#book.use(other);
+    this.#book.unuse(statement);
+  }
+
   /** Gives up `name`, if it still stands for `statement`. */
   undefine(name: string, statement: Statement): void {
     this.#fresh?.delete(name);

@@ -26,6 +26,11 @@ export function inject(
   if (server.outstanding.push(kind, host, 'swallow', null, note)) server.send(bytes);
 }
 
+/** Would a server understand it now as it is known to be understood? */
+export function isUnderstood({ lease, settings }: RequestHost, { isOwn, planSettings }: Statement): boolean {
+  return isOwn || (planSettings === settings.planKey && lease.hasKnownSettings);
+}
+
 /**
  * Makes sure that the server has the statement. False: it was asked for it; the session is blocked until it answers,
  * and the frame that needs it is handed in again.
@@ -35,6 +40,8 @@ export function prepare(host: RequestHost, statement: Statement, server: ServerC
     server.statements.touch(statement);
     return true;
   }
+  // What it means there may be what it means to this client alone.
+  if (!isUnderstood(host, statement)) server.isDoomed = true;
   if (server.statements.isDummy(statement)) closeOn(host, server, statement);
   makeRoom(host, server);
   server.statements.add(statement);

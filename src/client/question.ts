@@ -63,7 +63,7 @@ export function findQuestion(message: Frame, reader: FrameReader, client: Client
   }
   const statement = group.name === '' ? undefined : client.statementNamed(group.name);
   // Its names were looked up when it was prepared.
-  if (statement === undefined || statement.planSettings !== client.planSettings) return null;
+  if (statement === undefined || statement.isOwn || statement.planSettings !== client.planSettings) return null;
   const { text, types } = statement;
   return { rest, hasDescription, prefix: encode.bindComplete, isExtended, text, types, values };
 }

@@ -13,7 +13,7 @@ export interface RequestHost extends Owner {
   /** What the client's session is set to. */
   readonly settings: Settings;
   /** Its hold on the server. */
-  readonly lease: Pick<Lease, 'isFresh' | 'isPinned' | 'mayRun'>;
+  readonly lease: Pick<Lease, 'isFresh' | 'isPinned' | 'hasKnownSettings' | 'mayRun' | 'noteSetting'>;
   /** A statement with this verdict ran to its end, or failed. */
   onRan(verdict: Verdict, isOk: boolean): void;
   /** A text with this verdict is sent. */

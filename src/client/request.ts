@@ -25,9 +25,19 @@ import { Alone } from './alone.ts';
 import { FAIL } from './block.ts';
 import { FUNCTION_OID_END } from './connection.ts';
 import { type CopyState, copyMove } from './copy.ts';
+import { changesDialect } from './dialect.ts';
 import { type Bringing, bring, bringForQuery, freeAll, freeMentioned } from './mentions.ts';
 import { NAMES_MAX, Names } from './names.ts';
-import { closeOn, inject, learnDescription, makeRoom, planNote, prepare, remembering } from './prepare.ts';
+import {
+  closeOn,
+  inject,
+  isUnderstood,
+  learnDescription,
+  makeRoom,
+  planNote,
+  prepare,
+  remembering,
+} from './prepare.ts';
 import type { RequestHost } from './request-host.ts';
 import { header, planChanged, withName } from './rewrite.ts';
 import type { Prepared } from './settle.ts';
@@ -333,7 +343,9 @@ export class Requests {
   /** As `#ran`, for the statements that a text executes, each once however often it is named: notes of notes have a depth that the stack bounds. */
   #ranAll({ mentions }: Translation): Note | null {
     const executed = mentions.filter(({ reference }) => reference.command === 'execute');
-    const verdicts = new Set(executed.map(({ statement }) => statement.verdict));
+    const statements = new Set(executed.map(({ statement }) => statement));
+    for (const { verdict, body } of statements) this.#noteSetting(verdict, body);
+    const verdicts = new Set([...statements].map(({ verdict }) => verdict));
     const notes = [...verdicts].map((verdict) => this.#ran(verdict)).filter((note) => note !== null);
     if (notes.length === 0) return null;
     return {
@@ -355,7 +367,10 @@ export class Requests {
     if (effects === null) return this.#ran(verdict);
     if (effects.isCopyIn) this.#copy = 'asked';
     for (const { command, name } of effects.references) {
-      if (command === 'prepare' && this.#names.get(name) === undefined) this.#addSqlName(name);
+      const isOfSql = this.#names.get(name) === undefined;
+      if (command === 'prepare' && isOfSql) this.#addSqlName(name);
+      // Nobody knows what its text says.
+      if (command === 'execute' && isOfSql) this.#host.lease.noteSetting();
     }
     if (effects.isForgetting) return this.#forgetting(verdict, server);
     let note = this.#ran(verdict);
@@ -403,6 +418,7 @@ export class Requests {
       if (bringing !== 'no') return 'again';
     }
     this.#hideSequences(verdict, server);
+    if (changesDialect(verdict, source, start + HEADER, end - 1)) this.#host.lease.noteSetting();
     this.#host.pool.counts.queries++;
     // In an open batch a Query may be skipped: then only Sync ends what came before.
     const endsBatch = !server.outstanding.isBatchOpen && !server.outstanding.isDiscarding;
@@ -451,7 +467,7 @@ export class Requests {
     const translation = translate(statement.body, statement.verdict, this.#names);
     if (translation === null) return this.#parse(name, statement, statement, server, frame, nameEnd + 1);
     if (!bring(this.#host, translation, server)) return 'again';
-    return this.#parse(name, statement, this.alone.find(translation.text), server, null, 0);
+    return this.#parse(name, statement, this.#findTranslated(translation), server, null, 0);
   }
 
   /**
@@ -587,9 +603,11 @@ export class Requests {
     if (!this.#host.lease.mayRun(statement.verdict)) return 'refused';
     const translation = translate(statement.body, statement.verdict, this.#names);
     if (translation !== null && !bring(this.#host, translation, server)) return 'again';
-    const present = translation === null ? statement : this.alone.find(translation.text);
+    const present =
+      translation === null ? this.#understood(name, statement, server) : this.#findTranslated(translation);
     this.#hideSequences(statement.verdict, server);
     if (!prepare(this.#host, present, server)) return 'again';
+    this.#noteSetting(statement.verdict, statement.body);
     this.#host.pool.counts.binds++;
     this.#setPortal(portal, statement.verdict, translation);
     const isChanged = server.statements.isChanged(present);
@@ -599,6 +617,28 @@ export class Requests {
     const note: Note = isChanged ? { replaceError: planChanged } : this.#planNote(present, name, server);
     const head = header(ClientMessage.Bind, `${portal}\0${serverName}`, rest);
     return this.#passWith('Bind', head, frame, nameEnd + 1, server, note);
+  }
+
+  /**
+   * The statement that `name` stands for, as the server has it. If the server lacks it and would understand its text by other settings
+   * than those that it is known by, the name stands for one of these from here on.
+   */
+  #understood(name: string, statement: Statement, server: ServerConnection): Statement {
+    if (server.statements.has(statement) || isUnderstood(this.#host, statement)) return statement;
+    const other = this.alone.find(statement.body);
+    // What the client was told of its rows holds.
+    other.description ??= statement.description;
+    this.#names.replace(name, statement, other);
+    return other;
+  }
+
+  /** What only names statements means the same under all settings. */
+  #findTranslated({ text }: Translation): Statement {
+    return this.alone.find(text, true);
+  }
+
+  #noteSetting(verdict: Verdict, body: Buffer): void {
+    if (changesDialect(verdict, body, 0, body.length)) this.#host.lease.noteSetting();
   }
 
   /** As planNote; and a statement that a pinned client has dropped where we do not look (DO, a function) is gone. */
@@ -614,6 +654,7 @@ export class Requests {
     if (translation !== null && !bring(this.#host, translation, server)) return 'again';
     this.#host.pool.counts.binds++;
     this.#unnamed.bring(this.#host, translation, server);
+    if (body !== null) this.#noteSetting(verdict, body);
     this.#setPortal(portal, verdict, translation);
     return this.#pass('Bind', frame, server, null);
   }
@@ -621,6 +662,7 @@ export class Requests {
   #onBindUnknown(portal: string, name: string, frame: Frame, nameEnd: number, server: ServerConnection): Handled {
     this.#host.pool.counts.binds++;
     // It may be one of SQL-level PREPARE: what these do to settings counts at each execution.
+    if (this.#sqlNames !== null) this.#host.lease.noteSetting();
     this.#setPortal(portal, this.#sqlNames === null ? harmless : likeExecute, null);
     return this.#passUnknown('Bind', portal, name, frame, nameEnd, server);
   }
@@ -680,7 +722,8 @@ export class Requests {
     if (statement === undefined) return this.#passUnknown('Describe', '', name, frame, nameEnd, server);
     const translation = translate(statement.body, statement.verdict, this.#names);
     if (translation !== null && !bring(this.#host, translation, server)) return 'again';
-    const present = translation === null ? statement : this.alone.find(translation.text);
+    const present =
+      translation === null ? this.#understood(name, statement, server) : this.#findTranslated(translation);
     if (!prepare(this.#host, present, server)) return 'again';
     const note: Note = { replaceError: (bytes) => withName(bytes, present.name, name) };
     if (present.description === null) note.message = remembering(present);
@@ -753,6 +796,7 @@ export class Requests {
     const oid = frame.end - frame.start >= FUNCTION_OID_END ? frame.source.readUInt32BE(frame.start + HEADER) : 0;
     const verdict = likeCall(oid);
     if (verdict === null) return this.#pass('FunctionCall', frame, server, null);
+    this.#host.lease.noteSetting();
     this.#host.onRunning(verdict);
     return this.#pass('FunctionCall', frame, server, this.#ran(verdict));
   }

@@ -302,6 +302,7 @@ export class Session
     }
     const wasFree = server.outstanding.isFree;
     if (wasFree && message.isStart && this.lease.isPinned) {
+      this.lease.rest();
       const verdict = this.#requests.alone.verdictOf(message);
       if (this.#answerSignal(message, verdict)) return;
     }

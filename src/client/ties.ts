@@ -14,6 +14,8 @@ import { askedReasons, type Findings, type Question } from './settle.ts';
 
 /** What DISCARD ALL does not undo. */
 const lastingPins: readonly PinReason[] = ['session', 'load', 'desync'];
+/** Of what else the session has come to have, or of what its settings are, nobody knows. */
+export const darkPins: readonly PinReason[] = ['temp', 'setting', 'function', 'opaque', 'encoding'];
 
 export class Ties {
   readonly #pool: ServerPool;
@@ -49,6 +51,11 @@ export class Ties {
 
   has(reason: PinReason): boolean {
     return this.#pins?.has(reason) ?? false;
+  }
+
+  /** What a text means here cannot be told from the client's settings. */
+  get isDark(): boolean {
+    return this.#pins !== null && darkPins.some((reason) => this.#pins!.has(reason));
   }
 
   /** Nothing ties, and there is nothing to ask. */

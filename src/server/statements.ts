@@ -47,14 +47,17 @@ export class Statement {
 
   /** The settings that its names were looked up with (Settings.planKey). */
   readonly planSettings: string;
+  /** It is the client's that has prepared it, and nobody else's: what it means is not known from its text and settings. */
+  readonly isOwn: boolean;
   #text: { text: string; types: string } | null = null;
 
-  constructor(id: number, key: string, body: Buffer, verdict: Verdict, planSettings: string) {
+  constructor(id: number, key: string, body: Buffer, verdict: Verdict, planSettings: string, isOwn: boolean) {
     this.name = PREFIX + id;
     this.key = key;
     this.body = body;
     this.verdict = verdict;
     this.planSettings = planSettings;
+    this.isOwn = isOwn;
   }
 
   /** Its text, and the types of its parameters as they came: Latin-1, kept once somebody has asked. */
@@ -85,16 +88,17 @@ export class StatementBook {
 
   /**
    * The Statement for the body of a Parse message, in a session with the given plan settings (what decides which
-   * tables its names mean); `judge` is asked only when the text is new.
+   * tables its names mean); `judge` is asked only when the text is new. `isCertain`: these are the settings that a server will
+   * understand it by; otherwise it is the client's own.
    */
-  find(body: Buffer, planSettings: string, judge: (body: Buffer) => Verdict): Statement {
+  find(body: Buffer, planSettings: string, isCertain: boolean, judge: (body: Buffer) => Verdict): Statement {
     // Latin-1 keeps bytes apart. The key is as long as the text, but shared by everybody who uses it.
     const text = body.toString('latin1');
-    const own = clockLiteral.test(text) ? nextId : '';
-    const key = `${text.length > KEY_MAX ? createHash('sha256').update(body).digest('base64') : text}${planSettings}${own}`;
+    const isOwn = !isCertain || clockLiteral.test(text);
+    const key = `${text.length > KEY_MAX ? createHash('sha256').update(body).digest('base64') : text}${planSettings}${isOwn ? nextId : ''}`;
     const known = this.#used.get(key) ?? this.#unused.get(key);
     if (known !== undefined) return known;
-    const statement = new Statement(nextId++, key, Buffer.from(body), judge(body), planSettings);
+    const statement = new Statement(nextId++, key, Buffer.from(body), judge(body), planSettings, isOwn);
     this.#unused.set(key, statement);
     return statement;
   }

@@ -688,6 +688,122 @@ for (const [name, first, second, sql] of [
   });
 }
 
+const EPOCH = `SELECT extract(epoch FROM '2026-01-02'::timestamptz)::int8`;
+const NULLS = 'SELECT count(*) FROM (VALUES (1), (NULL)) v (i) WHERE i = NULL';
+const TOKYO = send.query(`SET TimeZone = 'Asia/Tokyo'`);
+
+/** What the statement `s` gives, which is prepared first if there is a text. */
+async function answerOf(client: RawClient, sql?: string): Promise<string> {
+  const messages = await client.ask([...(sql === undefined ? [] : [send.parse('s', sql)]), ...run('s')]);
+  return readRow(messages.find(({ type }) => type === 'D')!.body);
+}
+
+const named = (sql: string) => [send.parse('s', sql), send.sync()];
+const LOCAL = (name: string) => `SET LOCAL ${name} = on`;
+for (const [title, sql, parts] of [
+  ['in one packet with SET', EPOCH, [TOKYO, ...named(EPOCH)]],
+  [
+    'in one batch with SET',
+    EPOCH,
+    [send.parse('', `SET TimeZone = 'Asia/Tokyo'`), send.bind('', ''), send.execute(''), ...named(EPOCH)],
+  ],
+  [
+    'behind COMMIT of what SET LOCAL has set',
+    EPOCH,
+    [send.query(`BEGIN; SET LOCAL TimeZone = 'Asia/Tokyo'; SELECT 1`), ...named(EPOCH), send.query('COMMIT')],
+  ],
+  [
+    'behind SET LOCAL of what is not reported',
+    NULLS,
+    [send.query('BEGIN'), send.query(LOCAL('transform_null_equals')), ...named(NULLS), send.query('COMMIT')],
+  ],
+  [
+    'behind BEGIN and SET LOCAL in one text',
+    NULLS,
+    [send.query(`BEGIN; SELECT 1; ${LOCAL('transform_null_equals')}`), ...named(NULLS), send.query('COMMIT')],
+  ],
+  [
+    'behind SET of what is not reported',
+    NULLS,
+    [send.query('BEGIN'), send.query('SET transform_null_equals = on'), ...named(NULLS), send.query('COMMIT')],
+  ],
+  [
+    'behind set_config',
+    NULLS,
+    [
+      send.query('BEGIN'),
+      send.query(`SELECT set_config('work_mem', '5MB', true)`),
+      send.query(`SELECT set_config('transform_null_equals', 'on', true)`),
+      ...named(NULLS),
+      send.query('COMMIT'),
+    ],
+  ],
+  [
+    'behind set_config with the name as a parameter',
+    NULLS,
+    [
+      send.query('BEGIN'),
+      send.parse('', 'SELECT set_config($1, $2, true)'),
+      send.bind('', '', ['transform_null_equals', 'on']),
+      send.execute(''),
+      send.sync(),
+      ...named(NULLS),
+      send.query('COMMIT'),
+    ],
+  ],
+] as const) {
+  for (const isAlone of [false, true])
+    t.test(`a statement is not shared that was prepared ${title}${isAlone ? ', step by step' : ''}`, async (t) => {
+      const proxy = await startPool(t);
+      const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
+      if (isAlone)
+        for (const part of parts) {
+          a.write(part);
+          if (![0x50, 0x42, 0x45].includes(part[0]!)) await a.until('Z');
+        }
+      else await a.ask([...parts], parts.filter((part) => [0x51, 0x53].includes(part[0]!)).length);
+      const [[truth]] = (await b.rows(sql)) as [[string]];
+      t.equal(await answerOf(b, sql), truth);
+    });
+}
+
+for (const [title, before, after] of [
+  ['has changed a setting', `SET TimeZone = 'Asia/Tokyo'`, ''],
+  ['has changed it for a transaction', `BEGIN; SET LOCAL TimeZone = 'Asia/Tokyo'`, 'COMMIT'],
+] as const) {
+  t.test(
+    `a statement that its client takes to another server after it ${title} is not what others find there`,
+    async (t) => {
+      const proxy = await startPool(t, { size: 2 });
+      const [a, b, c] = [await open(t, proxy.port), await open(t, proxy.port), await open(t, proxy.port)];
+      t.equal(await answerOf(a, EPOCH), (await b.rows(EPOCH))[0]![0]);
+      await c.rows('BEGIN; SELECT 1'); // Takes the server that has the statement.
+      await a.rows(before);
+      await answerOf(a);
+      if (after !== '') await a.rows(after);
+      t.equal(await answerOf(b, EPOCH), (await b.rows(EPOCH))[0]![0]);
+      await c.rows('COMMIT');
+    },
+  );
+}
+
+t.test('settings that say nothing of what a text means keep nobody from sharing it', async (t) => {
+  const proxy = await startPool(t);
+  const clients = [await open(t, proxy.port), await open(t, proxy.port)];
+  for (const client of clients) {
+    await client.rows('BEGIN');
+    for (const sql of [
+      `SET LOCAL app.tenant = '1'`,
+      `SET LOCAL statement_timeout = '1min'`,
+      `SELECT set_config('app.user', '2', true)`,
+    ])
+      await client.rows(sql);
+    t.equal(types(await client.ask(named('SELECT 42'))), '1Z');
+    await client.rows('COMMIT');
+  }
+  t.equal(proxy.app.snapshot().pools[0]!.counts.serverParses, 1);
+});
+
 t.test('now in a prepared statement is the time of its own client’s Parse', async (t) => {
   const proxy = await startPool(t);
   const sql = `SELECT extract(epoch FROM 'now'::timestamptz)`;
