@@ -11,6 +11,7 @@
 import * as encode from '../protocol/encode.ts';
 import { readErrorFields, ServerMessage, Status } from '../protocol/messages.ts';
 import type { Note } from '../protocol/outstanding.ts';
+import { SqlState } from '../protocol/sqlstate.ts';
 import type { Owner, ServerConnection } from '../server/connection.ts';
 import type { ServerPool } from '../server/pool.ts';
 import { type Settings, settingsDiff } from '../server/settings.ts';
@@ -169,20 +170,21 @@ export class Lease {
 
   /**
    * The server would not take the settings that the client asked for: as at a login, that is the end. If it was to give
-   * up somebody else's first, that may be the reason: then another server is tried.
+   * up somebody else's first, or was still under somebody else's time limit, that may be the reason: then another server is tried.
    */
   #onRefused(failure: Buffer | null, isReset: boolean): void {
     const { server } = this;
     if (server === null) return; // Lost meanwhile.
     server.isDoomed = true;
-    if (isReset) {
+    const fields = failure === null ? new Map<string, string>() : new Map(readErrorFields(failure.subarray(5)));
+    const isStruck = fields.get('C') === SqlState.QueryCanceled && server.settings !== server.login;
+    if (isReset || isStruck) {
       this.server = null;
       this.#lender = null;
       server.holder = null;
       server.close('its settings could not be changed');
       return this.#client.onUnfit();
     }
-    const fields = failure === null ? new Map<string, string>() : new Map(readErrorFields(failure.subarray(5)));
     fields.set('S', 'FATAL').set('V', 'FATAL');
     this.#client.onRejected(encode.errorFields(fields));
   }

@@ -618,6 +618,19 @@ t.test('a client with a tiny statement_timeout does not disturb the one after it
   }
 });
 
+t.test('a statement_timeout does not strike the settings of the next client', async (t) => {
+  const proxy = await startPool(t);
+  const a = await open(t, proxy.port, { options: '-c statement_timeout=1ms' });
+  const b = await open(t, proxy.port, { options: '-c statement_timeout=1min' });
+  // So many settings, and so long, that to set them takes longer than the time limit of the other one.
+  const names = Array.from({ length: 150 }, (_, index) => `set_config('app.s${index}', repeat('x', 1000), false)`);
+  await b.rows(`SELECT ${names.join(', ')}`);
+  for (let lap = 0; lap < 5; lap++) {
+    await a.ask(send.query('SELECT 1'));
+    t.same(await b.rows('SHOW statement_timeout'), [['1min']]);
+  }
+});
+
 /** Strikes every other connection of the server: which of them the pool uses for whom is its own affair. */
 const CANCEL_ALL = `SELECT pg_cancel_backend(pid) FROM pg_stat_activity, generate_series(1, 3)
    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()`;
