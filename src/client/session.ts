@@ -320,7 +320,7 @@ export class Session
       this.#lastWord = fatal(SqlState.ProtocolViolation, handled.bad);
       if (server.outstanding.size === 0) this.#end(this.#lastWord);
       else this.#terminate(server);
-    }
+    } else if (message.isEnd && !message.isStart && server.outstanding.size === 0) this.#onQuiet(server); // It kept the server.
   }
 
   /** The end comes when what was sent before is answered: no Sync will ask for that any more. */

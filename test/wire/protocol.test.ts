@@ -9,7 +9,7 @@ import net from 'node:net';
 import t from 'tap';
 import { int32, sslRequest, startup, Version } from '../../src/protocol/encode.ts';
 import { readErrorFields } from '../../src/protocol/messages.ts';
-import { type Message, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
+import { type Message, open, RawClient, requestCancel, send, sqlstates, types } from '../fixtures/raw.ts';
 import { scenarios } from '../fixtures/scenario.ts';
 import { startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
@@ -242,6 +242,21 @@ for (const leave of ['end', 'terminate'] as const) {
     other.end();
   });
 }
+
+t.test('a server is not kept by what is left of a message of a COPY that has failed', async (t) => {
+  const proxy = await startProxy(postgres.port, { pool: { size: 1 } });
+  t.after(() => proxy.stop());
+  const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
+  a.write(Q('COPY items FROM STDIN'));
+  await a.until('G');
+  const late = copyData('1\n'.repeat(100));
+  a.write(copyData('x\n'), late.subarray(0, 20));
+  t.same(types(await a.until('Z')), 'EZ');
+  a.write(late.subarray(20), copyDone());
+  t.same(await b.rows('SELECT 1'), [['1']]);
+  t.same(await a.rows('SELECT 2'), [['2']]);
+  t.equal(proxy.bugs(), 0);
+});
 
 t.test('what was sent before Terminate is run to its end', async (t) => {
   await reset();
