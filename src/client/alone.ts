@@ -17,7 +17,7 @@ import type { Statement } from '../server/statements.ts';
 import { isHarmless, type Judge, type Verdict } from '../sql/verdict.ts';
 import { type Block, isBegin, moveOf, statusOf } from './block.ts';
 import { findGroup, nameIn } from './group.ts';
-import { NAMES_MAX, type Names } from './names.ts';
+import type { Names } from './names.ts';
 import type { ClientNames } from './question.ts';
 import type { RequestHost } from './request-host.ts';
 import { harmlessPortal, type Unnamed } from './unnamed.ts';
@@ -79,7 +79,7 @@ export class Alone implements ClientNames {
 
   /** A name that is in use, or one too many: a server must say so. */
   isTaken(name: string): boolean {
-    return this.#names.get(name) !== undefined || this.#names.size >= NAMES_MAX;
+    return this.#names.get(name) !== undefined || this.#names.isFull;
   }
 
   mayName(name: string): boolean {
@@ -277,7 +277,7 @@ export class Alone implements ClientNames {
       this.#host.deliver(encode.closeComplete);
       return true;
     }
-    if (!isParse || known !== undefined || this.#names.size >= NAMES_MAX) return false;
+    if (!isParse || known !== undefined || this.#names.isFull) return false;
     const statement = this.find(source.subarray(nameEnd + 1, end));
     if (!statement.isVerified || !isHarmless(statement.verdict)) return false;
     this.#host.pool.counts.clientParses++;

@@ -9,13 +9,16 @@
  */
 import type { Statement, StatementBook } from '../server/statements.ts';
 
-/** Names that one client may have. */
+/** Names that one client may have, and MiB of the texts that they stand for. */
 export const NAMES_MAX = 10_000;
+export const NAMES_MIB_MAX = 64;
 
 export class Names {
   readonly #book: StatementBook;
   /** Null while there are none, as for most clients. */
   #statements: Map<string, Statement> | null = null;
+  /** Of the texts that they stand for. */
+  #bytes = 0;
   /** Names whose Parse has not been answered: DEALLOCATE ALL does not reach what was sent after it. */
   #fresh: Set<string> | null = null;
   /** Counts what ends a batch: Syncs and simple Queries. */
@@ -32,6 +35,11 @@ export class Names {
 
   get size(): number {
     return this.#statements?.size ?? 0;
+  }
+
+  /** No more for this client. */
+  get isFull(): boolean {
+    return this.size >= NAMES_MAX || this.#bytes >= NAMES_MIB_MAX * 1024 * 1024;
   }
 
   get(name: string): Statement | undefined {
@@ -52,6 +60,7 @@ export class Names {
     if (this.#isClosed) return;
     this.#statements ??= new Map();
     this.#statements.set(name, statement);
+    this.#bytes += statement.body.length;
     this.#book.use(statement);
   }
 
@@ -67,6 +76,7 @@ export class Names {
     this.#fresh?.delete(name);
     if (this.#statements?.get(name) !== statement) return;
     this.#statements.delete(name);
+    this.#bytes -= statement.body.length;
     if (this.#statements.size === 0) this.#statements = null;
     this.#book.unuse(statement);
   }

@@ -27,7 +27,7 @@ import { FUNCTION_OID_END } from './connection.ts';
 import { type CopyState, copyMove } from './copy.ts';
 import { changesDialect } from './dialect.ts';
 import { type Bringing, bring, bringForQuery, freeAll, freeMentioned } from './mentions.ts';
-import { NAMES_MAX, Names } from './names.ts';
+import { NAMES_MAX, NAMES_MIB_MAX, Names } from './names.ts';
 import {
   closeOn,
   inject,
@@ -60,7 +60,7 @@ export class Requests {
   readonly #unnamed = new Unnamed();
   /** What needs no server. */
   readonly alone: Alone;
-  /** What its named portals would run, if that is not harmless. */
+  /** What its named portals would run, if that is not harmless; until the transaction is over. */
   #portals: Map<string, Portal> | null = null;
   /** The verdict of the statement that was sent last. */
   #last: Verdict = harmless;
@@ -104,6 +104,11 @@ export class Requests {
     this.#last = harmless;
     this.#statements = 0;
     this.#hasRun = false;
+  }
+
+  /** A transaction is over, and with it its portals. */
+  endTransaction(): void {
+    this.#portals = null;
   }
 
   get preparedCount(): number {
@@ -176,7 +181,7 @@ export class Requests {
   /** May statements of SQL-level PREPARE become statements of the protocol level? */
   mayNameAll(statements: readonly Prepared[]): boolean {
     const isNew = statements.every(({ name }) => this.#names.get(name) === undefined && !isOurs(name));
-    return isNew && this.#names.size + statements.length <= NAMES_MAX;
+    return isNew && !this.#names.isFull && this.#names.size + statements.length <= NAMES_MAX;
   }
 
   nameAll(statements: readonly Prepared[]): void {
@@ -463,7 +468,7 @@ export class Requests {
     const statement = this.alone.find(source.subarray(nameEnd + 1, end));
     if (!this.#host.lease.mayRun(statement.verdict)) return 'refused';
     if (this.#sqlNames?.has(name)) return this.#onParseSqlName(name, statement, server);
-    if (this.#names.size >= NAMES_MAX) return this.#refuseName(server);
+    if (this.#names.isFull) return this.#refuseName(server);
     const translation = translate(statement.body, statement.verdict, this.#names);
     if (translation === null) return this.#parse(name, statement, statement, server, frame, nameEnd + 1);
     if (!bring(this.#host, translation, server)) return 'again';
@@ -567,7 +572,8 @@ export class Requests {
   #refuseName(server: ServerConnection): Handled {
     const known = this.#names.any();
     if (!prepare(this.#host, known, server)) return 'again';
-    const refusal = error(SqlState.ConfigurationLimit, `a session may have ${NAMES_MAX} prepared statements`, {
+    const most = `${NAMES_MAX} prepared statements, and ${NAMES_MIB_MAX} MiB of them`;
+    const refusal = error(SqlState.ConfigurationLimit, `a session may have ${most}`, {
       hint: 'close what is no longer needed',
     });
     const note = { replaceError: () => encode.errorResponse(refusal) };
@@ -690,8 +696,7 @@ export class Requests {
   #setPortal(name: string, verdict: Verdict, translation: Translation | null): void {
     const portal = { verdict, translation };
     if (name === '') this.#unnamed.portal = portal;
-    else if (isHarmless(verdict) && !verdict.isCommit) this.#portals?.delete(name);
-    else {
+    else if (!isHarmless(verdict) || verdict.isCommit) {
       this.#portals ??= new Map();
       this.#portals.set(name, portal);
     }
@@ -702,6 +707,7 @@ export class Requests {
     const kind = frame.type === ClientMessage.Describe ? 'Describe' : 'Close';
     const isStatement = source[start + HEADER] === STATEMENT;
     const nameEnd = stringEnd(source, start + HEADER + 1, end);
+    if (!isStatement && kind === 'Close') return this.#onClosePortal(frame, server);
     if (!isStatement || nameEnd === -1) return this.#pass(kind, frame, server, null);
     const name = source.toString('latin1', start + HEADER + 1, nameEnd);
     if (this.#mustAwait(name, server)) return 'again';
@@ -729,6 +735,18 @@ export class Requests {
     if (present.description === null) note.message = remembering(present);
     const bytes = encode.aboutStatement(ClientMessage.Describe, present.name);
     return this.#passInstead('Describe', bytes, server, note);
+  }
+
+  #onClosePortal(frame: Frame, server: ServerConnection): Handled {
+    const portals = this.#portals;
+    if (portals === null || !frame.isEnd) return this.#pass('Close', frame, server, null);
+    const name = frame.source.toString('latin1', frame.start + HEADER + 1, frame.end - 1);
+    const portal = portals.get(name);
+    // By then it may be another one.
+    const done = () => {
+      if (portals.get(name) === portal) portals.delete(name);
+    };
+    return this.#pass('Close', frame, server, { done });
   }
 
   /** Closing a name of ours never reaches the server: others may use the statement there. */

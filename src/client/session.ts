@@ -804,6 +804,7 @@ export class Session
       this.changedAt = now;
     }
     this.#subscriber?.follow(outstanding.status, this.#requests.hasCommitted);
+    if (outstanding.isFree) this.#requests.endTransaction();
     if (outstanding.isFree) this.#cached?.endWrite(now);
     if (this.state !== 'active') return;
     if (this.#isTerminating) {

@@ -487,14 +487,43 @@ t.test('large values of settings are not kept for ever', async (t) => {
 t.test('large prepared statements of one client are not kept without bound', async (t) => {
   const arena = await startArena(t, { size: 3, pinnedMax: '100%' });
   const client = await arena.open();
+  const run = (name: string) => client.ask([send.bind('', name), send.execute(''), send.sync()]);
+  const answers: string[] = [];
   const grown = await growth(async () => {
     for (let lap = 0; lap < 150; lap++) {
       const text = `SELECT 1 /* ${String(lap).repeat(1_000_000 / String(lap).length)} */`;
-      await client.ask([send.parse(`s${lap}`, text), send.sync()]);
+      const messages = await client.ask([send.parse(`s${lap}`, text), send.sync()]);
+      answers.push(sqlstates(messages)[0] ?? '');
     }
   });
-  t.ok(grown < 192 * MiB, `memory grew by ${Math.round(grown / MiB)} MiB`);
-  t.equal(types(await client.ask([send.bind('', 's149'), send.execute(''), send.sync()])), '2DCZ');
+  t.ok(grown < 128 * MiB, `memory grew by ${Math.round(grown / MiB)} MiB`);
+  const first = answers.indexOf('53400');
+  t.ok(first > 60 && first < 75, `${first} statements of 1 MB are taken`);
+  t.ok(
+    answers.slice(first).every((state) => state === '53400'),
+    'and no more',
+  );
+  t.equal(types(await run(`s${first - 1}`)), '2DCZ');
+  await client.ask([send.close('S', 's0'), send.close('S', 's1'), send.sync()]);
+  t.same(sqlstates(await client.ask([send.parse('more', 'SELECT 1'), send.sync()])), [], 'until one is closed');
+  client.end();
+  await arena.beats();
+});
+
+t.test('names of portals are not kept beyond their transaction', async (t) => {
+  const arena = await startArena(t, { size: 1 });
+  const client = await arena.open();
+  await client.ask([send.parse('s', 'SET work_mem = 1000'), send.sync()]);
+  const grown = await growth(async () => {
+    for (let lap = 0; lap < 300; lap++) {
+      const binds = Array.from({ length: 20 }, (_, index) => [
+        send.bind(`${lap} ${index}`.padEnd(4000, 'x'), 's'),
+        send.sync(),
+      ]);
+      await client.ask(binds.flat(), 20);
+    }
+  });
+  t.ok(grown < 16 * MiB, `memory grew by ${Math.round(grown / MiB)} MiB`);
   client.end();
   await arena.beats();
 });

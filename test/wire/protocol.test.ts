@@ -243,6 +243,29 @@ for (const leave of ['end', 'terminate'] as const) {
   });
 }
 
+exchanges(
+  'a portal whose Close is skipped still runs what it did',
+  ['CZ12ZCZ', 'EZCZ', 'DCZCZ', 'TDCZ'],
+  [
+    [Q('BEGIN'), P('s', `SELECT set_config('work_mem', '1234kB', false)`), B('p', 's'), S, Q('SAVEPOINT a')],
+    [P('', 'SELECT nothing'), C('P', 'p'), S, Q('ROLLBACK TO a')],
+    [E('p'), S, Q('COMMIT')],
+    [Q('SHOW work_mem')],
+  ],
+);
+
+exchanges(
+  'a portal whose name is given again runs what it stands for now',
+  ['CZ12Z312ZDCZCZ', 'TDCZ'],
+  [
+    [
+      ...[Q('BEGIN'), P('s', `SELECT set_config('work_mem', '1234kB', false)`), B('p', 's'), S],
+      ...[C('P', 'p'), P('', `SELECT set_config('work_mem', '2345kB', false)`), B('p', ''), S, E('p'), S, Q('COMMIT')],
+    ],
+    [Q('SHOW work_mem')],
+  ],
+);
+
 t.test('a server is not kept by what is left of a message of a COPY that has failed', async (t) => {
   const proxy = await startProxy(postgres.port, { pool: { size: 1 } });
   t.after(() => proxy.stop());
