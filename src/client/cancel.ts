@@ -12,6 +12,7 @@
  * A key is kept as a Latin-1 string of its bytes: a Buffer would cost every idle client ten times as much.
  */
 import { randomBytes, timingSafeEqual } from 'node:crypto';
+import type { ServerTarget } from '../server/login.ts';
 
 const SLOTS = 1 << 18;
 const WORKER_BITS = 6;
@@ -30,6 +31,8 @@ export interface Cancelable {
   /** Ends it (57P01), with this text. */
   end(message: string): void;
   readonly user: string;
+  /** Where its servers are, and who they think that it is. */
+  readonly pool: { readonly target: ServerTarget };
 }
 
 export class CancelKeys {

@@ -25,7 +25,7 @@ export class Replication implements Cancelable {
   readonly key: CancelKey;
   readonly user: string;
   readonly database: string;
-  readonly #target: ServerTarget;
+  readonly pool: { readonly target: ServerTarget };
   readonly #client: net.Socket;
   #server: net.Socket | null = null;
   #serverKey: Buffer = Buffer.alloc(0);
@@ -35,7 +35,7 @@ export class Replication implements Cancelable {
     this.user = user;
     this.database = database;
     this.#client = socket;
-    this.#target = target;
+    this.pool = { target };
   }
 
   /** Opens the server and joins the two; null: the client has gone meanwhile. Throws ServerLoginError when that fails. */
@@ -76,7 +76,7 @@ export class Replication implements Cancelable {
     const server = this.#server;
     if (server !== null)
       sendCancel(
-        this.#target,
+        this.pool.target,
         this.#serverKey,
         () => !server.destroyed,
         () => {},

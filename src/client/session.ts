@@ -41,7 +41,7 @@ import { Lease, type Lessee } from './lease.ts';
 import { type Answer, type Form, findQuestion, piecesOf } from './question.ts';
 import { Requests } from './request.ts';
 import type { RequestHost } from './request-host.ts';
-import { signalAnswer, signalDenied, signalIn } from './signal.ts';
+import { carryOut, maySignal, signalAnswer, signalDenied, signalIn, targetOf } from './signal.ts';
 import { isAnswerDue, isInQueue, type SessionState } from './state.ts';
 import { hearsAs, Subscriber, type SubscriberClient } from './subscriber.ts';
 import { type Inputs, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
@@ -447,15 +447,14 @@ export class Session
     if (verdict?.effects?.isSignal !== true) return false;
     const question = findQuestion(message, this.#connection.reader, this.#requests.alone);
     const signal = question === null ? null : signalIn(question);
-    const target = signal === null ? null : this.#house.holderOf(signal.pid);
+    const target = signal === null ? null : targetOf(signal, this, this.#house.holderOf);
     if (question === null || signal === null || target === null) return false;
-    if (target.user !== this.user && this.settings.reported.get('is_superuser') !== 'on') {
+    if (!maySignal(this, target)) {
       this.#fail(message, signalDenied(signal));
       return true;
     }
     this.#answerWhole(message, signalAnswer(signal), question);
-    if (signal.command === 'cancel') target.cancel();
-    else target.end('terminating connection due to administrator command');
+    carryOut(signal, target);
     return true;
   }
 

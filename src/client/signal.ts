@@ -3,10 +3,16 @@
  * the client's session is reached as by a cancel request (client/cancel). Called by client/session (pgAdmin and knex cancel in this way).
  *
  * Not seen are calls amid a greater statement; the process ids in pg_stat_activity are those of servers, which servers know.
- * Rights: Postgres manual, "Server Signaling Functions". Who is in the role pg_signal_backend is not known here.
+ * Nor are those amid a transaction that has a server: they go there.
+ *
+ * A number is one of the hosts that its client works on; elsewhere it is unknown. Rights: Postgres manual, "Server Signaling Functions". Who is in
+ * the role pg_signal_backend is not known here, and a superuser is only who is one under his own name.
  */
 import * as encode from '../protocol/encode.ts';
 import { error, type Refusal, SqlState } from '../protocol/sqlstate.ts';
+import { addressOf } from '../server/hosts.ts';
+import type { Settings } from '../server/settings.ts';
+import type { Cancelable } from './cancel.ts';
 import type { Answer, Question } from './question.ts';
 
 export interface Signal {
@@ -57,6 +63,28 @@ function readValues(source: Buffer): { pid: number; isBinary: boolean } {
     at += Math.max(size, 0);
   }
   return { pid, isBinary: Array.from({ length: next16() }, next16)[0] === BINARY };
+}
+
+/** Whom it is for; null: the asker's host knows nobody by this number. */
+export function targetOf(
+  { pid }: Signal,
+  asker: Cancelable,
+  holderOf: (pid: number) => Cancelable | null,
+): Cancelable | null {
+  const target = holderOf(pid);
+  const isNear = target !== null && addressOf(target.pool.target.host) === addressOf(asker.pool.target.host);
+  return isNear ? target : null;
+}
+
+/** May the asker signal the target? Whoever logs in to servers as somebody else has the rights of that one there, but not here. */
+export function maySignal(asker: Cancelable & { readonly settings: Settings }, target: Cancelable): boolean {
+  const isSuperuser = asker.settings.reported.get('is_superuser') === 'on';
+  return target.user === asker.user || (isSuperuser && asker.pool.target.user === asker.user);
+}
+
+export function carryOut({ command }: Signal, target: Cancelable): void {
+  if (command === 'cancel') target.cancel();
+  else target.end('terminating connection due to administrator command');
 }
 
 /** Its answer: one row, true. */

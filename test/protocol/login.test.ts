@@ -14,6 +14,7 @@ import {
   ScramServer,
 } from '../../src/protocol/scram.ts';
 import { packetSize, parseOptions, readPacket } from '../../src/protocol/startup.ts';
+import type { ServerTarget } from '../../src/server/login.ts';
 
 async function exchange(client: ScramClient, server: ScramServer) {
   const first = server.first(client.first());
@@ -93,9 +94,11 @@ t.test('the userlist has PgBouncer’s format', async (t) => {
 t.test('a key cancels its own session and no other', async (t) => {
   const keys = new CancelKeys(3, 1);
   const cancelled: string[] = [];
+  const target = {} as ServerTarget; // Nobody asks where its servers are.
   const holder = (name: string, minor: number) => ({
     key: keys.issue(minor),
     user: name,
+    pool: { target },
     cancel: () => cancelled.push(name),
     end: () => {},
   });

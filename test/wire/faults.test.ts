@@ -502,6 +502,35 @@ t.test('pg_terminate_backend of a number that a client was told', async (t) => {
   t.same(await b.rows(`SELECT pg_terminate_backend(${a.key.readInt32BE(0)})`), [['f']], 'it is nobody now');
 });
 
+t.test('numbers are those of a host, and nobody has rights by the user that servers know', async (t) => {
+  const other = await withPostgres();
+  t.after(() => other.stop());
+  const direct = await RawClient.open(other.port);
+  await direct.rows('CREATE ROLE victim LOGIN');
+  direct.end();
+  const at = (port: number) => ({ hosts: [`127.0.0.1:${port}`], dbname: 'postgres', tls: { mode: 'disable' } });
+  const databases = { here: at(postgres.port), there: at(other.port), shared: { ...at(other.port), user: 'postgres' } };
+  const proxy = await startProxy(postgres.port, { top: { databases } });
+  t.after(() => proxy.stop());
+  const victim = await open(t, proxy.port, { database: 'there', user: 'victim' });
+  const call = `SELECT pg_terminate_backend(${victim.key.readInt32BE(0)})`;
+  const stranger = await open(t, proxy.port, { database: 'here' });
+  t.same(await stranger.rows(call), [['f']], 'of another host');
+  const anybody = await open(t, proxy.port, { database: 'shared', user: 'victim' });
+  const [theirs, own] = [
+    await open(t, proxy.port, { database: 'shared' }),
+    await open(t, proxy.port, { database: 'shared', user: 'victim' }),
+  ];
+  t.same(sqlstates(await anybody.ask(send.query(`SELECT pg_terminate_backend(${theirs.key.readInt32BE(0)})`))), [
+    '42501',
+  ]);
+  t.same(await anybody.rows(`SELECT pg_terminate_backend(${own.key.readInt32BE(0)})`), [['t']], 'its own user’s');
+  t.same(await victim.rows('SELECT 1'), [['1']]);
+  const superuser = await open(t, proxy.port, { database: 'there' });
+  t.same(await superuser.rows(call), [['t']]);
+  t.same(sqlstates(await victim.closed()), ['57P01']);
+});
+
 for (const mode of ['transaction', 'session'] as const)
   t.test(`numbers of other users are for superusers only (mode ${mode})`, async (t) => {
     const admin = await RawClient.open(postgres.port);
