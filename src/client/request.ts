@@ -289,7 +289,7 @@ export class Requests {
   }
 
   #awaitAnswers(server: ServerConnection): Handled {
-    if (server.outstanding.isFlushWanted) server.send(encode.flush);
+    server.askForReplies();
     this.#isHolding = true;
     return 'again';
   }

@@ -314,6 +314,8 @@ export class Session
       this.#turn?.work(now);
       if (wasFree) this.#work.begin(now);
     }
+    // It is not read any further, and its Sync may be what the replies wait for.
+    if (server.outstanding.size >= OUTSTANDING_MAX) server.askForReplies();
     if (handled === 'again') this.#held = { ...message };
     else if (handled === 'refused') this.#refusePin(message);
     else if (handled !== 'done') {
@@ -326,7 +328,7 @@ export class Session
   /** The end comes when what was sent before is answered: no Sync will ask for that any more. */
   #terminate(server: ServerConnection): void {
     this.#isTerminating = true;
-    if (server.outstanding.isFlushWanted) server.send(encode.flush);
+    server.askForReplies();
   }
 
   /** A message while no server is held: most need one. */

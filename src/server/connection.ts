@@ -261,6 +261,11 @@ export class ServerConnection implements Link<ServerConnection> {
     this.#outbox.addRun(source, start, end);
   }
 
+  /** Has it send the replies that it keeps back. */
+  askForReplies(): void {
+    if (this.outstanding.isFlushWanted) this.send(encode.flush);
+  }
+
   /** Reads on after `Owner.deliver` said stop. */
   resume(): void {
     this.#socket.resume();

@@ -1249,6 +1249,17 @@ t.test('a flood of pipelined requests is answered, however many', async (t) => {
   t.equal(proxy.bugs(), 0);
 });
 
+t.test('more replies of the proxy’s own than may be outstanding wait for one of the server', async (t) => {
+  const proxy = await startProxy(postgres.port, { pool: { size: 1 } });
+  t.after(() => proxy.stop());
+  const a = await open(t, proxy.port);
+  const names = Array.from({ length: 4200 }, (_, index) => `n${index}`);
+  await a.ask([P('s', 'SELECT 1'), ...names.map((name) => P(name, 'SELECT 2')), S]);
+  const closed = await a.ask([B('', 's'), E(''), ...names.map((name) => C('S', name)), S]);
+  t.equal(types(closed), `2DC${'3'.repeat(4200)}Z`);
+  t.equal(types(await a.ask([B('', 's'), E(''), S])), '2DCZ');
+});
+
 t.test('no notification is lost between the requests of the proxy itself', async (t) => {
   const proxy = await startProxy(postgres.port, { pool: { size: 2, pinnedMax: '100%' } });
   t.after(() => proxy.stop());
