@@ -436,8 +436,8 @@ export class Requests {
     const undo = this.#unnamed.drop(server);
     if (undo !== null) this.#names.change('');
     this.#unnamed.portal = harmlessPortal;
-    this.#names.endBatch();
     const running = both(this.#running(verdict, translation, server), undo);
+    this.#names.endBatch(); // Behind what its text changes.
     const note = endsBatch && this.#isHoldWanted ? both(running, this.#keeping()) : running;
     const handled =
       translation === null

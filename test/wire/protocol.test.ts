@@ -189,6 +189,12 @@ exchange('an unnamed DEALLOCATE that runs twice fails by the name that it has', 
   ...[B('', 'a'), S],
 ]);
 
+exchange('a name whose DEALLOCATE fails is not free for what is sent right behind', '1ZEZEZ2DCZ', [
+  ...[P('s', 'SELECT 1'), S],
+  ...[Q('SELECT 1/0; DEALLOCATE s'), P('s', 'SELECT 2'), S],
+  ...[B('', 's'), E(''), S],
+]);
+
 t.test('a server is not kept by a batch that only names and describes', async (t) => {
   await reset();
   const proxy = await startProxy(postgres.port, { pool: { size: 1 } });
