@@ -42,7 +42,7 @@ import { type Answer, type Form, findQuestion, piecesOf } from './question.ts';
 import { Requests } from './request.ts';
 import type { RequestHost } from './request-host.ts';
 import { carryOut, maySignal, signalAnswer, signalDenied, signalIn, targetOf } from './signal.ts';
-import { isAnswerDue, isInQueue, type SessionState } from './state.ts';
+import { isAnswerDue, isHeldUp, isInQueue, type SessionState } from './state.ts';
 import { hearsAs, Subscriber, type SubscriberClient } from './subscriber.ts';
 import { type Inputs, partyOf, statementTimeoutOf, Turn, type TurnClient } from './turn.ts';
 import { Work, type WorkClient } from './work.ts';
@@ -930,30 +930,20 @@ export class Session
   /** A CancelRequest with this session's key arrived. */
   cancel(): void {
     this.#guard('cancel', () => {
-      switch (this.state) {
-        case 'queued':
-        case 'waiting':
-        case 'delayed':
-        case 'subscribing':
-        case 'fetching':
-          this.#leaveTarpit?.();
-          this.#subscriber?.giveUp();
-          this.pool.leave(this);
-          this.#refuse(canceled());
-          this.#pump();
-          break;
-        case 'syncing':
-          this.#isCancelWanted = true;
-          break;
-        case 'sharing':
-          this.#line!.cancel(this);
-          break;
-        case 'active':
-          if (this.server!.outstanding.size > 0) this.server!.cancel(this);
-          break;
-        default: // Nothing runs.
-      }
+      if (isHeldUp(this.state)) this.#giveUp();
+      else if (this.state === 'syncing') this.#isCancelWanted = true;
+      else if (this.state === 'sharing') this.#line!.cancel(this);
+      else if (this.state === 'active' && this.server!.outstanding.size > 0) this.server!.cancel(this);
     });
+  }
+
+  /** What it waits with has been cancelled. */
+  #giveUp(): void {
+    this.#leaveTarpit?.();
+    this.#subscriber?.giveUp();
+    this.pool.leave(this);
+    this.#refuse(canceled());
+    this.#pump();
   }
 
   /** Ends what has taken too long. Called by client/listener every fraction of a second. */

@@ -29,6 +29,11 @@ export function isInQueue(state: SessionState): boolean {
   return state === 'waiting' || state === 'queued';
 }
 
+/** Its request waits, and no server knows of it. */
+export function isHeldUp(state: SessionState): boolean {
+  return isInQueue(state) || state === 'delayed' || state === 'subscribing' || state === 'fetching';
+}
+
 /** Its client has asked for something that is yet to be answered. Of 'active' that is not known from the state. */
 export function isAnswerDue(state: SessionState): boolean {
   switch (state) {
