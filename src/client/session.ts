@@ -527,10 +527,10 @@ export class Session
       return false;
     if (!hearsAs(this.settings, this.pool)) return false;
     const listening = asked.all[0]!;
-    if (listening.kind === 'unlisten') this.#subscriber?.unlisten(listening.channel);
-    else if (!alone.isNaming(message, this.#connection.reader)) {
+    const isMoot = listening.kind === 'unlisten' && this.#subscriber === null;
+    if (!isMoot && !alone.isNaming(message, this.#connection.reader)) {
       this.#subscriber ??= new Subscriber(this.pool, this);
-      const heard = this.#subscriber.listen(listening.channel);
+      const heard = this.#subscriber.ask(listening);
       if (heard === 'own') return false;
       if (heard === 'waits') {
         this.#wait(message, 'subscribing');

@@ -2,7 +2,7 @@
  * What one session listens to by its pool's channels (server/channels), and what it has heard and not been told yet. Made by
  * client/session when its client first listens.
  *
- *     LISTEN ──▶ 'listens' │ 'waits' ──onWaited──▶ listens, or a server of its own is asked      UNLISTEN ──▶ 'listens' no more
+ *     LISTEN ──▶ 'done' │ 'waits' ──onWaited──▶ listens, or a server of its own is asked      UNLISTEN ──▶ 'done'
  *
  * The one idea: LISTEN needs no server of the client's own; one connection listens for all clients of the pool. A client is told
  * between transactions and never within a reply, as by Postgres itself ("Asynchronous Operations"); until then what it has heard
@@ -33,7 +33,7 @@ const CHANNELS_MAX = 1_000;
 const KEPT_MAX = 1024 * 1024;
 
 /** 'own': that is for a server of the client's own. */
-type Heard = 'listens' | 'waits' | 'own';
+type Heard = 'done' | 'waits' | 'own';
 
 /** What is heard is in the encoding of the connection that listens. */
 export function hearsAs(settings: Settings, { channels, baseline }: ServerPool): boolean {
@@ -63,12 +63,18 @@ export class Subscriber implements ChannelListener {
     return this.#keptBytes > 0;
   }
 
-  /** 'waits': `onWaited` will be called. */
-  listen(channel: string): Heard {
+  /** LISTEN or UNLISTEN is asked for. 'waits': `onWaited` will be called. */
+  ask(listening: Listening): Heard {
+    if (listening.kind === 'listen') return this.#listen(listening.channel);
+    this.unlisten(listening.channel);
+    return 'done';
+  }
+
+  #listen(channel: string): Heard {
     const isNew = !this.#subscribed.has(channel);
     if (isNew && this.#subscribed.size >= CHANNELS_MAX) return 'own';
     this.#subscribed.add(channel);
-    if (this.#pool.channels.subscribe(channel, this)) return 'listens';
+    if (this.#pool.channels.subscribe(channel, this)) return 'done';
     this.#wanted = { channel, isNew };
     return 'waits';
   }

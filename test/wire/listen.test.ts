@@ -53,6 +53,17 @@ t.test('in the extended protocol as well, named or not; LISTEN within a transact
   for (const client of [a, b, c]) t.same(await heard(client), [['ch', 'x']]);
 });
 
+t.test('UNLISTEN that is only prepared or described ends nothing', async (t) => {
+  const proxy = await start(t);
+  const [a, b] = [await open(t, proxy.port), await open(t, proxy.port)];
+  await a.rows('LISTEN ch');
+  t.equal(types(await a.ask([send.parse('u', 'UNLISTEN ch'), send.describe('S', 'u'), send.sync()])), '1tnZ');
+  await b.rows(`NOTIFY ch, 'x'`);
+  t.same(await heard(a), [['ch', 'x']]);
+  t.equal(types(await a.ask([...run('u')])), '2CZ');
+  t.equal(poolOf(proxy).channels.size, 0);
+});
+
 t.test('UNLISTEN, DISCARD ALL and the end of a client end it; the last one ends the LISTEN', async (t) => {
   const proxy = await start(t);
   const [a, b, c] = [await open(t, proxy.port), await open(t, proxy.port), await open(t, proxy.port)];
