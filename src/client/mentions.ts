@@ -5,10 +5,11 @@
  * The one idea: names change when a text is sent, and are taken back where it fails. Rollback does not take DEALLOCATE back.
  */
 import * as encode from '../protocol/encode.ts';
-import { ServerMessage } from '../protocol/messages.ts';
+import { ServerMessage, Status } from '../protocol/messages.ts';
 import type { Note } from '../protocol/outstanding.ts';
 import type { ServerConnection } from '../server/connection.ts';
 import type { Verdict } from '../sql/verdict.ts';
+import { FAIL } from './block.ts';
 import type { Names } from './names.ts';
 import { inject, prepare, prepareDummy } from './prepare.ts';
 import type { RequestHost } from './request-host.ts';
@@ -24,11 +25,22 @@ export function bring(host: RequestHost, { mentions }: Translation, server: Serv
   return true;
 }
 
+const LEAVE = /^\s*(rollback|abort|commit|end)(\s+(work|transaction))?\s*;/i;
+/** Characters at the beginning of a text that say so. */
+const LEAVE_MAX = 100;
+
+/** Does the text end a transaction before it needs what the server lacks? In one that has failed nothing can be parsed. */
+export function leavesFirst({ text, mentions }: Translation, { statements }: ServerConnection): boolean {
+  return (
+    mentions.some(({ statement }) => !statements.has(statement)) && LEAVE.test(text.toString('latin1', 0, LEAVE_MAX))
+  );
+}
+
 /**
  * How far a simple Query is with the statements that its text names: 'asked', or 'inBatch' when a batch was open, while the server parses them;
- * 'failed': one could not be parsed.
+ * 'outside': so that they can be parsed, the transaction that has failed was left, and is to be entered again; 'failed': one could not be parsed.
  */
-export type Bringing = 'no' | 'asked' | 'inBatch' | 'failed';
+export type Bringing = 'no' | 'asked' | 'inBatch' | 'outside' | 'failed';
 
 /** As `bring`, for a simple Query: what is brought is a batch of its own, which must end before the Query. 'no': it may be sent. */
 export function bringForQuery(
@@ -39,11 +51,19 @@ export function bringForQuery(
 ): Bringing {
   const { outstanding } = server;
   const wasOpen = outstanding.isBatchOpen;
-  if (!bring(host, translation, server)) return before !== 'no' ? before : wasOpen ? 'inBatch' : 'asked';
-  const isOurs = before === 'asked' || (!wasOpen && outstanding.isBatchOpen);
+  const hasFailed = before === 'no' && outstanding.isQuiet && outstanding.status === Status.Failed;
+  const mustLeave = hasFailed && leavesFirst(translation, server);
+  if (mustLeave) server.ask('ROLLBACK', host, null);
+  const isOutside = mustLeave || before === 'outside';
+  if (!bring(host, translation, server)) {
+    if (isOutside) return 'outside';
+    return before !== 'no' ? before : wasOpen ? 'inBatch' : 'asked';
+  }
+  const isOurs = before === 'asked' || isOutside || (!wasOpen && outstanding.isBatchOpen);
   if (!isOurs) return 'no';
   if (outstanding.isDiscarding) return 'failed';
   inject(host, 'Sync', encode.sync, server, null);
+  if (isOutside) server.ask(FAIL, host, null);
   return 'no';
 }
 

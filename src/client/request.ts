@@ -26,7 +26,7 @@ import { FAIL } from './block.ts';
 import { FUNCTION_OID_END } from './connection.ts';
 import { type CopyState, copyMove } from './copy.ts';
 import { changesDialect } from './dialect.ts';
-import { type Bringing, bring, bringForQuery, freeAll, freeMentioned } from './mentions.ts';
+import { type Bringing, bring, bringForQuery, freeAll, freeMentioned, leavesFirst } from './mentions.ts';
 import { NAMES_MAX, NAMES_MIB_MAX, Names } from './names.ts';
 import {
   closeOn,
@@ -416,6 +416,8 @@ export class Requests {
     for (const { name } of verdict.effects?.references ?? []) if (this.#mustAwait(name, server)) return 'again';
     const translation = translate(source.subarray(start + HEADER, end), verdict, this.#names);
     if (translation !== null) {
+      const isUncertain = this.#bringing === 'no' && server.outstanding.size > 0;
+      if (isUncertain && leavesFirst(translation, server)) return this.#awaitAnswers(server);
       const bringing = bringForQuery(this.#bringing, this.#host, translation, server);
       this.#bringing = bringing === 'failed' ? 'no' : bringing;
       // Its error stands for that of the Query, which owes a ReadyForQuery.

@@ -195,6 +195,32 @@ exchange('a name whose DEALLOCATE fails is not free for what is sent right behin
   ...[B('', 's'), E(''), S],
 ]);
 
+for (const [text, expected] of [
+  ['ROLLBACK; EXECUTE s', 'CTDCZ'],
+  ['COMMIT WORK; EXECUTE s', 'CTDCZ'],
+  ['ABORT; DEALLOCATE s', 'CCZ'],
+  ['ROLLBACK; EXECUTE s; EXECUTE t', 'CTDCTDCZ'],
+] as const) {
+  for (const begin of ['BEGIN; SELECT 1/0', 'BEGIN'] as const)
+    scenario(
+      `${text} in a transaction that has failed, in one packet with it or behind it (${begin})`,
+      `1Z1Z${begin === 'BEGIN' ? 'CZEZ' : 'CEZ'}${expected}`.repeat(2),
+      async (side) => {
+        const messages: Message[] = [];
+        for (const isAtOnce of [false, true]) {
+          const client = await side.open();
+          messages.push(...(await client.ask([P('s', 'SELECT 1'), S, P('t', 'SELECT 2'), S], 2)));
+          const release = await side.elsewhere();
+          const failing = begin === 'BEGIN' ? [Q('BEGIN'), Q('SELECT 1/0')] : [Q(begin)];
+          if (isAtOnce) messages.push(...(await client.ask([...failing, Q(text)], failing.length + 1)));
+          else for (const part of [...failing, Q(text)]) messages.push(...(await client.ask(part)));
+          await release();
+        }
+        return messages;
+      },
+    );
+}
+
 t.test('a server is not kept by a batch that only names and describes', async (t) => {
   await reset();
   const proxy = await startProxy(postgres.port, { pool: { size: 1 } });
