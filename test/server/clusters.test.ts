@@ -1,32 +1,33 @@
 /** server/clusters, in a whole proxy: what a reload leaves of the clusters before it. */
+import type pg from 'pg';
 import t from 'tap';
 import { connect, startProxy, until, withPostgres } from '../fixtures/stack.ts';
 
 const postgres = await withPostgres();
 t.after(() => postgres.stop());
-const admin = await connect(postgres.port);
-t.after(() => admin.end());
 const hosts = [`127.0.0.1:${postgres.port}`];
 const control = { user: 'postgres' };
 
 /** Databases that the control user is logged in to. */
-async function asked(): Promise<string[]> {
+async function asked(admin: pg.Client): Promise<string[]> {
   const { rows } = await admin.query(`SELECT datname FROM pg_stat_activity WHERE application_name = 'pgweir control'`);
   return rows.map(({ datname }) => datname);
 }
 
 t.test('a database that is not configured any more is not asked what its host is', async (t) => {
+  const admin = await connect(postgres.port);
+  t.after(() => admin.end());
   await admin.query('CREATE DATABASE old');
   await admin.query('CREATE DATABASE kept');
   const databases: Record<string, unknown> = { old: { hosts, control }, kept: { hosts, control } };
   const proxy = await startProxy(postgres.port, { top: { databases } });
   t.after(() => proxy.stop());
-  await until(async () => (await asked()).join() === 'old', 'the first to be asked');
+  await until(async () => (await asked(admin)).join() === 'old', 'the first to be asked');
   t.same(proxy.app.reload(), []);
-  t.ok((await asked()).includes('old'), 'who is still there is still asked');
+  t.ok((await asked(admin)).includes('old'), 'who is still there is still asked');
   delete databases.old;
   t.same(proxy.app.reload(), []);
-  await until(async () => (await asked()).join() === 'kept', 'the other one to be asked');
+  await until(async () => (await asked(admin)).join() === 'kept', 'the other one to be asked');
   await admin.query('DROP DATABASE old');
   const [cluster, ...more] = proxy.app.snapshot().clusters;
   t.same(more, []);
