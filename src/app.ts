@@ -484,17 +484,25 @@ export class App {
 
   #cachedDatabase(name: string, config: DatabaseConfig | null): CachedDatabase | null {
     if (config === null || config.cache === null) return null;
-    const primary = () => this.#clusters.of(config, name).primary;
+    // As it is configured by then: of what is not configured any more no cluster is to begin.
+    const now = () => {
+      const found = databaseOf(this.config, name);
+      if (found?.control === undefined) throw new Error('it is not configured any more');
+      return { found, dbname: found.dbname ?? name, primary: this.#clusters.of(found, name).primary };
+    };
     return {
       name,
       rules: this.config.cache.sets[config.cache]!,
       servers: config.pool.size,
       place: JSON.stringify([config.hosts, config.control, config.tls, config.dbname]),
-      openControl: () => this.#targets.openControl(config, config.dbname ?? name, primary()),
+      openControl: async () => {
+        const { found, dbname, primary } = now();
+        return this.#targets.openControl(found, dbname, primary);
+      },
       openChanges: async (hear) => {
-        const password = await this.#targets.controlPassword(config);
-        const target = this.#targets.of(config.dbname ?? name, config.control!.user, config, primary());
-        return openChanges(target, password, hear);
+        const { found, dbname, primary } = now();
+        const password = await this.#targets.controlPassword(found);
+        return openChanges(this.#targets.of(dbname, found.control!.user, found, primary), password, hear);
       },
     };
   }

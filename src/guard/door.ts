@@ -12,6 +12,7 @@ export class Door {
   readonly #addresses: readonly string[];
   /** The host whose gate keeps everybody at the moment. */
   #held: string | null = null;
+  #outage: Outage | null = null;
 
   constructor(admission: Admission, addresses: readonly string[]) {
     this.#admission = admission;
@@ -48,8 +49,15 @@ export class Door {
   setOutage(address: string, outage: Outage | null, now: number): void {
     const before = this.#held;
     this.#held = outage === null ? null : address;
+    this.#outage = outage;
     if (before !== null && before !== this.#held) this.#admission.gateOf(before).setOutage(null, now);
     if (outage !== null) this.#admission.gateOf(address).setOutage(outage, now);
+  }
+
+  /** Who waits is for another door to judge, which may have said so already. */
+  close(now: number): void {
+    if (this.#held === null) return;
+    if (this.#admission.gateOf(this.#held).outage === this.#outage) this.setOutage(this.#held, null, now);
   }
 
   /** The primary is not at `address` any more. */

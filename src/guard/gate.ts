@@ -232,6 +232,11 @@ export class Gate implements PermitHost {
     return { kind: 'wait', ticket };
   }
 
+  /** Why everybody is kept here; null: nobody is. */
+  get outage(): Outage | null {
+    return this.#outage;
+  }
+
   /** The host has no primary any more, or again (null): what has waited starts anew. */
   setOutage(outage: Outage | null, now: number): void {
     if (this.#outage !== null && outage === null) for (const { queue } of this.#lanes) queue.forgive(now);

@@ -48,6 +48,8 @@ interface Door {
   /** Nobody can be given a server of the host at `address`, as long as `mayHold` may be asked; null: it is over. */
   setOutage(address: string, outage: { mayHold(bytes: number): boolean } | null, now: number): void;
   moveFrom(address: string, now: number): void;
+  /** It is over with this cluster; an outage that another one has told of since goes on. */
+  close(now: number): void;
 }
 
 export interface ClusterOptions {
@@ -336,6 +338,6 @@ export class Cluster {
   close(): void {
     for (const probe of this.#probes.values()) probe.close();
     const { door, clock } = this.#options;
-    door.setOutage(addressOf(this.#primary), null, clock.now());
+    door.close(clock.now());
   }
 }

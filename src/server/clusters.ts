@@ -97,7 +97,14 @@ export class Clusters {
     return new Cluster({
       hosts: [host],
       hold: { for: 0, requestsMax: 0, bytesMax: 0 },
-      door: { waiting: 0, waitingBytes: 0, limitOf: () => Number.POSITIVE_INFINITY, setOutage() {}, moveFrom() {} },
+      door: {
+        waiting: 0,
+        waitingBytes: 0,
+        limitOf: () => Number.POSITIVE_INFINITY,
+        setOutage() {},
+        moveFrom() {},
+        close() {},
+      },
       clock: this.#options.clock,
       probeMs: PROBE_MS,
       openControl: null,

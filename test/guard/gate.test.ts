@@ -1,7 +1,9 @@
 /** guard/gate, guard/queue: who is admitted, who waits, who is shed. Time is moved by hand. */
 import t from 'tap';
+import type { Admission } from '../../src/guard/admission.ts';
 import { unlimited } from '../../src/guard/budget.ts';
 import type { Class } from '../../src/guard/classes.ts';
+import { Door } from '../../src/guard/door.ts';
 import { Gate, type GateRules } from '../../src/guard/gate.ts';
 import { FixedLimit } from '../../src/guard/limit.ts';
 import type { Permit } from '../../src/guard/permit.ts';
@@ -574,3 +576,17 @@ t.test(
     t.end();
   },
 );
+
+t.test('a door that closes takes its own outage away, and not that of another', (t) => {
+  const { gate } = house([named('normal')], 1);
+  const admission = { gates: new Map([['a', gate]]), gateOf: () => gate } as unknown as Admission;
+  const [old, next] = [new Door(admission, ['a']), new Door(admission, ['a'])];
+  const outage = { mayHold: () => true };
+  old.setOutage('a', { mayHold: () => true }, 0);
+  next.setOutage('a', outage, 1);
+  old.close(2);
+  t.equal(gate.outage, outage);
+  next.close(3);
+  t.equal(gate.outage, null);
+  t.end();
+});

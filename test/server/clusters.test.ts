@@ -37,3 +37,28 @@ t.test('a database that is not configured any more is not asked what its host is
     [['primary', '']],
   );
 });
+
+t.test('a cache that connects anew does not bring back the cluster of an earlier configuration', async (t) => {
+  const database: Record<string, unknown> = { hosts, control, cache: 'all', lagMax: '1s' };
+  const proxy = await startProxy(postgres.port, {
+    top: {
+      databases: { postgres: database },
+      cache: { mode: 'on', sets: { all: [{ tables: ['*'], ttl: '1h' }] } },
+    },
+  });
+  t.after(() => proxy.stop());
+  const clusters = () => proxy.app.snapshot().clusters;
+  await until(() => proxy.app.snapshot().caches.sensesOf('postgres')!.schema.relations !== null, 'the catalogue');
+  await until(() => [...clusters()[0]!.roles.values()].every(({ role }) => role === 'primary'), 'the primary');
+  database.lagMax = '2s';
+  t.same(proxy.app.reload(), []);
+  t.equal(clusters().length, 1);
+  await until(async () => (await asked()).length >= 2, 'the connections of the cache and of the probe');
+  const lost = await admin.query(
+    `SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgweir control'`,
+  );
+  const before = lost.rows.map(({ pid }) => pid);
+  const renewed = `SELECT count(*)::int AS n FROM pg_stat_activity WHERE application_name = 'pgweir control' AND pid <> ALL ($1)`;
+  await until(async () => (await admin.query(renewed, [before])).rows[0].n >= 2, 'both of them again');
+  t.equal(clusters().length, 1);
+});
