@@ -39,6 +39,8 @@ t.test('a database that is not configured any more is not asked what its host is
 });
 
 t.test('a cache that connects anew does not bring back the cluster of an earlier configuration', async (t) => {
+  const admin = await connect(postgres.port);
+  t.after(() => admin.end());
   const database: Record<string, unknown> = { hosts, control, cache: 'all', lagMax: '1s' };
   const proxy = await startProxy(postgres.port, {
     top: {
@@ -53,7 +55,7 @@ t.test('a cache that connects anew does not bring back the cluster of an earlier
   database.lagMax = '2s';
   t.same(proxy.app.reload(), []);
   t.equal(clusters().length, 1);
-  await until(async () => (await asked()).length >= 2, 'the connections of the cache and of the probe');
+  await until(async () => (await asked(admin)).length >= 2, 'the connections of the cache and of the probe');
   const lost = await admin.query(
     `SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgweir control'`,
   );
