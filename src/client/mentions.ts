@@ -17,8 +17,9 @@ import type { Translation } from './translate.ts';
 
 /** Makes sure that the server has what a translated text names. False: it was asked for it (client/prepare). */
 export function bring(host: RequestHost, { mentions }: Translation, server: ServerConnection): boolean {
-  for (const { reference, statement } of mentions)
-    if (reference.command !== 'deallocate' && !prepare(host, statement, server)) return false;
+  // None of them must go to make room for another: there may be more than a server is to keep (pool.preparedMax).
+  for (const [index, { reference, statement }] of mentions.entries())
+    if (reference.command !== 'deallocate' && !prepare(host, statement, server, index)) return false;
   // Whatever its text, DEALLOCATE of it succeeds: any statement of this name will do.
   for (const { reference, statement } of mentions)
     if (reference.command === 'deallocate') prepareDummy(host, statement, server);

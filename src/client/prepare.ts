@@ -33,9 +33,9 @@ export function isUnderstood({ lease, settings }: RequestHost, { isOwn, planSett
 
 /**
  * Makes sure that the server has the statement. False: it was asked for it; the session is blocked until it answers,
- * and the frame that needs it is handed in again.
+ * and the frame that needs it is handed in again. `spared`: so many that were used last are needed as well.
  */
-export function prepare(host: RequestHost, statement: Statement, server: ServerConnection): boolean {
+export function prepare(host: RequestHost, statement: Statement, server: ServerConnection, spared = 0): boolean {
   if (server.statements.has(statement)) {
     server.statements.touch(statement);
     return true;
@@ -43,7 +43,7 @@ export function prepare(host: RequestHost, statement: Statement, server: ServerC
   // What it means there may be what it means to this client alone.
   if (!isUnderstood(host, statement)) server.isDoomed = true;
   if (server.statements.isDummy(statement)) closeOn(host, server, statement);
-  makeRoom(host, server);
+  makeRoom(host, server, spared);
   server.statements.add(statement);
   host.pool.counts.serverParses++;
   inject(host, 'Parse', encode.parse(statement.name, statement.body), server, {
@@ -98,9 +98,9 @@ export function prepareDummy(host: RequestHost, statement: Statement, server: Se
 }
 
 /** Room for one more statement: the one that was not used for the longest time is closed. */
-export function makeRoom(host: RequestHost, server: ServerConnection): void {
+export function makeRoom(host: RequestHost, server: ServerConnection, spared = 0): void {
   // A Close that the server skips brings its statement back, so that there may be no end to victims.
-  for (const victim of server.statements.victims()) closeOn(host, server, victim);
+  for (const victim of server.statements.victims(spared)) closeOn(host, server, victim);
 }
 
 /** Closes a statement on the server; when that is skipped, it is still there. */

@@ -218,9 +218,13 @@ export class ServerStatements {
     return all;
   }
 
-  /** The statements to close before another can be added: none while there is room, several after `max` has become smaller. */
-  victims(): Statement[] {
-    const surplus = this.#present.size + 1 - this.#max();
+  /**
+   * The statements to close before another can be added: none while there is room, several after `max` has become smaller. `spared`: so
+   * many that were used last stay, whatever `max` is.
+   */
+  victims(spared: number): Statement[] {
+    const { size } = this.#present;
+    const surplus = Math.min(size + 1 - this.#max(), size - spared);
     if (surplus <= 0) return NONE;
     const victims: Statement[] = [];
     for (const statement of this.#present.keys()) {

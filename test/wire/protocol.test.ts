@@ -840,6 +840,18 @@ for (const preparedMax of [1, 2, 3]) {
     ],
     { preparedMax },
   );
+
+  exchanges(
+    `a text that names five statements, with room for ${preparedMax} on a server`,
+    ['11111Z', 'TDCTDCTDCTDCTDCZ', '2DCZ', 'TDCTDCTDCTDCTDCZ'],
+    [
+      [...names.map((name) => P(name, `SELECT '${name}'`)), S],
+      [Q(names.map((name) => `EXECUTE ${name}`).join(';'))],
+      [B('', 'b'), E(''), S],
+      [Q(names.map((name) => `EXECUTE ${name}`).join(';'))],
+    ],
+    { preparedMax },
+  );
 }
 
 // --- COPY -------------------------------------------------------------------------------------------------------
