@@ -25,7 +25,6 @@ import { Alone } from './alone.ts';
 import { FAIL } from './block.ts';
 import { FUNCTION_OID_END } from './connection.ts';
 import { type CopyState, copyMove } from './copy.ts';
-import { changesDialect } from './dialect.ts';
 import { type Bringing, bring, bringForQuery, freeAll, freeMentioned, leavesFirst } from './mentions.ts';
 import { NAMES_MAX, NAMES_MIB_MAX, Names } from './names.ts';
 import {
@@ -348,9 +347,8 @@ export class Requests {
   /** As `#ran`, for the statements that a text executes, each once however often it is named: notes of notes have a depth that the stack bounds. */
   #ranAll({ mentions }: Translation): Note | null {
     const executed = mentions.filter(({ reference }) => reference.command === 'execute');
-    const statements = new Set(executed.map(({ statement }) => statement));
-    for (const { verdict, body } of statements) this.#noteSetting(verdict, body);
-    const verdicts = new Set([...statements].map(({ verdict }) => verdict));
+    const verdicts = new Set(executed.map(({ statement }) => statement.verdict));
+    for (const verdict of verdicts) this.#noteSetting(verdict);
     const notes = [...verdicts].map((verdict) => this.#ran(verdict)).filter((note) => note !== null);
     if (notes.length === 0) return null;
     return {
@@ -425,7 +423,7 @@ export class Requests {
       if (bringing !== 'no') return 'again';
     }
     this.#hideSequences(verdict, server);
-    if (changesDialect(verdict, source, start + HEADER, end - 1)) this.#host.lease.noteSetting();
+    this.#noteSetting(verdict);
     this.#host.pool.counts.queries++;
     // In an open batch a Query may be skipped: then only Sync ends what came before.
     const endsBatch = !server.outstanding.isBatchOpen && !server.outstanding.isDiscarding;
@@ -615,7 +613,7 @@ export class Requests {
       translation === null ? this.#understood(name, statement, server) : this.#findTranslated(translation);
     this.#hideSequences(statement.verdict, server);
     if (!prepare(this.#host, present, server)) return 'again';
-    this.#noteSetting(statement.verdict, statement.body);
+    this.#noteSetting(statement.verdict);
     this.#host.pool.counts.binds++;
     this.#setPortal(portal, statement.verdict, translation);
     const isChanged = server.statements.isChanged(present);
@@ -645,8 +643,8 @@ export class Requests {
     return this.alone.find(text, true);
   }
 
-  #noteSetting(verdict: Verdict, body: Buffer): void {
-    if (changesDialect(verdict, body, 0, body.length)) this.#host.lease.noteSetting();
+  #noteSetting({ changesDialect }: Verdict): void {
+    if (changesDialect) this.#host.lease.noteSetting();
   }
 
   /** As planNote; and a statement that a pinned client has dropped where we do not look (DO, a function) is gone. */
@@ -662,7 +660,7 @@ export class Requests {
     if (translation !== null && !bring(this.#host, translation, server)) return 'again';
     this.#host.pool.counts.binds++;
     this.#unnamed.bring(this.#host, translation, server);
-    if (body !== null) this.#noteSetting(verdict, body);
+    if (body !== null) this.#noteSetting(verdict);
     this.#setPortal(portal, verdict, translation);
     return this.#pass('Bind', frame, server, null);
   }

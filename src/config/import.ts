@@ -6,6 +6,7 @@
  */
 import { stringify } from 'yaml';
 import { readConnectionString, readIni, type Section } from './ini.ts';
+import { HOST_SERVERS_MAX } from './schema.ts';
 
 export interface Imported {
   /** The configuration, as YAML. */
@@ -178,6 +179,7 @@ const shared: Readonly<Record<string, Meaning>> = {
 /** Where PgBouncer's defaults differ from ours so that it is felt. */
 const defaults: Readonly<Record<string, string>> = {
   pool_mode: 'session',
+  default_pool_size: '20',
   max_client_conn: '100',
   query_wait_timeout: '120',
   server_connect_timeout: '15',
@@ -186,9 +188,6 @@ const defaults: Readonly<Record<string, string>> = {
 };
 const SOCKET_FOLDER = '/tmp';
 const METHOD = 'md5';
-const SIZE = 20;
-/** Servers of a host, where nothing is said (config/schema). */
-const HOST_SERVERS = 100;
 
 /** Keys of a line of [databases]. */
 const ofDatabase: Readonly<Record<string, Meaning>> = {
@@ -374,18 +373,16 @@ function databaseOf(name: string, line: string, main: Section, common: Json, fou
 }
 
 interface Sizes {
-  size?: number;
+  size: number;
   sizeMin?: number;
   sizeReserve?: number;
 }
 
 /** Sizes that PgBouncer takes and we refuse, or that mean something else there. */
 function fitSizes(database: Json, main: Section): void {
-  database.pool ??= {};
   const pool = database.pool as Sizes;
-  const size = pool.size ?? SIZE;
-  if ((pool.sizeMin ?? 0) > size) pool.sizeMin = size;
-  if (Number(main.get('reserve_pool_timeout') ?? 5) === 0 && pool.sizeReserve !== undefined) delete pool.sizeReserve;
+  if (pool.sizeMin !== undefined) pool.sizeMin = Math.min(pool.sizeMin, pool.size);
+  if (Number(main.get('reserve_pool_timeout') ?? 5) === 0) delete pool.sizeReserve;
 }
 
 /** PgBouncer has no limit for the servers of a host: ours is not to be in the way of what the pools were before. */
@@ -393,14 +390,14 @@ function fitHosts(databases: readonly Json[], { notes }: Finding): void {
   const wanted = new Map<string, number>();
   const hostOf = ({ hosts }: Json) => (hosts as string[])[0]!;
   for (const database of databases) {
-    const { size = SIZE, sizeReserve = 0 } = (database.pool ?? {}) as Sizes;
+    const { size, sizeReserve = 0 } = database.pool as Sizes;
     wanted.set(hostOf(database), (wanted.get(hostOf(database)) ?? 0) + size + sizeReserve);
   }
   for (const database of databases)
-    if (wanted.get(hostOf(database))! > HOST_SERVERS) database.serversMax = wanted.get(hostOf(database));
+    if (wanted.get(hostOf(database))! > HOST_SERVERS_MAX) database.serversMax = wanted.get(hostOf(database));
   for (const [host, servers] of wanted)
     notes.push(
-      `${host}: at most ${Math.max(servers, HOST_SERVERS)} servers over all databases and users (databases.*.serversMax); PgBouncer has no such limit, Postgres has max_connections`,
+      `${host}: at most ${Math.max(servers, HOST_SERVERS_MAX)} servers over all databases and users (databases.*.serversMax); PgBouncer has no such limit, Postgres has max_connections`,
     );
 }
 

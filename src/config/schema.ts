@@ -24,6 +24,9 @@ function measure(pattern: RegExp, units: Record<string, number>, example: string
     });
 }
 
+/** Of servers on one host, where nothing is said. */
+export const HOST_SERVERS_MAX = 100;
+
 const duration = () => measure(DURATION, DURATION_UNITS, '250ms, 5s, 10m, 1h or 7d');
 const positive = () => duration().refine((ms) => ms > 0, 'expected more than nothing');
 const size = () => measure(SIZE, SIZE_UNITS, '64KiB or 256MiB');
@@ -373,7 +376,9 @@ const database = z
     authQuery: authQuery.nullable().prefault(null).describe('As auth.query, for this database.'),
     tls: serverTls.prefault({}).describe('TLS towards the server.'),
     pool: pool.prefault({}).describe('Server connections of one user.'),
-    serversMax: count(1).prefault(100).describe('Server connections per host, over all users and databases on it.'),
+    serversMax: count(1)
+      .prefault(HOST_SERVERS_MAX)
+      .describe('Server connections per host, over all users and databases on it.'),
     clientsMax: count()
       .nullable()
       .prefault(null)

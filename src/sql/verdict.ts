@@ -10,6 +10,7 @@ import { harmlessFunctions } from './builtins.ts';
 import type { Catalog } from './catalog.ts';
 import { channelsOf, type Listenings } from './channel.ts';
 import { type Control, controlOf } from './control.ts';
+import { type Change, changeOf, changesByName } from './dialect.ts';
 import { type Effects, findEffects, mergeEffects, pinning, probing } from './effects.ts';
 import { type Kind, type Parser, SQL_BYTES_MAX, type Syntax, type TableReference } from './parser.ts';
 import { isLocal, readKey } from './read.ts';
@@ -44,6 +45,8 @@ export interface Nature {
   reading: Reading | null;
   /** It does nothing but make a temporary table, or use one. */
   isTemporary: boolean;
+  /** Of how servers understand what comes behind it. */
+  readonly change: Change;
 }
 
 export interface Verdict {
@@ -68,6 +71,8 @@ export interface Verdict {
   isLocal: boolean;
   /** It only asks whether anybody is there, or sets the session up. */
   isUpkeep: boolean;
+  /** It changes how servers understand what comes behind it, or may; only by what it says itself. */
+  changesDialect: boolean;
 }
 
 export const harmless: Verdict = {
@@ -82,9 +87,10 @@ export const harmless: Verdict = {
   read: 0,
   isLocal: false,
   isUpkeep: false,
+  changesDialect: false,
 };
 /** Of it nothing is known. */
-export const opaque: Verdict = { ...harmless, effects: pinning('opaque') };
+export const opaque: Verdict = { ...harmless, effects: pinning('opaque'), changesDialect: true };
 /** The longest text that is cut into tokens; a longer one is opaque. */
 export const TEXT_BYTES_MAX = 1024 * 1024;
 
@@ -165,13 +171,14 @@ export class Judge {
     const number = verdict.read || numberOf(tokens);
     const nature = this.#judgeNature(number, source, start, end);
     const upkeep = isUpkeep(tokens);
-    const isPlain = tags === null && isHarmless(verdict) && control === null;
+    const isPlain = tags === null && isHarmless(verdict) && control === null && nature.change !== 'byName';
     // SELECT 1 is upkeep and SELECT 2 is not: of one shape there are two at most.
     const key = upkeep ? -number : number;
     const known = isPlain ? this.#plain.get(key) : undefined;
     if (known?.nature === nature) verdict = known;
     else {
-      verdict = { ...verdict, tags, number, nature, isUpkeep: upkeep };
+      const changesDialect = nature.change === 'byName' ? changesByName(tokens) : nature.change === 'yes';
+      verdict = { ...verdict, tags, number, nature, isUpkeep: upkeep, changesDialect };
       if (isPlain) this.#plain.set(key, verdict);
     }
     if (effects !== null && effects.references.length > 0) moveReferences(effects, start);
@@ -196,7 +203,14 @@ export class Judge {
     const known = this.#natures.get(number);
     if (known !== undefined) return known;
     const text = shownShape(this.#tokens, SHOWN_MAX);
-    const nature: Nature = { text, kind: null, tables: [], reading: null, isTemporary: false };
+    const nature: Nature = {
+      text,
+      kind: null,
+      tables: [],
+      reading: null,
+      isTemporary: false,
+      change: changeOf(this.#tokens),
+    };
     this.#natures.set(number, nature);
     if (end - start > SQL_BYTES_MAX) return nature; // The parser would not take it.
     this.#parser.parseLater(source.toString('utf8', start, end), (syntax, isFinal) => {

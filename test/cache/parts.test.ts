@@ -296,7 +296,7 @@ t.test(
     const tables = [{ schema: '', name: 'plans', isWritten: true }];
     const write = {
       ...harmless,
-      nature: { text: '', kind: 'write' as const, tables, reading: null, isTemporary: false },
+      nature: { text: '', kind: 'write' as const, tables, reading: null, isTemporary: false, change: 'no' as const },
     };
     const written = new Written(cache);
     written.add(write, { searchPath: 'public', role: 'me' } as Identity);

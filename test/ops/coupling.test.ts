@@ -25,6 +25,7 @@ const nature = (name: string, isWritten: boolean): Nature => ({
   tables: [{ schema: '', name, isWritten }],
   reading: null,
   isTemporary: false,
+  change: 'no',
 });
 const app = (application: string) => ({ host: 'db:5432', database: 'shop', user: 'app', application });
 
