@@ -11,15 +11,16 @@ import type { ServerConnection } from '../server/connection.ts';
 import type { Verdict } from '../sql/verdict.ts';
 import { FAIL } from './block.ts';
 import type { Names } from './names.ts';
-import { inject, prepare, prepareDummy } from './prepare.ts';
+import { inject, prepareAll, prepareDummy } from './prepare.ts';
 import type { RequestHost } from './request-host.ts';
 import type { Translation } from './translate.ts';
 
 /** Makes sure that the server has what a translated text names. False: it was asked for it (client/prepare). */
 export function bring(host: RequestHost, { mentions }: Translation, server: ServerConnection): boolean {
-  // None of them must go to make room for another: there may be more than a server is to keep (pool.preparedMax).
-  for (const [index, { reference, statement }] of mentions.entries())
-    if (reference.command !== 'deallocate' && !prepare(host, statement, server, index)) return false;
+  const needed = mentions.flatMap(({ reference, statement }) =>
+    reference.command === 'deallocate' ? [] : [statement],
+  );
+  if (!prepareAll(host, needed, server)) return false;
   // Whatever its text, DEALLOCATE of it succeeds: any statement of this name will do.
   for (const { reference, statement } of mentions)
     if (reference.command === 'deallocate') prepareDummy(host, statement, server);

@@ -26,6 +26,9 @@ export function inject(
   if (server.outstanding.push(kind, host, 'swallow', null, note)) server.send(bytes);
 }
 
+/** Statements that a server is asked for before it is waited for. */
+const ASKED_MAX = 100;
+
 /** Would a server understand it now as it is known to be understood? */
 export function isUnderstood({ lease, settings }: RequestHost, { isOwn, planSettings }: Statement): boolean {
   return isOwn || (planSettings === settings.planKey && lease.hasKnownSettings);
@@ -33,13 +36,43 @@ export function isUnderstood({ lease, settings }: RequestHost, { isOwn, planSett
 
 /**
  * Makes sure that the server has the statement. False: it was asked for it; the session is blocked until it answers,
- * and the frame that needs it is handed in again. `spared`: so many that were used last are needed as well.
+ * and the frame that needs it is handed in again.
  */
-export function prepare(host: RequestHost, statement: Statement, server: ServerConnection, spared = 0): boolean {
-  if (server.statements.has(statement)) {
-    server.statements.touch(statement);
-    return true;
+export function prepare(host: RequestHost, statement: Statement, server: ServerConnection): boolean {
+  if (!server.statements.has(statement)) return prepareAll(host, [statement], server);
+  server.statements.touch(statement); // Nearly always.
+  return true;
+}
+
+/** As `prepare`, for all that one text needs, of which there may be more than a server is to keep (pool.preparedMax): none makes room for another. */
+export function prepareAll(host: RequestHost, statements: Iterable<Statement>, server: ServerConnection): boolean {
+  let spared = 0;
+  const lacking: Statement[] = [];
+  for (const statement of new Set(statements)) {
+    if (!server.statements.has(statement)) lacking.push(statement);
+    else {
+      server.statements.touch(statement);
+      spared++;
+    }
   }
+  const last = Math.min(lacking.length, ASKED_MAX) - 1;
+  if (last === -1) return true;
+  for (let index = 0; index <= last; index++)
+    give(host, lacking[index]!, server, spared + index, index === last ? () => host.unblock() : () => {});
+  if (server.outstanding.isDiscarding) return true; // Everything is skipped: the frame will be, too.
+  server.send(encode.flush);
+  host.block();
+  return false;
+}
+
+/** Has the server parse it. `onEnd`: that is answered, or skipped. */
+function give(
+  host: RequestHost,
+  statement: Statement,
+  server: ServerConnection,
+  spared: number,
+  onEnd: () => void,
+): void {
   // What it means there may be what it means to this client alone.
   if (!isUnderstood(host, statement)) server.isDoomed = true;
   if (server.statements.isDummy(statement)) closeOn(host, server, statement);
@@ -60,14 +93,10 @@ export function prepare(host: RequestHost, statement: Statement, server: ServerC
     done: () => {
       statement.isVerified = true;
       if (!isAsDescribed(host, statement, description.bytes)) server.statements.become(statement, 'changed');
-      host.unblock();
+      onEnd();
     },
-    dropped: () => host.unblock(),
+    dropped: onEnd,
   });
-  if (server.outstanding.isDiscarding) return true; // Everything is skipped: the frame will be, too.
-  server.send(encode.flush);
-  host.block();
-  return false;
 }
 
 /** Clients may describe portals only: ask what the rows look like while the plan is the one that they will rely on. */

@@ -471,6 +471,16 @@ t.test('a client that sends an endless Query without its end keeps little memory
   await arena.beats();
 });
 
+t.test('a text that names more statements than a server is to keep is answered, in few exchanges', async (t) => {
+  const arena = await startArena(t, { size: 3 });
+  const client = await arena.open();
+  const names = Array.from({ length: 2_000 }, (_, index) => `n${index}`);
+  await client.ask([...names.map((name) => send.parse(name, `SELECT '${name}'`)), send.sync()]);
+  const messages = await client.ask(send.query(names.map((name) => `EXECUTE ${name}`).join(';')));
+  t.equal(types(messages), `${'TDC'.repeat(names.length)}Z`);
+  await arena.beats();
+});
+
 t.test('large values of settings are not kept for ever', async (t) => {
   const arena = await startArena(t, { size: 3, pinnedMax: '100%' });
   const client = await arena.open();
